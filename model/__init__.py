@@ -1,0 +1,1 @@
+"""Vocabulary, encoder, decoder, decoding and metrics. Tensors only: touches no artefact, knows no shard."""

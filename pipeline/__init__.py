@@ -1,0 +1,1 @@
+"""The stages: one module is one command is one plain function, paths and a config in, a result out."""

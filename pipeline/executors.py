@@ -1,0 +1,61 @@
+"""Where tasks run: in this process, or in a pool of processes that are started afresh (no fork: safe beside threads).
+
+A task is a module-level function with picklable arguments and a small result. Results come in the order of the tasks.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar, TypeVarTuple
+
+from shards.errors import ResourceError
+
+Args = TypeVarTuple("Args")
+R = TypeVar("R")
+
+
+def default_workers() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ignore_interrupt() -> None:
+    # Ctrl-C goes to the whole terminal's group; the parent alone answers it, and ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def run_tasks(function: Callable[[*Args], R], tasks: Sequence[tuple[*Args]], *, workers: int) -> Iterator[R]:
+    """Run ``function(*task)`` for every task and yield the results in order.
+
+    Args:
+        workers: Number of processes; 1 runs everything here.
+
+    Raises:
+        ResourceError: A worker process was killed (by the system's memory guard, most often).
+        Exception: Whatever a task raised; tasks that have not begun are dropped.
+    """
+    if workers <= 1 or len(tasks) <= 1:
+        for task in tasks:
+            yield function(*task)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_ignore_interrupt)
+    try:
+        waiting: list[Future[R]] = []
+        remaining = iter(tasks)
+        while True:
+            # A window of tasks in flight, so that a million tasks are not a million futures.
+            while len(waiting) < 4 * workers and (task := next(remaining, None)) is not None:
+                waiting.append(pool.submit(function, *task))
+            if not waiting:
+                break
+            yield waiting.pop(0).result()
+    except BrokenProcessPool:
+        raise ResourceError("A worker process was killed, perhaps for memory. Run the command again with fewer --workers.") from None
+    finally:
+        with contextlib.suppress(KeyboardInterrupt):
+            pool.shutdown(wait=True, cancel_futures=True)

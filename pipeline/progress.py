@@ -1,0 +1,77 @@
+"""Progress of long work: a live bar on a terminal, a plain line every few seconds elsewhere (logs, CI)."""
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+LINE_EVERY_SECONDS = 10.0
+
+
+class Progress:
+    """Counts ``unit`` done out of ``total`` and shows rate, time left and a note, on standard error.
+
+    >>> with Progress("Sharding", total=2, unit="images") as progress:
+    ...     progress.advance(2, note="0 rejects")
+    """
+
+    def __init__(self, title: str, *, total: int, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = 0
+        self.note = ""
+        self.started = self.last_line = time.monotonic()
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Progress":
+        self.started = self.last_line = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(self.title, total=self.total, rate="", note="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None and time.monotonic() - self.started > LINE_EVERY_SECONDS:
+            self._line(time.monotonic())
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start."""
+        return self.done / max(time.monotonic() - self.started, 1e-9)
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Report ``count`` more units done."""
+        self.done += count
+        self.note = note
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=count, rate=f"{self.rate:,.1f} {self.unit}/s", note=note)
+            return
+        now = time.monotonic()
+        if now - self.last_line >= LINE_EVERY_SECONDS:
+            self._line(now)
+
+    def _line(self, now: float) -> None:
+        self.last_line = now
+        left = (self.total - self.done) / max(self.rate, 1e-9)
+        note = f", {self.note}" if self.note else ""
+        text = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.1f} {self.unit}/s, {left:,.0f} s left{note}"
+        print(text, file=sys.stderr, flush=True)
