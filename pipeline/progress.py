@@ -19,7 +19,8 @@ class Progress:
     ...     progress.advance(2, note="0 rejects")
     """
 
-    def __init__(self, title: str, *, total: int, unit: str) -> None:
+    def __init__(self, title: str, *, total: int, unit: str, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
         self.note = ""
@@ -29,7 +30,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self.started = self.last_line = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self.quiet:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
@@ -50,7 +51,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and time.monotonic() - self.started > LINE_EVERY_SECONDS:
+        elif kind is None and not self.quiet and time.monotonic() - self.started > LINE_EVERY_SECONDS:
             self._line(time.monotonic())
 
     @property
@@ -66,7 +67,7 @@ class Progress:
             self._bar.update(self._task, advance=count, rate=f"{self.rate:,.1f} {self.unit}/s", note=note)
             return
         now = time.monotonic()
-        if now - self.last_line >= LINE_EVERY_SECONDS:
+        if not self.quiet and now - self.last_line >= LINE_EVERY_SECONDS:
             self._line(now)
 
     def _line(self, now: float) -> None:

@@ -229,7 +229,7 @@ def file_name(index: int) -> str:
     return f"scene_{index:06d}.jpg"
 
 
-def synthesize(out: Path, *, images: int, seed: int = 0, workers: int = 1, progress: Progress | None = None) -> dict[str, int]:
+def synthesize(out: Path, *, images: int, seed: int = 0, workers: int = 1, quiet: bool = True) -> dict[str, int]:
     """Draw the dataset into ``out``: ``images/*.jpg``, ``captions_train.json``, ``captions_val.json``.
 
     Every tenth image is a validation image, so that a larger dataset contains the smaller one, split by split.
@@ -258,11 +258,11 @@ def synthesize(out: Path, *, images: int, seed: int = 0, workers: int = 1, progr
     chunk = 50
     tasks = [(out, seed, start, min(start + chunk, images)) for start in range(0, images, chunk)]
     by_split: dict[str, list[tuple[int, tuple[int, int], list[str]]]] = {"train": [], "val": []}
-    for drawn in run_tasks(_draw_range, tasks, workers=workers):
-        if progress is not None:
+    with Progress("Drawing", total=images, unit="images", quiet=quiet) as progress:
+        for drawn in run_tasks(_draw_range, tasks, workers=workers):
             progress.advance(len(drawn))
-        for sample in drawn:
-            by_split["val" if sample[0] % VAL_EVERY == VAL_EVERY - 1 else "train"].append(sample)
+            for sample in drawn:
+                by_split["val" if sample[0] % VAL_EVERY == VAL_EVERY - 1 else "train"].append(sample)
     for split, samples in by_split.items():
         write_json(out / f"captions_{split}.json", coco_json(samples, seed=seed, split=split))
     return {split: len(samples) for split, samples in by_split.items()}

@@ -110,7 +110,7 @@ def exclusive(folder: Path, name: str, doing: str) -> Iterator[None]:
 
 def json_bytes(content: Any) -> bytes:
     """Canonical JSON, UTF-8: what is written and what digests are taken over. Keys keep their order."""
-    return (json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
+    return (json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode("utf-8", "surrogatepass")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,0 +1,330 @@
+"""Annotations and photographs -> WebDataset shards: every image once, resized, with all its tokenized captions.
+
+A shard is one task: a worker process reads, resizes, encodes and commits it alone, and returns a few numbers. It trades a little
+work for certainty: each run checks the digest of every shard that is already there, and makes again only those that changed.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.captions import CaptionedImage, read_coco
+from pipeline.executors import run_tasks
+from pipeline.images import ImageError, Resize, decode_image, encode_jpeg, read_image_file, resize_image
+from pipeline.progress import Progress
+from pipeline.tokenizer import RULE, tokenize
+from shards.atomic import committed_file, digest, disk_errors, exclusive, file_sha256, write_json
+from shards.errors import CapstreamError, InputError, MismatchError, OccupiedError
+from shards.manifest import (
+    DATASET_FILE,
+    REJECTS_FILE,
+    SHARD_FILE,
+    DatasetFile,
+    Reject,
+    Sidecar,
+    check_split_name,
+    library_versions,
+    read_dataset_file,
+    read_sidecar,
+    shard_path,
+    sidecar_path,
+    split_digest,
+)
+from shards.tar import write_tar
+
+MAX_SIZE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """What decides a shard's bytes, beside the input: the pixels' size, the JPEG quality, the tokenizer."""
+
+    resize: Resize = Resize()
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.resize.size <= MAX_SIZE:
+            raise InputError(f"--size {self.resize.size}: must lie between 16 and {MAX_SIZE} pixels.")
+        if not 1 <= self.quality <= 100:
+            raise InputError(f"JPEG quality {self.quality}: must lie between 1 and 100.")
+
+    def content(self) -> dict[str, Any]:
+        """As it is kept in ``dataset.json``."""
+        return {"resize": asdict(self.resize), "jpeg_quality": self.quality, "tokenizer": RULE, "key": "%09d of the position in the plan"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSummary:
+    """What a run of :func:`write_shards` did to one split."""
+
+    shards: int
+    kept: int
+    images: int
+    captions: int
+    rejects: dict[str, int]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    kept: bool
+    images: int
+    rejects: int
+
+
+def write_shards(
+    *,
+    images: Path,
+    captions: Path,
+    out: Path,
+    split: str = "train",
+    config: ShardConfig,
+    shard_size: int = 1000,
+    limit: int | None = None,
+    workers: int = 1,
+    quiet: bool = True,
+) -> ShardSummary:
+    """Write one split of a shard dataset; run again, it keeps what is whole and makes the rest.
+
+    Args:
+        images: The folder that the annotation's file names are relative to.
+        captions: A COCO caption file.
+        out: The dataset's folder: new, empty, or a dataset with the same config.
+        split: Name of the split that is written.
+        shard_size: Images per shard (positions in the plan; rejected images leave gaps).
+        limit: Take the first ``limit`` images only.
+        workers: Processes; the bytes do not depend on it.
+
+    Raises:
+        InputError: Missing or malformed input, or nothing left to write.
+        OccupiedError: ``out`` holds something else, or is being written to.
+        MismatchError: ``out`` was made with another config, or the split from another annotation.
+        ResourceError: Disk full, not allowed.
+    """
+    check_split_name(split)
+    if shard_size < 1:
+        raise InputError(f"--shard-size {shard_size}: must be at least 1.")
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: must be at least 1.")
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder (--images should name the folder that holds the photographs).")
+    check_out(out)
+    records, plan_rejects = read_coco(captions)
+    records = records[:limit]
+    plan = {
+        "images": len(records),
+        "shard_size": shard_size,
+        "limit": limit,
+        "plan_digest": digest([[r.image_id, r.file_name, [[c.id, c.text] for c in r.captions]] for r in records]),
+    }
+    with exclusive(out, split, f"writing split {split!r}"):
+        _check_same(out, split, config, plan)
+        _sweep(out, split, shards=-(-len(records) // shard_size) or 1)
+        summary = _write_split(images, records, plan_rejects, out, split, config, shard_size, workers, plan, quiet=quiet)
+    return summary
+
+
+def check_out(out: Path) -> None:
+    """Refuse an output folder that holds something else than shards.
+
+    Raises:
+        OccupiedError: It does; names one such file.
+    """
+    with disk_errors(out):
+        if out.exists() and not out.is_dir():
+            raise OccupiedError(f"{out}: is a file. Choose a new or empty folder for --out.")
+        if not out.is_dir() or (out / DATASET_FILE).is_file():
+            return
+        ours = (DATASET_FILE, REJECTS_FILE)
+        strangers = sorted(p.name for p in out.iterdir() if not p.name.startswith(".") and p.name not in ours and not SHARD_FILE.fullmatch(p.name))
+    if strangers:
+        raise OccupiedError(f"{out}: holds something else than shards ({strangers[0]}). Choose a new or empty folder for --out.")
+
+
+def _check_same(out: Path, split: str, config: ShardConfig, plan: dict[str, Any]) -> None:
+    """A dataset has one config, and a committed split one plan."""
+    if not (out / DATASET_FILE).is_file():
+        return
+    dataset = read_dataset_file(out)
+    differing = _differences(dataset.config, config.content())
+    if differing:
+        raise MismatchError(f"{out}: was made with another config: {differing}. Choose another --out, or give the options of the first run.")
+    if split in dataset.splits:
+        differing = _differences({key: dataset.splits[split].get(key) for key in plan}, plan)
+        if differing:
+            raise MismatchError(
+                f"{out}: split {split!r} was made from other input: {differing}. Choose another --split or --out, or delete the folder to make it anew."
+            )
+
+
+def _differences(there: dict[str, Any], now: dict[str, Any]) -> str:
+    return "; ".join(f"{key} is {there.get(key)!r} there, {now.get(key)!r} now" for key in {**there, **now} if there.get(key) != now.get(key))
+
+
+def _sweep(out: Path, split: str, *, shards: int) -> None:
+    """Remove what an interrupted run left: temporary files, and shards beyond the end of an uncommitted plan."""
+    with disk_errors(out):
+        for path in out.iterdir():
+            if path.name.endswith(".tmp") and SHARD_FILE.fullmatch(path.name[1 : -len(".tmp")]) and path.name.startswith(f".{split}-"):
+                path.unlink()
+            match = SHARD_FILE.fullmatch(path.name)
+            if match and match[1] == split and int(match[2]) >= shards:
+                path.unlink()
+
+
+def _write_split(
+    images: Path,
+    records: Sequence[CaptionedImage],
+    plan_rejects: Sequence[Reject],
+    out: Path,
+    split: str,
+    config: ShardConfig,
+    shard_size: int,
+    workers: int,
+    plan: dict[str, Any],
+    *,
+    quiet: bool,
+) -> ShardSummary:
+    starts = range(0, max(len(records), 1), shard_size)
+    tasks = [
+        (out, split, index, start, tuple(records[start : start + shard_size]), tuple(plan_rejects) if index == 0 else (), images, config)
+        for index, start in enumerate(starts)
+    ]
+    kept = rejected = 0
+    with Progress(f"Sharding {split}", total=len(records), unit="images", quiet=quiet) as progress:
+        for task, result in zip(tasks, run_tasks(write_shard, tasks, workers=workers), strict=True):
+            kept += result.kept
+            rejected += result.rejects
+            progress.advance(len(task[4]), note=f"{rejected} rejects")
+    sidecars = [read_sidecar(sidecar_path(shard_path(out, split, index))) for index in range(len(tasks))]
+    reasons = Counter(reject.reason for sidecar in sidecars for reject in sidecar.rejects)
+    summary = ShardSummary(
+        shards=len(sidecars),
+        kept=kept,
+        images=sum(len(sidecar.samples) for sidecar in sidecars),
+        captions=sum(sample.captions for sidecar in sidecars for sample in sidecar.samples),
+        rejects=dict(sorted(reasons.items())),
+        digest=split_digest(sidecars),
+    )
+    with exclusive(out, "dataset", f"finishing a split of {out.name}"):
+        _commit_split(out, split, config, plan, summary, sidecars)
+    if summary.images == 0:
+        totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items()) or "the annotation lists none"
+        raise InputError(f"{out}: no image of split {split!r} could be used ({totals}). See {out / REJECTS_FILE}; check --images {images}.")
+    return summary
+
+
+def _commit_split(
+    out: Path, split: str, config: ShardConfig, plan: dict[str, Any], summary: ShardSummary, sidecars: Sequence[Sidecar]
+) -> None:
+    known = read_dataset_file(out).splits if (out / DATASET_FILE).is_file() else {}
+    entry = {
+        **plan,
+        "shards": summary.shards,
+        "images": summary.images,
+        "captions": summary.captions,
+        "rejects": summary.rejects,
+        "versions": sidecars[0].versions,
+        "digest": summary.digest,
+    }
+    splits = {**known, split: entry} if summary.images else known
+    updated = DatasetFile(config=config.content(), splits=dict(sorted(splits.items())))
+    rejects = b"".join(_reject_lines(out, updated, split, sidecars))
+    rejects_path = out / REJECTS_FILE
+    if not rejects_path.is_file() or rejects_path.read_bytes() != rejects:
+        with committed_file(rejects_path) as file:
+            file.write(rejects)
+    if summary.images and known.get(split) != entry:
+        updated.write(out)
+
+
+def _reject_lines(out: Path, dataset: DatasetFile, split: str, sidecars: Sequence[Sidecar]) -> Iterator[bytes]:
+    for name in sorted({*dataset.splits, split}):
+        of_split = sidecars
+        if name != split:
+            of_split = [read_sidecar(sidecar_path(shard_path(out, name, index))) for index in range(dataset.splits[name]["shards"])]
+        for sidecar in of_split:
+            for reject in sidecar.rejects:
+                line = json.dumps({"split": name, **asdict(reject)}, ensure_ascii=True)
+                yield line.encode() + b"\n"
+
+
+def write_shard(
+    out: Path,
+    split: str,
+    index: int,
+    start: int,
+    records: Sequence[CaptionedImage],
+    plan_rejects: Sequence[Reject],
+    images: Path,
+    config: ShardConfig,
+) -> _Result:
+    """Make one shard and its sidecar, unless the very same is there already.
+
+    Args:
+        start: Position of ``records[0]`` in the split's plan; keys are positions.
+        plan_rejects: What the annotation file itself lost; kept in the first shard's sidecar.
+    """
+    tar = shard_path(out, split, index)
+    config_digest = digest(config.content())
+    sources = [[r.image_id, r.file_name, _file_size(images / r.file_name), [[c.id, c.text] for c in r.captions]] for r in records]
+    source_digest = digest([start, sources, [asdict(reject) for reject in plan_rejects]])
+    versions = library_versions("pillow", "pillow-simd", "nltk")
+    there = _whole_sidecar(tar)
+    if there and (there.config_digest, there.source_digest, there.versions) == (config_digest, source_digest, versions):
+        return _Result(kept=True, images=len(there.samples), rejects=len(there.rejects))
+    sidecar_path(tar).unlink(missing_ok=True)  # so that an old sidecar never stands beside a new tar
+    rejects = list(plan_rejects)
+    samples, tar_bytes, tar_sha256 = write_tar(tar, _tar_records(start, records, images, config, rejects))
+    sidecar = Sidecar(
+        split=split,
+        index=index,
+        config_digest=config_digest,
+        source_digest=source_digest,
+        tar_bytes=tar_bytes,
+        tar_sha256=tar_sha256,
+        samples=samples,
+        rejects=tuple(rejects),
+        versions=versions,
+    )
+    write_json(sidecar_path(tar), sidecar.content())
+    return _Result(kept=False, images=len(samples), rejects=len(rejects))
+
+
+def _file_size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return None
+
+
+def _whole_sidecar(tar: Path) -> Sidecar | None:
+    """The sidecar of a shard that is whole to the last byte, or None."""
+    try:
+        sidecar = read_sidecar(sidecar_path(tar))
+        whole = tar.stat().st_size == sidecar.tar_bytes and file_sha256(tar) == sidecar.tar_sha256
+    except (CapstreamError, OSError):
+        return None
+    return sidecar if whole else None
+
+
+def _tar_records(
+    start: int, records: Sequence[CaptionedImage], images: Path, config: ShardConfig, rejects: list[Reject]
+) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    for position, record in enumerate(records, start):
+        try:
+            image = decode_image(read_image_file(images / record.file_name), record.file_name)
+        except ImageError as error:
+            rejects.append(Reject(file=record.file_name, reason=error.reason, message=str(error)))
+            continue
+        jpeg = encode_jpeg(resize_image(image, config.resize), config.quality)
+        captions = [{"id": c.id, "text": c.text, "tokens": tokenize(c.text)} for c in record.captions]
+        yield (
+            f"{position:09d}",
+            jpeg,
+            {"image_id": record.image_id, "file_name": record.file_name, "width": image.width, "height": image.height, "captions": captions},
+        )
+

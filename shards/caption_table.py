@@ -1,0 +1,154 @@
+"""All captions of a split as flat arrays: what training gathers from, whether it came from shards or from a feature file."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.manifest import Split
+from shards.tar import read_records
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionTable:
+    """Images and captions in order. Caption c belongs to image ``image_rows[c]`` and its tokens are
+    ``words[tokens[offsets[c]:offsets[c + 1]]]``; captions of one image stand together, images in order.
+
+    Attributes:
+        keys: Sample keys, one per image.
+        image_ids: int64 (images,).
+        file_names: One per image.
+        shard_images: int64 (shards,): images in each shard; the order of training is made from it.
+        words: Unique tokens, by first occurrence.
+        tokens: int32 (tokens,): indices into ``words``.
+        offsets: int64 (captions + 1,).
+        image_rows: int32 (captions,).
+        caption_ids: int64 (captions,).
+        texts: The captions as they were written.
+    """
+
+    keys: tuple[str, ...]
+    image_ids: NDArray[np.int64]
+    file_names: tuple[str, ...]
+    shard_images: NDArray[np.int64]
+    words: tuple[str, ...]
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    image_rows: NDArray[np.int32]
+    caption_ids: NDArray[np.int64]
+    texts: tuple[str, ...]
+
+    @property
+    def images(self) -> int:
+        return len(self.keys)
+
+    @property
+    def captions(self) -> int:
+        return len(self.caption_ids)
+
+    @property
+    def caption_counts(self) -> NDArray[np.int64]:
+        """int64 (images,): how many captions each image has."""
+        return np.bincount(self.image_rows, minlength=self.images).astype(np.int64)
+
+    def caption_tokens(self, caption: int) -> list[str]:
+        """Token strings of one caption."""
+        return [self.words[i] for i in self.tokens[self.offsets[caption] : self.offsets[caption + 1]]]
+
+    def references(self) -> list[list[list[str]]]:
+        """For each image the token lists of its captions."""
+        grouped: list[list[list[str]]] = [[] for _ in range(self.images)]
+        for caption, row in enumerate(self.image_rows):
+            grouped[row].append(self.caption_tokens(caption))
+        return grouped
+
+    def check(self) -> None:
+        """Raise ValueError unless the arrays fit together (for content that came from a file)."""
+        images, captions = self.images, self.captions
+        if not (len(self.image_ids) == len(self.file_names) == images and len(self.image_rows) == len(self.texts) == captions):
+            raise ValueError("columns of different lengths")
+        if len(self.offsets) != captions + 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens):
+            raise ValueError("offsets do not span the tokens")
+        if (np.diff(self.offsets) < 0).any() or (np.diff(self.image_rows) < 0).any():
+            raise ValueError("offsets or image rows out of order")
+        if len(self.tokens) and not (0 <= self.tokens.min() and self.tokens.max() < len(self.words)):
+            raise ValueError("a token outside the words")
+        if captions and not (0 <= self.image_rows[0] and self.image_rows[-1] < images):
+            raise ValueError("a caption of no image")
+        if (self.shard_images < 0).any() or int(self.shard_images.sum()) != images:
+            raise ValueError("shard sizes do not add up to the images")
+
+
+def table_from_records(shards: Iterable[Iterable[tuple[str, dict[str, Any]]]]) -> CaptionTable:
+    """Build a table from (key, JSON record) pairs, grouped by shard."""
+    keys: list[str] = []
+    image_ids: list[int] = []
+    file_names: list[str] = []
+    shard_images: list[int] = []
+    word_rows: dict[str, int] = {}
+    tokens: list[int] = []
+    offsets: list[int] = [0]
+    image_rows: list[int] = []
+    caption_ids: list[int] = []
+    texts: list[str] = []
+    for records in shards:
+        before = len(keys)
+        for key, record in records:
+            for caption in record["captions"]:
+                tokens.extend(word_rows.setdefault(token, len(word_rows)) for token in caption["tokens"])
+                offsets.append(len(tokens))
+                image_rows.append(len(keys))
+                caption_ids.append(caption["id"])
+                texts.append(caption["text"])
+            keys.append(key)
+            image_ids.append(record["image_id"])
+            file_names.append(record["file_name"])
+        shard_images.append(len(keys) - before)
+    return CaptionTable(
+        keys=tuple(keys),
+        image_ids=np.array(image_ids, dtype=np.int64),
+        file_names=tuple(file_names),
+        shard_images=np.array(shard_images, dtype=np.int64),
+        words=tuple(word_rows),
+        tokens=np.array(tokens, dtype=np.int32),
+        offsets=np.array(offsets, dtype=np.int64),
+        image_rows=np.array(image_rows, dtype=np.int32),
+        caption_ids=np.array(caption_ids, dtype=np.int64),
+        texts=tuple(texts),
+    )
+
+
+def table_of_split(split: Split) -> CaptionTable:
+    """Read all captions of a split from its tars, without the images.
+
+    Raises:
+        DamageError: A record is not what its sidecar says.
+    """
+    return table_from_records(((sample.key, record) for sample, record in read_records(shard)) for shard in split.shards)
+
+
+def concatenate(tables: Sequence[CaptionTable]) -> CaptionTable:
+    """One table over several, images and captions in order; equal to building it from all records at once."""
+    word_rows: dict[str, int] = {}
+    mapped, lengths, rows, first_image = [], [], [], 0
+    for table in tables:
+        mapping = np.array([word_rows.setdefault(word, len(word_rows)) for word in table.words], dtype=np.int32)
+        mapped.append(mapping[table.tokens] if len(table.tokens) else table.tokens)
+        lengths.append(np.diff(table.offsets))
+        rows.append(table.image_rows + np.int32(first_image))
+        first_image += table.images
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+    return CaptionTable(
+        keys=tuple(key for table in tables for key in table.keys),
+        image_ids=np.concatenate([table.image_ids for table in tables]),
+        file_names=tuple(name for table in tables for name in table.file_names),
+        shard_images=np.concatenate([table.shard_images for table in tables]),
+        words=tuple(word_rows),
+        tokens=np.concatenate(mapped).astype(np.int32),
+        offsets=offsets,
+        image_rows=np.concatenate(rows).astype(np.int32),
+        caption_ids=np.concatenate([table.caption_ids for table in tables]),
+        texts=tuple(text for table in tables for text in table.texts),
+    )

@@ -1,0 +1,272 @@
+"""What says that a shard is whole: the sidecar beside each tar, and ``dataset.json`` over all of them.
+
+A shard exists when its sidecar does (it is written after the tar); a split exists when ``dataset.json`` lists it.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from shards.atomic import digest, read_own_json, write_json
+from shards.errors import DamageError, InputError, MismatchError
+
+FORMAT_VERSION = 1
+DATASET_FILE = "dataset.json"
+REJECTS_FILE = "rejects.jsonl"
+SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
+SHARD_FILE = re.compile(rf"({SPLIT_NAME.pattern})-(\d{{6}})\.(tar|json)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """One input that was left out: what it was, the class of the reason, and the reason in words."""
+
+    file: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A file inside a tar: where its bytes begin, how many there are, and their CRC-32."""
+
+    offset: int
+    size: int
+    crc32: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image of a shard: its key, the number of its captions, its two members."""
+
+    key: str
+    captions: int
+    jpg: Member
+    json: Member
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """All that is known of one tar without opening it; ``source_digest`` is over the inputs that it was made from."""
+
+    split: str
+    index: int
+    config_digest: str
+    source_digest: str
+    tar_bytes: int
+    tar_sha256: str
+    samples: tuple[Sample, ...]
+    rejects: tuple[Reject, ...]
+    versions: dict[str, str]
+
+    def content(self) -> dict[str, Any]:
+        """As JSON; samples are written as short rows: key, captions, then offset, size and CRC-32 of the JPEG and of the JSON."""
+        rows = [
+            [s.key, s.captions, s.jpg.offset, s.jpg.size, s.jpg.crc32, s.json.offset, s.json.size, s.json.crc32] for s in self.samples
+        ]
+        return {
+            "format_version": FORMAT_VERSION,
+            "split": self.split,
+            "index": self.index,
+            "config_digest": self.config_digest,
+            "source_digest": self.source_digest,
+            "tar_bytes": self.tar_bytes,
+            "tar_sha256": self.tar_sha256,
+            "versions": self.versions,
+            "sample_fields": ["key", "captions", "jpg_offset", "jpg_size", "jpg_crc32", "json_offset", "json_size", "json_crc32"],
+            "samples": rows,
+            "rejects": [asdict(reject) for reject in self.rejects],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A tar and what its sidecar says."""
+
+    path: Path
+    sidecar: Sidecar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """All shards of one split, in order; ``digest`` identifies the content, ``config`` what made it."""
+
+    name: str
+    folder: Path
+    shards: tuple[Shard, ...]
+    digest: str
+    config: dict[str, Any]
+
+    @property
+    def images(self) -> int:
+        return sum(len(shard.sidecar.samples) for shard in self.shards)
+
+    @property
+    def captions(self) -> int:
+        return sum(sample.captions for shard in self.shards for sample in shard.sidecar.samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFile:
+    """``dataset.json``: one config for all splits, and a summary of each."""
+
+    config: dict[str, Any]
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def config_digest(self) -> str:
+        return digest(self.config)
+
+    def write(self, folder: Path) -> None:
+        content = {
+            "format_version": FORMAT_VERSION,
+            "config": self.config,
+            "config_digest": self.config_digest,
+            "splits": self.splits,
+        }
+        write_json(folder / DATASET_FILE, content)
+
+
+def shard_path(folder: Path, split: str, index: int) -> Path:
+    """``folder/SPLIT-000123.tar``."""
+    return folder / f"{split}-{index:06d}.tar"
+
+
+def sidecar_path(tar: Path) -> Path:
+    """The sidecar's place beside its tar."""
+    return tar.with_suffix(".json")
+
+
+def check_split_name(name: str) -> str:
+    """Return ``name`` if it can name files and groups everywhere.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if not SPLIT_NAME.fullmatch(name):
+        raise InputError(f"--split {name!r}: a split's name is made of letters, digits and underscores, 64 at most.")
+    return name
+
+
+@functools.cache
+def library_versions(*packages: str) -> dict[str, str]:
+    """Installed versions of ``packages``; those that are absent are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_dataset_file(folder: Path) -> DatasetFile:
+    """Read and check ``dataset.json``.
+
+    Raises:
+        InputError: The folder is no shard dataset.
+        DamageError: The file is damaged.
+        MismatchError: It was written in another format version.
+    """
+    path = folder / DATASET_FILE
+    if not path.is_file():
+        raise InputError(f"{folder}: not a shard dataset (there is no {DATASET_FILE}). Make one with: python cli.py shard --out {folder}")
+    content = read_own_json(path, what="dataset file", format_version=FORMAT_VERSION)
+    try:
+        found = DatasetFile(config=dict(content["config"]), splits={str(k): dict(v) for k, v in content["splits"].items()})
+        written = content["config_digest"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamageError(f"{path}: damaged ({error!r}). Run the shard command again to rebuild it.") from None
+    if written != found.config_digest:
+        raise DamageError(f"{path}: the config's digest is {found.config_digest}, the file says {written}. Run the shard command again.")
+    return found
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read one sidecar, checking types, order and that every member lies inside the tar.
+
+    Raises:
+        InputError: It is missing.
+        DamageError: It is damaged.
+        MismatchError: Another format version.
+    """
+    content = read_own_json(path, what="shard sidecar", format_version=FORMAT_VERSION)
+    try:
+        samples = []
+        for row in content["samples"]:
+            key, captions, *numbers = row
+            jpg_offset, jpg_size, jpg_crc, json_offset, json_size, json_crc = (_natural(number) for number in numbers)
+            samples.append(
+                Sample(
+                    key=str(key),
+                    captions=_natural(captions),
+                    jpg=Member(offset=jpg_offset, size=jpg_size, crc32=jpg_crc),
+                    json=Member(offset=json_offset, size=json_size, crc32=json_crc),
+                )
+            )
+        sidecar = Sidecar(
+            split=str(content["split"]),
+            index=_natural(content["index"]),
+            config_digest=str(content["config_digest"]),
+            source_digest=str(content["source_digest"]),
+            tar_bytes=_natural(content["tar_bytes"]),
+            tar_sha256=str(content["tar_sha256"]),
+            samples=tuple(samples),
+            rejects=tuple(Reject(**reject) for reject in content["rejects"]),
+            versions=dict(content["versions"]),
+        )
+        members = [member for sample in samples for member in (sample.jpg, sample.json)]
+        if any(member.offset + member.size > sidecar.tar_bytes for member in members):
+            raise ValueError("a member ends beyond its tar")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamageError(f"{path}: damaged sidecar ({error}). Run the shard command again: it rebuilds this shard.") from None
+    return sidecar
+
+
+def _natural(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"a count was expected, found {value!r}")
+    return value
+
+
+def split_digest(sidecars: Sequence[Sidecar]) -> str:
+    """What identifies a split's content: the digest over its tars' digests, in order."""
+    return digest([sidecar.tar_sha256 for sidecar in sidecars])
+
+
+def open_split(folder: Path, split: str) -> Split:
+    """Read a split's sidecars and check them against ``dataset.json`` and against the sizes of the tars.
+
+    The tars' content is checked where it is read, member by member.
+
+    Raises:
+        InputError: No such dataset or split.
+        DamageError: A tar or sidecar is missing or has another size.
+        MismatchError: The sidecars are not those that ``dataset.json`` lists.
+    """
+    dataset = read_dataset_file(folder)
+    if split not in dataset.splits:
+        known = ", ".join(sorted(dataset.splits)) or "none"
+        raise InputError(f"{folder}: there is no split {split!r} (there: {known}). Add it with: python cli.py shard --split {split} …")
+    summary = dataset.splits[split]
+    shards = []
+    for index in range(_natural(summary.get("shards"))):
+        tar = shard_path(folder, split, index)
+        if not tar.is_file() or not sidecar_path(tar).is_file():
+            raise DamageError(f"{tar}: the tar or its sidecar is missing. Run the shard command again: it rebuilds this shard.")
+        sidecar = read_sidecar(sidecar_path(tar))
+        if tar.stat().st_size != sidecar.tar_bytes:
+            raise DamageError(
+                f"{tar}: has {tar.stat().st_size} bytes, its sidecar says {sidecar.tar_bytes}. Run the shard command again: it rebuilds this shard."
+            )
+        shards.append(Shard(path=tar, sidecar=sidecar))
+    found = split_digest([shard.sidecar for shard in shards])
+    if found != summary.get("digest"):
+        raise MismatchError(
+            f"{folder}: the shards of split {split!r} have digest {found}, {DATASET_FILE} says {summary.get('digest')}. Run the shard command again."
+        )
+    return Split(name=split, folder=folder, shards=tuple(shards), digest=found, config=dataset.config)
