@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.errors import CapstreamError
@@ -114,7 +115,7 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def load_photograph(path: Path, resize: Resize) -> "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]":
+def load_photograph(path: Path, resize: Resize) -> NDArray[np.uint8]:
     """A photograph as the network will see it before cropping: uint8 (size, size, 3).
 
     Raises:
@@ -122,12 +123,3 @@ def load_photograph(path: Path, resize: Resize) -> "np.ndarray[tuple[int, int, i
     """
     image = resize_image(decode_image(read_image_file(path), str(path)), resize)
     return np.asarray(image, dtype=np.uint8)
-
-
-def decode_shard_jpeg(data: bytes, name: str) -> "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]":
-    """A shard's JPEG as uint8 (height, width, 3).
-
-    Raises:
-        ImageError: The bytes are no whole JPEG.
-    """
-    return np.asarray(decode_image(data, name), dtype=np.uint8)

@@ -1,0 +1,57 @@
+"""Pixels -> the network's input: one function for caching, evaluation and captioning, one for training's augmentation.
+
+Pixels stay uint8 until they are on the device; cropping is slicing, and normalisation is the last thing before the network.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Crop and normalisation, recorded in every artefact.
+
+    Attributes:
+        size: Side of the resized square image, in pixels.
+        mode: Resize mode that made it.
+        filter: Resampling filter that made it.
+        crop: Side of the square that the network sees.
+        mean, std: Per channel (R, G, B), for pixels scaled to 0..1.
+    """
+
+    size: int
+    mode: str
+    filter: str
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= self.size:
+            raise ValueError(f"a crop of {self.crop} pixels does not fit in images of {self.size}")
+
+
+def center_crop(images: Tensor, crop: int) -> Tensor:
+    """The middle crop x crop pixels of uint8 (images, height, width, 3); with an odd rest the smaller part is above and left."""
+    top, left = (images.shape[1] - crop) // 2, (images.shape[2] - crop) // 2
+    return images[:, top : top + crop, left : left + crop]
+
+
+def crop_and_flip(images: Sequence[Tensor], crop: int, tops: Sequence[int], lefts: Sequence[int], flips: Sequence[bool]) -> Tensor:
+    """The tutorial's augmentation on uint8 (height, width, 3) images: a crop at (top, left), mirrored where ``flips`` says so.
+
+    Returns:
+        uint8 (images, crop, crop, 3).
+    """
+    cropped = [image[top : top + crop, left : left + crop] for image, top, left in zip(images, tops, lefts, strict=True)]
+    return torch.stack([image.flip(1) if flip else image for image, flip in zip(cropped, flips, strict=True)])
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (images, height, width, 3) -> float32 (images, 3, height, width), channels last in memory: (x / 255 - mean) / std."""
+    scale = 1.0 / (255.0 * torch.tensor(std, device=images.device))
+    shift = -torch.tensor(mean, device=images.device) / torch.tensor(std, device=images.device)
+    return torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2)

@@ -1,0 +1,53 @@
+"""Imports torchvision also where its compiled operators cannot be loaded.
+
+torchvision's wheels on the registry are linked against CUDA. Beside a CPU build of torch its operators fail to load, and its
+import then stops at the shape functions of two detection operators that were never declared. Capstream uses no
+operator of torchvision's, only its networks and weights, so declaring the two by their schemas is enough.
+"""
+
+import functools
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+_SCHEMAS = {
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+
+
+@functools.cache
+def torchvision_models() -> ModuleType:
+    """``torchvision.models``.
+
+    Raises:
+        ImportError: torchvision is not installed, or fits torch in no way.
+    """
+    if torch.version.cuda is None and torch.version.hip is None:
+        _declare_missing_operators()
+    return importlib.import_module("torchvision.models")
+
+
+def _declare_missing_operators() -> None:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or not spec.submodule_search_locations:
+        return
+    for library in Path(spec.submodule_search_locations[0]).glob("_C.*"):
+        if library.suffix in (".so", ".pyd", ".dylib"):
+            try:
+                torch.ops.load_library(str(library))
+            except OSError:
+                continue
+            return
+    # "FRAGMENT" adds to a namespace that something else may have opened; the library object must outlive the declarations.
+    fragment = torch.library.Library("torchvision", "FRAGMENT")
+    for name, schema in _SCHEMAS.items():
+        if not hasattr(torch.ops.torchvision, name):
+            fragment.define(name + schema)
+    _kept.append(fragment)
+
+
+_kept: list[torch.library.Library] = []

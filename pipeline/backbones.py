@@ -1,0 +1,237 @@
+"""From what a user says of a backbone (a name, some weights) to the frozen network, and back from what an artefact recorded."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.encoder import (
+    FrozenBackbone,
+    WeightsInfo,
+    backbone_names,
+    backbone_state,
+    build_backbone,
+    build_headless,
+    calibrate,
+    download_state,
+    published_weights,
+    random_info,
+    random_state,
+    state_digest,
+    weights_names,
+    with_crop,
+)
+from model.preprocessing import Preprocessing
+from shards.atomic import committed
+from shards.errors import DamageError, InputError, MismatchError, ResourceError
+
+RANDOM = "random"
+KEPT_FILE = "backbone.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Which network made features, as artefacts record it: enough to build it again, or to refuse another one."""
+
+    backbone: str
+    weights: str
+    weights_sha256: str
+    preprocessing: Preprocessing
+
+    def content(self) -> dict[str, Any]:
+        """As JSON."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def parse(cls, content: dict[str, Any]) -> Self:
+        """From :meth:`content`; raises KeyError, TypeError or ValueError for anything else."""
+        names = {name: str(content[name]) for name in ("backbone", "weights", "weights_sha256")}
+        return cls(**names, preprocessing=parse_preprocessing(content["preprocessing"]))
+
+
+def parse_preprocessing(content: dict[str, Any]) -> Preprocessing:
+    """From JSON; raises KeyError, TypeError or ValueError for what is none."""
+    mean, std = (tuple(float(v) for v in content[name]) for name in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError("mean and std need three values")
+    return Preprocessing(
+        size=int(content["size"]), mode=str(content["mode"]), filter=str(content["filter"]), crop=int(content["crop"]), mean=mean, std=std
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one.
+
+    Raises:
+        InputError: Not a device, or not one of this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name}: cannot be used here ({str(error).splitlines()[0]}). Try cpu, cuda or auto.") from None
+    return device
+
+
+def open_backbone(
+    *,
+    backbone: str,
+    weights: str,
+    resize: dict[str, Any],
+    kept: Path,
+    sample: Callable[[int], Iterable[Tensor]],
+    seed: int = 0,
+) -> tuple[Network, FrozenBackbone]:
+    """Find a network's weights and freeze it.
+
+    Args:
+        backbone: torchvision's name of a classification network.
+        weights: A published name, ``random``, or the path of a .pth or .safetensors file.
+        resize: The shards' resize settings (size, mode, filter).
+        kept: Where random weights are kept; taken from there if they are there already.
+        sample: Gives, for a crop, a few batches of uint8 (images, crop, crop, 3) to calibrate random weights with.
+
+    Raises:
+        InputError: Unknown names, a missing or unfitting weights file, shards too small for the crop.
+        ResourceError: Published weights cannot be downloaded.
+        MismatchError: The kept weights are of another network.
+    """
+    try:
+        published = weights_names(backbone)
+    except KeyError:
+        close = ", ".join(name for name in backbone_names() if name[:4] == backbone[:4]) or "resnet18, resnet50, resnet152, mobilenet_v2"
+        raise InputError(f"--backbone {backbone}: torchvision has no classification network of this name. Near it: {close}.") from None
+    if weights == RANDOM:
+        return _random_backbone(backbone, resize, kept, sample, seed)
+    if weights in published:
+        state, info = _download(backbone, weights), published_weights(backbone, weights)
+    else:
+        path = Path(weights)
+        if not path.is_file():
+            raise InputError(
+                f"--weights {weights}: neither a file nor published weights of {backbone}. Choose {', '.join(published)}, random, or a "
+                "path of a .pth or .safetensors file."
+            )
+        state, info = read_weights(path), published_weights(backbone, published[0])
+        weights = str(path.resolve())
+    preprocessing = _fit(info, resize)
+    frozen = _build(backbone, weights, state, preprocessing)
+    return Network(backbone=backbone, weights=weights, weights_sha256=state_digest(state), preprocessing=preprocessing), frozen
+
+
+def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None) -> FrozenBackbone:
+    """Build the network that an artefact recorded.
+
+    Args:
+        kept: The artefact's own copy of the weights, if it has one.
+        weights: Another path for the same weights, where the recorded one is gone.
+
+    Raises:
+        InputError, ResourceError: The weights cannot be had.
+        MismatchError: They are others than those recorded.
+    """
+    if network.weights == RANDOM:
+        state, source = _read_kept(kept, network.backbone), str(kept)
+        frozen = build_headless(network.backbone, state, network.preprocessing)
+    else:
+        source = weights or network.weights
+        if source in weights_names(network.backbone):
+            state = _download(network.backbone, source)
+        elif Path(source).is_file():
+            state = read_weights(Path(source))
+        else:
+            raise InputError(
+                f"{source}: the weights that this run's features were made with are gone (SHA-256 of their tensors: "
+                f"{network.weights_sha256}). Put them back, or say where they are with --weights PATH."
+            )
+        frozen = _build(network.backbone, source, state, network.preprocessing)
+    found = state_digest(state)
+    if found != network.weights_sha256:
+        raise MismatchError(f"{source}: these weights have digest {found}, the features were made with {network.weights_sha256}.")
+    return frozen
+
+
+def _fit(info: WeightsInfo, resize: dict[str, Any]) -> Preprocessing:
+    try:
+        return with_crop(info, size=resize["size"], mode=resize["mode"], filter=resize["filter"])
+    except ValueError:
+        raise InputError(
+            f"The weights want a crop of {info.crop} pixels, the shards hold images of {resize['size']}: make them again with "
+            f"--size {max(256, info.crop * 8 // 7)} or more, or take another backbone."
+        ) from None
+
+
+def _build(backbone: str, source: str, state: dict[str, Tensor], preprocessing: Preprocessing) -> FrozenBackbone:
+    try:
+        return build_backbone(backbone, state, preprocessing)
+    except RuntimeError as error:
+        raise InputError(f"{source}: these weights do not fit {backbone}. {str(error)[:1500]}") from None
+
+
+def _download(backbone: str, name: str) -> dict[str, Tensor]:
+    try:
+        return download_state(backbone, name)
+    except (OSError, RuntimeError) as error:
+        raise ResourceError(
+            f"The weights {name} of {backbone} could not be downloaded ({error}). Without network: --weights PATH for a .pth or "
+            ".safetensors file fetched elsewhere, or --weights random for a try without meaning."
+        ) from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .pth (weights only, never other objects) or .safetensors file.
+
+    Raises:
+        InputError: It is neither, or holds other things.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and its unpickler raise many kinds for strangers' bytes
+        raise InputError(f"{path}: not a file of weights ({str(error).splitlines()[0][:200]}). A .pth or .safetensors state dict is wanted.") from None
+    if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise InputError(f"{path}: not a state dict (names to tensors). Save the network's state_dict() and give that file.")
+    return state
+
+
+def _random_backbone(
+    backbone: str, resize: dict[str, Any], kept: Path, sample: Callable[[int], Iterable[Tensor]], seed: int
+) -> tuple[Network, FrozenBackbone]:
+    preprocessing = _fit(random_info(int(resize["size"])), resize)
+    if kept.is_file():
+        frozen = build_headless(backbone, _read_kept(kept, backbone), preprocessing)
+    else:
+        frozen = build_backbone(backbone, random_state(backbone, seed=seed), preprocessing)
+        calibrate(frozen, sample(preprocessing.crop))
+        keep_weights(frozen, backbone, kept)
+    digest = state_digest(backbone_state(frozen))
+    return Network(backbone=backbone, weights=RANDOM, weights_sha256=digest, preprocessing=preprocessing), frozen
+
+
+def keep_weights(frozen: FrozenBackbone, backbone: str, path: Path) -> None:
+    """Commit the weights beside what was made with them."""
+    with committed(path) as temporary:
+        save_file(backbone_state(frozen), temporary, metadata={"backbone": backbone})
+
+
+def _read_kept(path: Path, backbone: str) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            made_for = (file.metadata() or {}).get("backbone")
+            state = {key: file.get_tensor(key) for key in file.keys()}
+    except FileNotFoundError:
+        raise DamageError(f"{path}: the random backbone's weights are missing; without them the features have no meaning.") from None
+    except (SafetensorError, OSError) as error:
+        raise DamageError(f"{path}: damaged weights ({error}). Cache the features again into a new folder.") from None
+    if made_for != backbone:
+        raise MismatchError(f"{path}: holds random weights of {made_for}, asked for {backbone}. Choose another --out.")
+    return state

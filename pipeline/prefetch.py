@@ -1,0 +1,31 @@
+"""Work that runs ahead in threads. Decoding releases Python's lock, so threads scale here, and no pixel crosses a process."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int) -> Iterator[R]:
+    """Yield ``function(item)`` in the order of ``items``, up to ``2 * threads`` items ahead of the consumer.
+
+    Args:
+        threads: 0 runs everything in the consumer's thread.
+    """
+    if threads <= 0:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="capstream-ahead")
+    try:
+        remaining = iter(items)
+        waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in itertools.islice(remaining, 2 * threads))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,51 @@
+"""A sequential pass over a shard through webdataset's own readers, with every sample checked against the sidecar.
+
+webdataset ends quietly at a cut tar and passes flipped bits on; here each sample must be the one that the sidecar lists next, to
+the byte, and the last one must come.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.images import ImageError, decode_image
+from shards.errors import DamageError
+from shards.manifest import Sample, Shard
+from shards.tar import check_member, parse_record
+
+
+def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]]:
+    """Yield (sample, JPEG bytes, JSON record) of a shard in order.
+
+    Raises:
+        DamageError: A sample is missing, out of place, or not what the sidecar says.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    with shard.path.open("rb") as stream:
+        found = group_by_keys(tar_file_expander([{"url": str(shard.path), "stream": stream}]))
+        for sample in shard.sidecar.samples:
+            try:
+                content = next(found, None)
+            except Exception as error:  # whatever a foreign reader makes of a damaged tar is damage
+                raise DamageError(f"{shard.path}: damaged at sample {sample.key} ({error}). Run the shard command again.") from error
+            if content is None or content["__key__"] != sample.key:
+                there = "the tar ends" if content is None else f"sample {content['__key__']} stands"
+                raise DamageError(f"{shard.path}: {there} where sample {sample.key} should be. Run the shard command again: it rebuilds this shard.")
+            jpeg = check_member(shard, sample.key, "jpg", sample.jpg, content.get("jpg", b""))
+            text = check_member(shard, sample.key, "json", sample.json, content.get("json", b""))
+            yield sample, jpeg, parse_record(shard, sample.key, text)
+
+
+def decode_sample(shard: Shard, key: str, jpeg: bytes) -> NDArray[np.uint8]:
+    """A sample's pixels, uint8 (size, size, 3).
+
+    Raises:
+        DamageError: The bytes are no whole JPEG.
+    """
+    try:
+        return np.asarray(decode_image(jpeg, f"{shard.path}: {key}.jpg"), dtype=np.uint8)
+    except ImageError as error:
+        raise DamageError(f"{error}. Run the shard command again: it rebuilds this shard.") from None

@@ -1,0 +1,289 @@
+"""Feature files: a split's pooled features and captions in one HDF5 file, of which every byte that is read is checked.
+
+Contiguous and uncompressed, so that readers can map the features or load them whole: compression makes random rows hundreds
+of times slower. CRC-32 by blocks of each dataset's bytes; attributes are covered by a digest.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.atomic import committed, digest
+from shards.caption_table import CaptionTable
+from shards.errors import DamageError, InputError, MismatchError
+
+FORMAT_VERSION = 1
+BLOCK_BYTES = 4 << 20
+CAPTION_COLUMNS = ("words", "tokens", "offsets", "image_rows", "caption_ids", "texts")
+DATASETS = ("features", "keys", "image_ids", "file_names", "shard_images", *(f"captions/{name}" for name in CAPTION_COLUMNS))
+NUMBERS: dict[str, str] = {
+    "features": "<f2",
+    "image_ids": "<i8",
+    "shard_images": "<i8",
+    "captions/tokens": "<i4",
+    "captions/offsets": "<i8",
+    "captions/image_rows": "<i4",
+    "captions/caption_ids": "<i8",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What made a feature file. Two files belong together if all but ``split`` and ``split_digest`` are equal.
+
+    Attributes:
+        backbone: The network's name.
+        weights: The weights' name, "random" or the path that was given.
+        weights_sha256: Digest over the weights' tensors (names, shapes, bytes), whatever file they came in.
+        preprocessing: Size, resize mode, filter, crop, mean and deviation.
+        views: Names of the views, in the features' order.
+        precision: Arithmetic of the forward pass.
+        split: The split's name.
+        split_digest: The shards' digest.
+        versions: Library versions.
+    """
+
+    backbone: str
+    weights: str
+    weights_sha256: str
+    preprocessing: dict[str, Any]
+    views: tuple[str, ...]
+    precision: str
+    split: str
+    split_digest: str
+    versions: dict[str, str]
+
+    def network(self) -> dict[str, Any]:
+        """What must be equal for features to be comparable."""
+        return {
+            "backbone": self.backbone,
+            "weights_sha256": self.weights_sha256,
+            "preprocessing": self.preprocessing,
+            "views": list(self.views),
+        }
+
+    @classmethod
+    def parse(cls, content: dict[str, Any]) -> Self:
+        """From :func:`dataclasses.asdict` as JSON; raises KeyError, TypeError or ValueError for anything else."""
+        for name in ("backbone", "weights", "weights_sha256", "precision", "split", "split_digest"):
+            if not isinstance(content[name], str):
+                raise TypeError(f"{name} is not a text")
+        if not isinstance(content["preprocessing"], dict) or not isinstance(content["versions"], dict):
+            raise TypeError("preprocessing or versions is not an object")
+        return cls(**{**content, "views": tuple(str(view) for view in content["views"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureFile:
+    """An opened feature file: ``features`` is a read-only map, float16 (images, views, dim); the captions are in memory."""
+
+    path: Path
+    provenance: Provenance
+    features: NDArray[np.float16]
+    table: CaptionTable
+
+    @property
+    def dim(self) -> int:
+        return int(self.features.shape[2])
+
+
+def write_features(path: Path, features: Iterable[NDArray[np.float16]], *, dim: int, table: CaptionTable, provenance: Provenance) -> None:
+    """Commit a feature file. The same content makes the same bytes.
+
+    Args:
+        path: The final name.
+        features: float16 (some images, views, dim), together ``table.images`` rows; taken one at a time.
+        dim: Features per view.
+        table: The images and captions, in the features' order.
+        provenance: What made the features.
+
+    Raises:
+        ValueError: The rows do not add up to the table's images.
+        ResourceError: Disk full, not allowed.
+    """
+    shape = (table.images, len(provenance.views), dim)
+    with committed(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+        target = file.create_dataset("features", shape=shape, dtype="<f2")
+        crc = _BlockCrc()
+        row = 0
+        for part in features:
+            part = np.ascontiguousarray(part, dtype="<f2")
+            target[row : row + len(part)] = part
+            crc.update(part.tobytes())
+            row += len(part)
+        if row != table.images:
+            raise ValueError(f"{row} rows of features for {table.images} images")
+        file["crc32/features"] = crc.finish()
+        columns = {
+            "keys": table.keys,
+            "image_ids": table.image_ids,
+            "file_names": [name.encode("utf-8", "replace").decode() for name in table.file_names],
+            "shard_images": table.shard_images,
+            **{f"captions/{name}": getattr(table, name) for name in CAPTION_COLUMNS},
+        }
+        for name, column in columns.items():
+            if name in NUMBERS:
+                data = np.ascontiguousarray(column, dtype=NUMBERS[name])
+                file.create_dataset(name, data=data)
+                raw = data.tobytes()
+            else:
+                file.create_dataset(name, data=list(column), shape=(len(column),), dtype=h5py.string_dtype())
+                raw = _string_bytes(column)
+            file[f"crc32/{name}"] = _BlockCrc().update(raw).finish()
+        content = asdict(provenance) | {"views": list(provenance.views)}
+        file.attrs["format_version"] = FORMAT_VERSION
+        for name, value in content.items():
+            file.attrs[name] = value if isinstance(value, str) else json.dumps(value)
+        file.attrs["digest"] = digest(content)
+
+
+class _BlockCrc:
+    """CRC-32 of each block of ``BLOCK_BYTES`` of a stream of bytes."""
+
+    def __init__(self) -> None:
+        self._done: list[int] = []
+        self._crc = self._filled = 0
+
+    def update(self, data: bytes | memoryview) -> Self:
+        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+        while len(view):
+            piece = view[: BLOCK_BYTES - self._filled]
+            self._crc, self._filled = zlib.crc32(piece, self._crc), self._filled + len(piece)
+            view = view[len(piece) :]
+            if self._filled == BLOCK_BYTES:
+                self._done.append(self._crc)
+                self._crc = self._filled = 0
+        return self
+
+    def finish(self) -> NDArray[np.uint32]:
+        return np.array([*self._done, *([self._crc] if self._filled else [])], dtype="<u4")
+
+
+def _string_bytes(strings: Sequence[str]) -> bytes:
+    return b"".join(text.encode() + b"\0" for text in strings)
+
+
+def open_features(path: Path) -> FeatureFile:
+    """Open and check a feature file, to the last block.
+
+    Raises:
+        InputError: No such file, or not a feature file.
+        DamageError: It is cut, its blocks do not have the CRC-32 that it lists, or it points outside of itself.
+        MismatchError: Another format version.
+    """
+    again = f"Delete it and run again: python cli.py cache-features --out {path.parent}"
+    if not path.is_file():
+        raise InputError(f"{path}: no such feature file. Make it with: python cli.py cache-features --out {path.parent}")
+    try:
+        with h5py.File(path, "r") as file:
+            version = file.attrs.get("format_version")
+            if version is None:
+                raise InputError(f"{path}: an HDF5 file, but not a feature file of Capstream (it has no format_version).")
+            if version != FORMAT_VERSION:
+                raise MismatchError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}. {again}")
+            provenance = _read_provenance(file)
+            datasets = {name: _dataset(file, name) for name in DATASETS}
+            features = _map_features(path, datasets["features"], views=len(provenance.views))
+            _check_blocks("features", features, _dataset(file, "crc32/features"))
+            columns: dict[str, Any] = {}
+            for name in DATASETS[1:]:
+                if name in NUMBERS:
+                    columns[name] = np.asarray(datasets[name][:], dtype=NUMBERS[name])
+                    raw: Any = columns[name]
+                else:
+                    columns[name] = tuple(datasets[name].asstr()[:])
+                    raw = np.frombuffer(_string_bytes(columns[name]), np.uint8)
+                _check_blocks(name, raw, _dataset(file, f"crc32/{name}"))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, UnicodeDecodeError) as error:
+        raise DamageError(f"{path}: damaged, or not a feature file ({error}). {again}") from None
+    try:
+        table = CaptionTable(**{name.removeprefix("captions/"): column for name, column in columns.items()})
+        table.check()
+        if len(features) != table.images:
+            raise ValueError(f"{len(features)} rows of features for {table.images} images")
+    except (TypeError, ValueError, IndexError) as error:
+        raise DamageError(f"{path}: damaged ({error}). {again}") from None
+    return FeatureFile(path=path, provenance=provenance, features=features, table=table)
+
+
+def _read_provenance(file: h5py.File) -> Provenance:
+    content: dict[str, Any] = {}
+    for name in Provenance.__dataclass_fields__:
+        value = file.attrs[name]
+        content[name] = json.loads(value) if name in ("preprocessing", "views", "versions") else value
+    if digest(content) != file.attrs["digest"]:
+        raise ValueError("its attributes do not have the digest that it lists")
+    return Provenance.parse(content)
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset of this very file: no soft, external or virtual link can lead a reader elsewhere."""
+    group = file
+    for part in name.split("/"):
+        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"/{name} is missing or a link")
+        group = group[part]
+    if not isinstance(group, h5py.Dataset) or group.external or group.is_virtual:
+        raise ValueError(f"/{name} is no plain dataset")
+    wanted = 3 if name == "features" else 1
+    if group.ndim != wanted:
+        raise ValueError(f"/{name} has {group.ndim} dimensions, not {wanted}")
+    if group.chunks is not None or group.nbytes > file.id.get_filesize():
+        raise ValueError(f"/{name} is chunked or larger than its file")
+    expected = NUMBERS.get(name, "<u4" if name.startswith("crc32/") else None)
+    if expected is not None and group.dtype != np.dtype(expected):
+        raise ValueError(f"/{name} is of type {group.dtype}, not {np.dtype(expected)}")
+    return group
+
+
+def _map_features(path: Path, dataset: h5py.Dataset, *, views: int) -> NDArray[np.float16]:
+    if dataset.shape[1] != views:
+        raise ValueError(f"/features has {dataset.shape[1]} views, the attributes name {views}")
+    if dataset.size == 0:
+        return np.zeros(dataset.shape, dtype="<f2")
+    offset = dataset.id.get_offset()
+    if offset is None or offset + dataset.nbytes > path.stat().st_size:
+        raise ValueError("/features is not stored in one piece inside the file")
+    return np.memmap(path, dtype="<f2", mode="r", offset=offset, shape=dataset.shape)
+
+
+def _check_blocks(name: str, data: NDArray[Any], listed: h5py.Dataset) -> None:
+    raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    found = _BlockCrc().update(memoryview(raw)).finish()
+    expected = listed[:]
+    if len(found) != len(expected):
+        raise ValueError(f"/{name} has {len(found)} blocks, {len(expected)} are listed")
+    wrong = np.flatnonzero(found != expected)
+    if len(wrong):
+        raise ValueError(f"/{name}: block {wrong[0]} of {len(found)} does not have its CRC-32")
+
+
+def feature_path(folder: Path, split: str) -> Path:
+    """``folder/SPLIT.h5``."""
+    return folder / f"{split}.h5"
+
+
+def check_same_network(first: FeatureFile, second: FeatureFile) -> None:
+    """Refuse feature files whose features do not live in one space.
+
+    Raises:
+        MismatchError: Names both sides.
+    """
+    check_network(f"{first.path}", first.provenance.network(), f"{second.path}", second.provenance.network())
+
+
+def check_network(first_name: str, first: dict[str, Any], second_name: str, second: dict[str, Any]) -> None:
+    """Like :func:`check_same_network`, on :meth:`Provenance.network` alone."""
+    for key in first:
+        if first[key] != second.get(key):
+            raise MismatchError(
+                f"{first_name} and {second_name} do not belong together: {key} is {first[key]!r} in the first, {second.get(key)!r} in "
+                "the second. Cache both with the same backbone, weights and size."
+            )
