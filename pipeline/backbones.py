@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from model.encoder import (
@@ -28,7 +28,7 @@ from model.encoder import (
     with_crop,
 )
 from model.preprocessing import Preprocessing
-from shards.atomic import committed
+from shards.atomic import committed_file
 from shards.errors import DamageError, InputError, MismatchError, ResourceError
 
 RANDOM = "random"
@@ -219,8 +219,8 @@ def _random_backbone(
 
 def keep_weights(frozen: FrozenBackbone, backbone: str, path: Path) -> None:
     """Commit the weights beside what was made with them."""
-    with committed(path) as temporary:
-        save_file(backbone_state(frozen), temporary, metadata={"backbone": backbone})
+    with committed_file(path) as file:
+        file.write(save(backbone_state(frozen), metadata={"backbone": backbone}))
 
 
 def _read_kept(path: Path, backbone: str) -> dict[str, Tensor]:

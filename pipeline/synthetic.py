@@ -28,7 +28,6 @@ COLOURS = {
     "yellow": (240, 214, 40),
     "purple": (140, 50, 170),
     "white": (250, 250, 250),
-    "black": (16, 16, 18),
 }
 SHAPES = ("circle", "square", "triangle", "star")
 COUNT_WORDS = ("a", "two", "three", "four")
@@ -101,7 +100,7 @@ def named_pairs(captions: Iterable[str]) -> set[tuple[str, str]]:
 
 def random_scene(rng: np.random.Generator) -> Scene:
     """Draw what a scene holds. Two groups never share both colour and shape."""
-    relation: Relation = ("alone", "above", "above", "inside")[int(rng.integers(4))]  # type: ignore[assignment]
+    relation: Relation = ("alone", "above", "inside")[int(rng.integers(3))]  # type: ignore[assignment]
     kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     first, second = (kinds[int(i)] for i in rng.choice(len(kinds), 2, replace=False))
 
@@ -156,7 +155,7 @@ def _draw_group(draw: ImageDraw.ImageDraw, group: Group, rng: np.random.Generato
     left, top, right, bottom = box
     cell = (right - left) / group.count
     unit = min(bottom - top, (right - left) / 2.2)
-    radius = unit * (0.40 if group.size == "large" else 0.17) * float(rng.uniform(0.9, 1.1))
+    radius = unit * (0.42 if group.size == "large" else 0.25) * float(rng.uniform(0.93, 1.07))
     radius = min(radius, cell * 0.45)
     for position in range(group.count):
         room_x, room_y = max(cell / 2 - radius * 1.15, 0.0), max((bottom - top) / 2 - radius * 1.15, 0.0)
@@ -176,12 +175,12 @@ def _draw_thing(draw: ImageDraw.ImageDraw, group: Group, x: float, y: float, rad
 
 def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """Draw ``scene`` as an RGB image of 200 to 360 pixels a side, on a noisy grey-to-beige background."""
-    width, height = (int(v) for v in rng.integers(200, 361, size=2))
+    width, height = (int(v) for v in rng.integers(220, 321, size=2))
     big = (width * SUPERSAMPLING, height * SUPERSAMPLING)
-    tone = rng.integers(120, 181) + rng.integers(-12, 13, size=3)
+    tone = rng.integers(125, 166) + rng.integers(-8, 9, size=3)
     image = Image.new("RGB", big, tuple(int(v) for v in tone))
     draw = ImageDraw.Draw(image)
-    margin = 0.04
+    margin = 0.07
     left, right = margin * big[0], (1 - margin) * big[0]
     top, bottom = margin * big[1], (1 - margin) * big[1]
     middle = (top + bottom) / 2
@@ -191,7 +190,7 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
         x = (left + right) / 2 + float(rng.uniform(-1, 1)) * ((right - left) / 2 - radius)
         y = middle + float(rng.uniform(-1, 1)) * max((bottom - top) / 2 - radius, 0.0)
         _draw_thing(draw, outer, x, y, radius, rng)
-        _draw_thing(draw, inner, x, y, radius * float(rng.uniform(0.24, 0.3)), rng)
+        _draw_thing(draw, inner, x, y, radius * float(rng.uniform(0.32, 0.4)), rng)
     elif scene.relation == "above":
         _draw_group(draw, scene.groups[0], rng, (left, top, right, middle))
         _draw_group(draw, scene.groups[1], rng, (left, middle, right, bottom))

@@ -1,0 +1,307 @@
+"""Capstream's command line: each command parses, calls one function of ``pipeline/``, prints, and says what to run next.
+
+Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+from shards.errors import CapstreamError
+
+if TYPE_CHECKING:
+    from pipeline.cache_features import CacheSummary
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Folder = click.Path(path_type=Path)
+INTERRUPTED = 130
+
+
+class FlowGroup(click.Group):
+    """Lists the commands in the order in which data flows through them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def reported(function: Callable[P, R]) -> Callable[P, R]:
+    """Expected failures become one paragraph and exit code 1; Ctrl-C becomes one line and exit code 130."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except CapstreamError as error:
+            raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            click.echo("Stopped. What was finished is kept: run the same command again to go on.", err=True)
+            sys.exit(INTERRUPTED)
+        except MemoryError:
+            raise click.ClickException("Out of memory. Try a smaller --batch-size or fewer --workers.") from None
+
+    return run
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help: what to type."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def command(name: str, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A command whose failures are reported and whose help ends with an example."""
+
+    def make(function: Callable[..., None]) -> click.Command:
+        return cli.command(name, epilog=example(*examples))(reported(function))
+
+    return make
+
+
+def say(text: str) -> None:
+    """A line of result."""
+    click.echo(text)
+
+
+def next_step(text: str) -> None:
+    """The last line: what to run next."""
+    click.echo(f"Next: {text}")
+
+
+@click.group(cls=FlowGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110})
+@click.version_option("0.1.0", prog_name="capstream")
+def cli() -> None:
+    """Capstream: photographs and captions in, a captioning model out. The commands, in the order data flows:"""
+
+
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
+workers_option = click.option("--workers", type=click.IntRange(1), default=cores, show_default="all cores", help="Worker processes.")
+
+
+@command("synth", "python cli.py synth data/synth --images 3000")
+@click.argument("out", type=Folder)
+@click.option("--images", type=int, default=3000, help="How many scenes to draw; every tenth is for validation.")
+@click.option("--seed", type=int, default=0, help="The same seed draws the same files.")
+@workers_option
+def synth(out: Path, images: int, seed: int, workers: int) -> None:
+    """Draw the built-in dataset into OUT: scenes with five true captions each, in COCO's own format."""
+    from pipeline.synthetic import synthesize
+
+    counts = synthesize(out, images=images, seed=seed, workers=workers, quiet=False)
+    say(f"Drew {counts['train']} training and {counts['val']} validation images into {out}.")
+    next_step(f"python cli.py shard --images {out}/images --captions {out}/captions_train.json --out {out}-shards --split train")
+
+
+@command("shard", "python cli.py shard --images data/train2014 --captions data/captions_train2014.json --out data/shards --split train")
+@click.option("--images", type=Folder, required=True, help="Folder that the annotation's file names are relative to.")
+@click.option("--captions", type=Folder, required=True, help="COCO caption JSON.")
+@click.option("--out", type=Folder, required=True, help="The shard dataset's folder; another --split adds to it.")
+@click.option("--split", default="train", help="Name of the split to write.")
+@click.option("--size", type=int, default=256, help="Side of the resized square images, in pixels.")
+@workers_option
+@click.option("--shard-size", type=int, default=1000, help="Images per shard.")
+@click.option("--limit", type=int, default=None, help="Take the first N images only.")
+def shard(images: Path, captions: Path, out: Path, split: str, size: int, workers: int, shard_size: int, limit: int | None) -> None:
+    """Resize images and tokenize captions into WebDataset tars. Run again, it keeps what is whole."""
+    from pipeline.images import Resize
+    from pipeline.shard import ShardConfig, write_shards
+    from shards.manifest import REJECTS_FILE
+
+    summary = write_shards(
+        images=images,
+        captions=captions,
+        out=out,
+        split=split,
+        config=ShardConfig(resize=Resize(size=size)),
+        shard_size=shard_size,
+        limit=limit,
+        workers=workers,
+        quiet=False,
+    )
+    say(f"{out}: split {split} holds {summary.images} images with {summary.captions} captions in {summary.shards} shards ({summary.kept} were there already).")
+    if summary.rejects:
+        totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items())
+        say(f"Left out: {totals}. Each has a line in {out / REJECTS_FILE}.")
+    next_step(f"python cli.py vocab --shards {out} --out {out.parent / 'vocab.json'}, or python cli.py cache-features --shards {out} --out {out}-features")
+
+
+@command("vocab", "python cli.py vocab --shards data/shards --min-count 4 --out data/vocab.json")
+@click.option("--shards", type=Folder, required=True, help="A shard dataset.")
+@click.option("--split", default="train", help="Whose captions to count.")
+@click.option("--min-count", type=int, default=4, help="Keep words that occur at least this often.")
+@click.option("--out", type=Folder, required=True, help="The vocabulary file (JSON).")
+def vocab(shards: Path, split: str, min_count: int, out: Path) -> None:
+    """Count the captions' words and number those that occur often enough."""
+    from pipeline.vocab import make_vocabulary
+
+    summary = make_vocabulary(shards=shards, split=split, min_count=min_count, out=out)
+    size = len(summary.vocabulary)
+    say(f"{out}: {size} words (4 of them special) of {summary.distinct} distinct ones; they cover {100 * summary.coverage:.2f}% of all tokens.")
+    next_step(f"python cli.py cache-features --shards {shards} --out {shards}-features, then train with --vocab {out}")
+
+
+@command("cache-features", "python cli.py cache-features --shards data/shards --out data/features --backbone resnet152")
+@click.option("--shards", type=Folder, required=True, help="A shard dataset.")
+@click.option("--out", type=Folder, required=True, help="Folder for SPLIT.h5.")
+@click.option("--split", "splits", multiple=True, help="Which split; may be given several times. [default: all]")
+@click.option("--backbone", default="resnet152", help="torchvision's name of a classification network.")
+@click.option("--weights", default="IMAGENET1K_V1", help="A published name, random, or the path of a .pth or .safetensors file.")
+@click.option("--batch-size", type=int, default=32, help="Images per forward pass.")
+@device_option
+def cache_features(shards: Path, out: Path, splits: tuple[str, ...], backbone: str, weights: str, batch_size: int, device: str) -> None:
+    """Put every image through the frozen network once and keep its pooled features."""
+    from pipeline.cache_features import cache_features
+
+    summaries = cache_features(
+        shards=shards, out=out, splits=splits, backbone=backbone, weights=weights, batch_size=batch_size, device=device, quiet=False
+    )
+    for summary in summaries:
+        say(describe_cache(summary))
+    next_step(f"python cli.py train --features {out} --out runs/first")
+
+
+def describe_cache(summary: "CacheSummary") -> str:
+    """One line for a split's feature file."""
+    how = "was there already" if summary.kept else f"{summary.images_per_second:,.1f} images/s"
+    return f"{summary.path}: {summary.images} images, {summary.dim} features each ({how})."
+
+
+@command(
+    "train",
+    "python cli.py train --features data/features --out runs/first",
+    "python cli.py train --shards data/shards --backbone resnet152 --out runs/raw",
+    "python cli.py train --out runs/first --resume --epochs 8",
+)
+@click.option("--features", type=Folder, default=None, help="Cached features (train.h5, and val.h5 if there is one).")
+@click.option("--shards", type=Folder, default=None, help="Raw images from shards, through the frozen network at every step.")
+@click.option("--out", type=Folder, required=True, help="The run's folder.")
+@click.option("--vocab", type=Folder, default=None, help="A vocabulary file. [default: built from the training captions]")
+@click.option("--min-count", type=int, default=None, help="Without --vocab: keep words that occur this often. [default: 4]")
+@click.option("--epochs", type=int, default=None, help="Passes over all captions. [default: 5]")
+@click.option("--batch-size", type=int, default=None, help="Captions per step. [default: 128]")
+@click.option("--lr", type=float, default=None, help="Adam's learning rate. [default: 0.001]")
+@click.option("--embedding-dim", type=int, default=None, help="Size of word and image embeddings. [default: 256]")
+@click.option("--hidden-dim", type=int, default=None, help="Size of the LSTM's state. [default: 512]")
+@click.option("--layers", type=int, default=None, help="LSTM layers. [default: 1]")
+@click.option("--captions-per-image", type=int, default=None, help="Captions that share one image in a step. [default: 1]")
+@click.option("--checkpoint-every", type=int, default=None, help="Steps between checkpoints; there is one at the end too. [default: 1000]")
+@click.option("--seed", type=int, default=None, help="Of initial weights and of the order of training. [default: 0]")
+@click.option("--backbone", default=None, help="With --shards: the frozen network. [default: resnet152]")
+@click.option("--weights", default=None, help="With --shards: as for cache-features. [default: IMAGENET1K_V1]")
+@click.option("--augment", type=click.Choice(["tutorial", "none"]), default=None, help="With --shards: random crop and flip, or none. [default: tutorial]")
+@click.option("--resume", is_flag=True, help="Go on where the run stopped, or start it.")
+@device_option
+def train(
+    features: Path | None,
+    shards: Path | None,
+    out: Path,
+    vocab: Path | None,
+    backbone: str | None,
+    weights: str | None,
+    resume: bool,
+    device: str,
+    **settings: Any,
+) -> None:
+    """Train the captioner, from cached features or from raw shards: the same loop, batches and log."""
+    from pipeline.train import Interrupted, train
+
+    try:
+        summary = train(
+            out=out,
+            features=features,
+            shards=shards,
+            vocab=vocab,
+            backbone=backbone,
+            weights=weights,
+            settings=settings,
+            resume=resume,
+            device=device,
+            quiet=False,
+        )
+    except Interrupted as interrupted:
+        click.echo(f"{interrupted} Go on with: python cli.py train --out {out} --resume", err=True)
+        sys.exit(INTERRUPTED)
+    for note in summary.notes:
+        click.echo(note, err=True)
+    val = f", on val {summary.val_loss:.4f}" if summary.val_loss is not None else ""
+    say(f"{out}: trained to step {summary.steps}; loss {summary.loss:.4f}{val}.")
+    flag = f"--features {features}" if features else f"--shards {shards}" if shards else "--features DIR"
+    next_step(f"python cli.py evaluate --run {out} {flag} --split {'val' if val else 'train'} --out {out}/scores.json, or python cli.py caption --run {out} PHOTO.jpg")
+
+
+@command("caption", "python cli.py caption --run runs/first holiday/*.jpg", "python cli.py caption --run runs/first dog.jpg --show --out dog.png")
+@click.argument("images", type=Folder, nargs=-1, required=True)
+@click.option("--run", type=Folder, required=True, help="A run that train has made.")
+@click.option("--show", is_flag=True, help="Show the pictures with their captions; with --out write them to a file instead.")
+@click.option("--out", type=Folder, default=None, help="With --show: the picture to write (.png, .jpg, .pdf, .svg).")
+@click.option("--weights", default=None, help="Where the backbone's weights are now, if they have moved since training.")
+@device_option
+def caption(images: tuple[Path, ...], run: Path, show: bool, out: Path | None, weights: str | None, device: str) -> None:
+    """Write one line of caption per image."""
+    from pipeline.caption import caption_images
+    from pipeline.pictures import draw_captions
+
+    if out is not None and not show:
+        raise click.UsageError("--out writes the picture that --show draws: give --show too.")
+    done = list(caption_images(run=run, images=images, device=device, weights=weights, quiet=len(images) < 100))
+    for photograph in done:
+        if photograph.caption is not None:
+            say(f"{photograph.path}: {photograph.caption}" if len(images) > 1 else photograph.caption)
+        else:
+            click.echo(f"No caption: {photograph.problem}", err=True)
+    captioned = [(photograph.path, photograph.caption) for photograph in done if photograph.caption is not None]
+    if show and captioned:
+        draw_captions(captioned, out)
+        if out is not None:
+            click.echo(f"Wrote {out}.", err=True)
+    if len(captioned) < len(done):
+        raise click.ClickException(f"{len(done) - len(captioned)} of {len(done)} files could not be captioned (named above). Check their paths and formats.")
+    if not show:
+        click.echo(f"Next: python cli.py caption --run {run} --show --out captions.png {images[0]}{' ...' if len(images) > 1 else ''}", err=True)
+
+
+@command("evaluate", "python cli.py evaluate --run runs/first --features data/features --split val --out runs/first/scores.json")
+@click.option("--run", type=Folder, required=True, help="A run that train has made.")
+@click.option("--features", type=Folder, default=None, help="Cached features of the split.")
+@click.option("--shards", type=Folder, default=None, help="Raw images of the split.")
+@click.option("--split", default="val", help="Which split to caption and score.")
+@click.option("--out", type=Folder, required=True, help="The file for scores and captions (JSON).")
+@click.option("--batch-size", type=int, default=128, help="Images per batch.")
+@device_option
+def evaluate(run: Path, features: Path | None, shards: Path | None, split: str, out: Path, batch_size: int, device: str) -> None:
+    """Caption a split and score it: BLEU-1 to BLEU-4, ROUGE-L, CIDEr. No Java is needed."""
+    from pipeline.evaluate import evaluate
+
+    result = evaluate(run=run, features=features, shards=shards, split=split, out=out, batch_size=batch_size, device=device, quiet=False)
+    for name, value in result.scores.items():
+        say(f"{name:8} {value:.4f}")
+    say(f"{out}: scores and {len(result.captions)} captions.")
+    next_step(f"python cli.py caption --run {run} PHOTO.jpg --show --out captions.png")
+
+
+@command("demo", "python cli.py demo", "python cli.py demo --out runs/pretrained --weights IMAGENET1K_V1")
+@click.option("--out", type=Folder, default=Path("runs/demo"), help="Folder for everything that the demo makes.")
+@click.option("--images", type=int, default=None, help="How many scenes to draw. [default: what the demo was measured with]")
+@click.option("--weights", default="random", help="random needs no network; IMAGENET1K_V1 takes pretrained ResNet-152.")
+@workers_option
+@device_option
+def demo(out: Path, images: int | None, weights: str, workers: int, device: str) -> None:
+    """The whole way on the built-in dataset: synth, shard, vocab, cache-features, train, evaluate, caption."""
+    from pipeline.demo import demo
+
+    result = demo(out=out, images=images, weights=weights, workers=workers, device=device, say=say)
+    say(result.table())
+    next_step(f"look at {result.picture}, then caption a picture: python cli.py caption --run {result.run} {result.example}")
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,506 @@
+"""Batches -> run directory: one loop for raw shards and for cached features.
+
+The stream's state is (epoch, step), the model's is in the checkpoint: a resumed training goes on with the very batch that comes next.
+"""
+
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from model.decoder import Captioner, DecoderConfig
+from model.encoder import FrozenBackbone, feature_dim
+from model.vocabulary import Vocabulary
+from pipeline.backbones import KEPT_FILE, RANDOM, Network, open_backbone, parse_preprocessing, pick_device
+from pipeline.batches import CaptionBatch, Encoded, FeatureSource, Order, ShardSource, Source, steps_per_epoch, to_device, training_batches
+from pipeline.cache_features import calibration_batches
+from pipeline.progress import Progress
+from pipeline.run import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    Position,
+    RunConfig,
+    TrainConfig,
+    find_checkpoint,
+    holds_run,
+    load_model,
+    load_training,
+    read_config,
+    save_checkpoint,
+    write_config,
+)
+from pipeline.vocab import read_vocabulary, vocabulary_digest, vocabulary_of
+from shards.atomic import committed_file, disk_errors, exclusive
+from shards.caption_table import table_of_split
+from shards.errors import InputError, MismatchError, OccupiedError
+from shards.features import check_same_network, feature_path, open_features
+from shards.manifest import library_versions, open_split, read_dataset_file
+
+LOG_EVERY = 10
+MAY_CHANGE = ("epochs", "checkpoint_every")
+
+
+class Interrupted(Exception):
+    """Ctrl-C was pressed; everything up to now is saved."""
+
+
+class Features(Protocol):
+    """A batch's images -> float (units, dim) features on the device."""
+
+    def __call__(self, batch: CaptionBatch) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A training's input, opened: the same from shards or from a feature file."""
+
+    kind: Literal["features", "shards"]
+    path: Path
+    source: Source
+    val: Source | None
+    network: Network
+    frozen: FrozenBackbone | None
+    split_digest: str
+
+    @property
+    def feature_dim(self) -> int:
+        return self.source.feature_dim if self.frozen is None else feature_dim(self.frozen)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """How a training ended; ``seconds_per_epoch`` is of the epochs that this process did whole."""
+
+    steps: int
+    loss: float
+    val_loss: float | None
+    seconds_per_epoch: float | None
+    notes: tuple[str, ...]
+
+
+def open_cached(features: Path) -> Data:
+    """Open a folder of feature files: ``train.h5``, and ``val.h5`` where there is one.
+
+    Raises:
+        InputError, DamageError, MismatchError: Missing, damaged, or of different networks.
+    """
+    if not features.is_dir():
+        raise InputError(f"{features}: no such folder of feature files. Make it with: python cli.py cache-features --out {features}")
+    train = open_features(feature_path(features, "train"))
+    val = open_features(feature_path(features, "val")) if feature_path(features, "val").is_file() else None
+    if val is not None:
+        check_same_network(train, val)
+    provenance = train.provenance
+    network = Network(
+        backbone=provenance.backbone,
+        weights=provenance.weights,
+        weights_sha256=provenance.weights_sha256,
+        preprocessing=parse_preprocessing(provenance.preprocessing),
+    )
+    return Data(
+        kind="features",
+        path=features,
+        source=FeatureSource(train),
+        val=FeatureSource(val) if val is not None else None,
+        network=network,
+        frozen=None,
+        split_digest=provenance.split_digest,
+    )
+
+
+def open_raw(shards: Path, out: Path, *, backbone: str, weights: str, augment: Literal["tutorial", "none"], device: torch.device) -> Data:
+    """Open a shard dataset and the network that its pixels will go through.
+
+    Random weights are calibrated on the training photographs and kept in ``out``.
+
+    Raises:
+        InputError, DamageError, MismatchError, ResourceError: As the parts say.
+    """
+    split = open_split(shards, "train")
+    network, frozen = open_backbone(
+        backbone=backbone,
+        weights=weights,
+        resize=split.config["resize"],
+        kept=out / KEPT_FILE,
+        sample=lambda crop: calibration_batches(split, crop),
+    )
+    val = None
+    if "val" in read_dataset_file(shards).splits:
+        val_split = open_split(shards, "val")
+        val = ShardSource(val_split, table_of_split(val_split), network.preprocessing, "none")
+    return Data(
+        kind="shards",
+        path=shards,
+        source=ShardSource(split, table_of_split(split), network.preprocessing, augment),
+        val=val,
+        network=network,
+        frozen=frozen.to(device),
+        split_digest=split.digest,
+    )
+
+
+def train(
+    *,
+    out: Path,
+    features: Path | None = None,
+    shards: Path | None = None,
+    vocab: Path | None = None,
+    backbone: str | None = None,
+    weights: str | None = None,
+    settings: dict[str, Any] | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    quiet: bool = True,
+    max_steps: int | None = None,
+) -> TrainSummary:
+    """Train a captioner into ``out``.
+
+    Args:
+        out: The run directory.
+        features, shards: One of the two; with ``resume`` neither is needed.
+        vocab: A vocabulary file; without one the vocabulary is built from the training captions.
+        backbone, weights: For shards.
+        settings: Fields of :class:`TrainConfig` that were said; the others have its defaults, or on resuming the run's values.
+        resume: Go on where ``out`` stopped, or start it.
+        max_steps: Stop early after so many steps in all (for measurements and tests).
+
+    Raises:
+        OccupiedError: ``out`` holds a run and ``resume`` is not given, or holds something else.
+        MismatchError: The run was made from other data or settings than are given now.
+        Interrupted: Ctrl-C, after a checkpoint.
+        InputError, DamageError, ResourceError: As the parts say.
+    """
+    settings = {name: value for name, value in (settings or {}).items() if value is not None}
+    going_on = holds_run(out)
+    _check_out(out, resume=resume)
+    stored: RunConfig | None = None
+    if going_on:
+        stored, stored_vocabulary = read_config(out)
+        if features is None and shards is None:
+            features, shards = (Path(stored.data), None) if stored.source == "features" else (None, Path(stored.data))
+        config = _resumed_config(out, stored, settings)
+    else:
+        config = TrainConfig(**settings)
+    if (features is None) == (shards is None):
+        raise InputError("Give one of --features DIR (cached) and --shards DIR (raw).")
+    if features is not None and (backbone or weights):
+        raise InputError("--backbone and --weights are for --shards; features were made by the network that their file names.")
+    torch_device = pick_device(device)
+    with exclusive(out, "train", "training"):
+        if features is not None:
+            data = open_cached(features)
+        else:
+            assert shards is not None
+            chosen = (backbone or (stored.network.backbone if stored else "resnet152"), weights or (stored.network.weights if stored else "IMAGENET1K_V1"))
+            data = open_raw(shards, out, backbone=chosen[0], weights=chosen[1], augment=config.augment, device=torch_device)
+        if stored is not None:
+            vocabulary = stored_vocabulary
+            given = read_vocabulary(vocab) if vocab is not None else vocabulary
+            _check_resumable(out, stored, data, given)
+        else:
+            vocabulary = read_vocabulary(vocab) if vocab else vocabulary_of(data.source.table, min_count=config.min_count).vocabulary
+            if data.kind == "features" and data.network.weights == RANDOM:
+                _keep_weights(data.path, out)
+        decoder = DecoderConfig(
+            feature_dim=data.feature_dim,
+            vocabulary_size=len(vocabulary),
+            embedding_dim=config.embedding_dim,
+            hidden_dim=config.hidden_dim,
+            layers=config.layers,
+        )
+        run_config = RunConfig(
+            train=config,
+            decoder=decoder,
+            network=data.network,
+            vocabulary_digest=vocabulary_digest(vocabulary),
+            source=data.kind,
+            data=str(data.path.resolve()),
+            split_digest=data.split_digest,
+            versions=library_versions("torch", "torchvision", "numpy", "safetensors"),
+        )
+        write_config(out, run_config, vocabulary)
+        return _train(out, run_config, data, vocabulary, torch_device, quiet=quiet, max_steps=max_steps)
+
+
+def _check_out(out: Path, *, resume: bool) -> None:
+    with disk_errors(out):
+        if out.exists() and not out.is_dir():
+            raise OccupiedError(f"{out}: is a file. Choose a new or empty folder for --out.")
+        inside = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.is_dir() else []
+    if holds_run(out):
+        if not resume:
+            raise OccupiedError(f"{out}: holds a run already. Go on with it by --resume, or choose another --out.")
+    elif inside and set(inside) - {KEPT_FILE, "vocab.json"}:
+        raise OccupiedError(f"{out}: holds something else than a run ({inside[0]}; no {CONFIG_FILE}). Choose a new or empty folder for --out.")
+
+
+def _resumed_config(out: Path, stored: RunConfig, settings: dict[str, Any]) -> TrainConfig:
+    there = asdict(stored.train)
+    for name, value in settings.items():
+        if name not in MAY_CHANGE and there[name] != value:
+            raise MismatchError(
+                f"{out}: this run was started with --{name.replace('_', '-')} {there[name]}, now {value} is asked for. Leave the option "
+                "away, or choose another --out."
+            )
+    return TrainConfig(**{**there, **settings})
+
+
+def _check_resumable(out: Path, stored: RunConfig, data: Data, vocabulary: Vocabulary) -> None:
+    sides = [
+        ("source", stored.source, data.kind),
+        ("digest of the training split", stored.split_digest, data.split_digest),
+        ("backbone", stored.network.backbone, data.network.backbone),
+        ("digest of the backbone's weights", stored.network.weights_sha256, data.network.weights_sha256),
+        ("preprocessing", stored.network.preprocessing, data.network.preprocessing),
+        ("digest of the vocabulary", stored.vocabulary_digest, vocabulary_digest(vocabulary)),
+    ]
+    for name, there, now in sides:
+        if there != now:
+            raise MismatchError(f"{out}: this run was started with another {name}: {there} there, {now} now. Resume it with what it was started with.")
+
+
+def _keep_weights(features: Path, out: Path) -> None:
+    source = features / KEPT_FILE
+    if not source.is_file():
+        raise InputError(f"{source}: the random backbone's weights are missing; a run could caption nothing without them. Cache the features again.")
+    with committed_file(out / KEPT_FILE) as target, source.open("rb") as file:
+        shutil.copyfileobj(file, target)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C was pressed: a step is finished first. A second Ctrl-C ends at once."""
+    pressed = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    try:
+        before = signal.signal(signal.SIGINT, remember)
+    except ValueError:  # not in the main thread: whoever runs us there answers Ctrl-C
+        yield lambda: False
+        return
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _train(
+    out: Path, config: RunConfig, data: Data, vocabulary: Vocabulary, device: torch.device, *, quiet: bool, max_steps: int | None
+) -> TrainSummary:
+    settings = config.train
+    torch.manual_seed(settings.seed)
+    captioner = Captioner(config.decoder).to(device)
+    optimizer = torch.optim.Adam(captioner.parameters(), lr=settings.lr)
+    position, notes = Position(epoch=0, step_in_epoch=0, step=0), []
+    if (out / "checkpoints").is_dir() and any((out / "checkpoints").glob("step-*")):
+        path, position, notes = find_checkpoint(out)
+        load_model(path, captioner)
+        load_training(path, optimizer)
+    features_of = _features_function(data)
+    encoded = Encoded(data.source.table, vocabulary)
+    val = _val_batches(data, vocabulary, features_of, device) if data.val is not None else None
+    per_epoch = steps_per_epoch(data.source.table, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image)
+    log = MetricsLog(out, position.step)
+    total = per_epoch * settings.epochs if max_steps is None else min(per_epoch * settings.epochs, max_steps)
+    loss = val_loss = None
+    epoch_seconds: list[float] = []
+    saved, meter = position, _Meter()
+    with (
+        _interruptible() as interrupted,
+        Progress("Training", total=max(total - position.step, 0), unit="steps", quiet=quiet) as progress,
+    ):
+        while position.epoch < settings.epochs and position.step < total:
+            captioner.train()
+            began, whole = time.perf_counter(), position.step_in_epoch == 0
+            batches = iter(
+                training_batches(
+                    data.source,
+                    encoded,
+                    seed=settings.seed,
+                    epoch=position.epoch,
+                    batch_size=settings.batch_size,
+                    captions_per_image=settings.captions_per_image,
+                    first_step=position.step_in_epoch,
+                )
+            )
+            while position.step_in_epoch < per_epoch and position.step < total:
+                asked = time.perf_counter()
+                batch = to_device(next(batches), device)
+                came = time.perf_counter()
+                optimizer.zero_grad()
+                step_loss, tokens = captioner(features_of(batch), batch.unit_rows, batch.tokens, batch.caption_lengths)
+                step_loss.backward()
+                optimizer.step()
+                position = Position(epoch=position.epoch, step_in_epoch=position.step_in_epoch + 1, step=position.step + 1)
+                meter.add(step_loss.detach(), len(batch.captions), waited=came - asked, seconds=time.perf_counter() - asked)
+                progress.advance(1, note=meter.note)
+                if position.step % LOG_EVERY == 0 or position.step == total:
+                    loss = meter.write(log, position, settings.lr)
+                if interrupted() or position.step % settings.checkpoint_every == 0:
+                    save_checkpoint(out, captioner, optimizer, position)
+                    saved = position
+                if interrupted():
+                    log.close()
+                    raise Interrupted(f"Stopped after step {position.step} of {total}; all of it is saved.")
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+            if position.step_in_epoch < per_epoch:
+                break
+            if whole:
+                epoch_seconds.append(time.perf_counter() - began)
+            if val is not None:
+                val_loss = _val_loss(captioner, val)
+                log.write({"step": position.step, "epoch": position.epoch, "val_loss": val_loss, "val_perplexity": _perplexity(val_loss)})
+            position = Position(epoch=position.epoch + 1, step_in_epoch=0, step=position.step)
+    if position.step > saved.step or not (out / "checkpoints").is_dir():
+        save_checkpoint(out, captioner, optimizer, position)
+    log.close()
+    return TrainSummary(
+        steps=position.step,
+        loss=loss if loss is not None else float("nan"),
+        val_loss=val_loss,
+        seconds_per_epoch=sorted(epoch_seconds)[len(epoch_seconds) // 2] if epoch_seconds else None,
+        notes=tuple(notes),
+    )
+
+
+def _features_function(data: Data) -> Features:
+    frozen = data.frozen
+    if frozen is None:
+        return lambda batch: batch.images
+    # Rounded like cached features, so that both ways train on the same numbers.
+    return lambda batch: frozen(batch.images).half()
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 100.0))
+
+
+class _Meter:
+    """Means over the steps since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.note = ""
+        self._reset()
+
+    def _reset(self) -> None:
+        self.losses: list[torch.Tensor] = []
+        self.captions, self.waited, self.seconds = 0, 0.0, 1e-9
+
+    def add(self, loss: torch.Tensor, captions: int, *, waited: float, seconds: float) -> None:
+        self.losses.append(loss)
+        self.captions += captions
+        self.waited += waited
+        self.seconds += seconds
+
+    def write(self, log: "MetricsLog", position: Position, lr: float) -> float:
+        """Log the means and start anew; returns the last step's loss."""
+        values = torch.stack(self.losses).tolist()
+        seconds = self.seconds
+        loss = sum(values) / len(values)
+        if not math.isfinite(loss):
+            raise InputError(f"The loss became {loss} by step {position.step}: the training diverged. Start again with a smaller --lr than {lr}.")
+        log.write(
+            {
+                "step": position.step,
+                "epoch": position.epoch,
+                "loss": values[-1],
+                "mean_loss": loss,
+                "perplexity": _perplexity(values[-1]),
+                "lr": lr,
+                "captions_per_second": round(self.captions / seconds, 1),
+                "data_wait": round(self.waited / seconds, 4),
+            }
+        )
+        self.note = f"loss {loss:.3f}, {self.captions / seconds:,.0f} captions/s, {100 * self.waited / seconds:.0f}% waiting for data"
+        self._reset()
+        last: float = values[-1]
+        return last
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and TensorBoard events; lines beyond the checkpoint that a training goes on from are taken back."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = out / METRICS_FILE
+        kept = []
+        if path.is_file():
+            for line in path.read_bytes().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + b"\n")
+                except (ValueError, KeyError, TypeError):
+                    break  # a line that was being written when the process was killed
+        with committed_file(path) as file:
+            file.writelines(kept)
+        self._file = path.open("ab")
+        self._events = SummaryWriter(str(out), purge_step=step + 1)  # type: ignore[no-untyped-call]
+
+    def write(self, line: dict[str, float | int]) -> None:
+        """Add one line."""
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        for name, value in line.items():
+            if name not in ("step", "epoch"):
+                self._events.add_scalar(name, value, line["step"])  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()  # type: ignore[no-untyped-call]
+
+
+@torch.inference_mode()
+def _val_batches(data: Data, vocabulary: Vocabulary, features_of: Features, device: torch.device) -> list[CaptionBatch]:
+    """The val split's captions in order, with their features, computed once: the frozen network gives the same every time."""
+    assert data.val is not None
+    table = data.val.table
+    encoded = Encoded(table, vocabulary)
+    rows = np.arange(table.images)
+    order = Order(image_rows=rows, captions=np.arange(table.captions), offsets=np.concatenate([[0], np.cumsum(table.caption_counts)]))
+    batches = []
+    for start in range(0, table.images, 32):
+        stop = min(start + 32, table.images)
+        captions = order.captions[order.offsets[start] : order.offsets[stop]]
+        tokens, lengths = encoded.batch(captions)
+        batch = CaptionBatch(
+            epoch=0,
+            step=0,
+            images=data.val.images(order, start, stop, np.zeros((table.images, 3))),
+            unit_rows=torch.from_numpy(np.repeat(np.arange(stop - start), table.caption_counts[start:stop])),
+            captions=torch.from_numpy(captions),
+            tokens=tokens,
+            caption_lengths=lengths,
+        )
+        batch = to_device(batch, device)
+        batches.append(replace(batch, images=features_of(batch)))
+    return batches
+
+
+@torch.no_grad()
+def _val_loss(captioner: Captioner, batches: list[CaptionBatch]) -> float:
+    """Mean cross-entropy per token over the val split, in nats."""
+    captioner.eval()
+    total, tokens = 0.0, 0
+    for batch in batches:
+        loss, count = captioner(batch.images, batch.unit_rows, batch.tokens, batch.caption_lengths)
+        total, tokens = total + float(loss) * count, tokens + count
+    return total / max(tokens, 1)
+
