@@ -189,6 +189,7 @@ def describe_cache(summary: "CacheSummary") -> str:
 @click.option("--epochs", type=int, default=None, help="Passes over all captions. [default: 5]")
 @click.option("--batch-size", type=int, default=None, help="Captions per step. [default: 128]")
 @click.option("--lr", type=float, default=None, help="Adam's learning rate. [default: 0.001]")
+@click.option("--schedule", type=click.Choice(["constant", "cosine"]), default=None, help="How the rate changes; cosine falls to 0 at the end. [default: constant]")
 @click.option("--embedding-dim", type=int, default=None, help="Size of word and image embeddings. [default: 256]")
 @click.option("--hidden-dim", type=int, default=None, help="Size of the LSTM's state. [default: 512]")
 @click.option("--layers", type=int, default=None, help="LSTM layers. [default: 1]")

@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class TrainConfig:
     epochs: int = 5
     batch_size: int = 128
     lr: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
     seed: int = 0
     min_count: int = 4
     captions_per_image: int = 1
@@ -53,8 +55,15 @@ class TrainConfig:
             raise InputError(f"--lr {self.lr}: must be greater than 0.")
         if self.seed < 0:
             raise InputError(f"--seed {self.seed}: must not be negative.")
+        if self.schedule not in ("constant", "cosine"):
+            raise InputError(f"--schedule {self.schedule}: must be constant or cosine.")
         if self.augment not in ("tutorial", "none"):
             raise InputError(f"--augment {self.augment}: must be tutorial or none.")
+
+
+    def lr_at(self, step: int, total: int) -> float:
+        """The learning rate of step ``step`` (from 0) of ``total``; cosine falls from ``lr`` to 0 (Loshchilov and Hutter, 2017, without restarts)."""
+        return self.lr if self.schedule == "constant" else self.lr * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
 @dataclass(frozen=True, kw_only=True)

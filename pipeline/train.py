@@ -342,6 +342,9 @@ def _train(
                 asked = time.perf_counter()
                 batch = to_device(next(batches), device)
                 came = time.perf_counter()
+                lr = settings.lr_at(position.step, per_epoch * settings.epochs)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
                 optimizer.zero_grad()
                 step_loss, tokens = captioner(features_of(batch), batch.unit_rows, batch.tokens, batch.caption_lengths)
                 step_loss.backward()
@@ -350,7 +353,7 @@ def _train(
                 meter.add(step_loss.detach(), len(batch.captions), waited=came - asked, seconds=time.perf_counter() - asked)
                 progress.advance(1, note=meter.note)
                 if position.step % LOG_EVERY == 0 or position.step == total:
-                    loss = meter.write(log, position, settings.lr)
+                    loss = meter.write(log, position, lr)
                 if interrupted() or position.step % settings.checkpoint_every == 0:
                     save_checkpoint(out, captioner, optimizer, position)
                     saved = position

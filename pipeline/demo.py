@@ -1,0 +1,217 @@
+"""The whole way on the built-in dataset: synth, shard, vocab, cache-features, train, evaluate, caption.
+
+Its network is random by default, because it must work offline. Averages over space of a deep random network's features tell
+little of what stands where; AlexNet is shallow enough that colour and outline survive together, at its full 224 pixels.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.metrics import score_captions
+from pipeline.batches import steps_per_epoch
+from pipeline.cache_features import cache_features
+from pipeline.caption import caption_images
+from pipeline.evaluate import Evaluation, evaluate
+from pipeline.pictures import draw_captions
+from pipeline.shard import ShardConfig, write_shards
+from pipeline.synthetic import named_pairs, synthesize
+from pipeline.tokenizer import tokenize
+from pipeline.train import train
+from pipeline.vocab import make_vocabulary
+from shards.atomic import disk_errors
+from shards.caption_table import CaptionTable
+from shards.errors import InputError, OccupiedError
+from shards.features import feature_path, open_features
+
+IMAGES = 4000
+BACKBONES = {"random": "alexnet", "pretrained": "resnet152"}
+SETTINGS: dict[str, Any] = {"epochs": 8, "batch_size": 128, "lr": 3e-3, "schedule": "cosine", "embedding_dim": 128, "hidden_dim": 256, "min_count": 1}
+RAW_STEPS = 6
+PICTURES = 12
+PARTS = ("synth", "shards", "features", "run", "raw", "vocab.json", "scores.json", "captions.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo reached.
+
+    Attributes:
+        rows: The table: (what, value).
+        scores: Of the val split.
+        pairs_right: Share of the val captions that name only colour-and-shape pairs that are in their drawing.
+        control_scores, control_pairs: The same with the features of other drawings.
+    """
+
+    rows: tuple[tuple[str, str], ...]
+    scores: dict[str, float]
+    pairs_right: float
+    control_scores: dict[str, float]
+    control_pairs: float
+    picture: Path
+    run: Path
+    example: Path
+
+    def table(self) -> str:
+        """The rows, aligned."""
+        width = max(len(name) for name, _ in self.rows)
+        return "\n".join(f"  {name:<{width}}  {value}" for name, value in self.rows)
+
+
+def demo(*, out: Path, images: int | None, weights: str, workers: int, device: str, say: Callable[[str], None]) -> DemoResult:
+    """Run every stage into ``out`` and measure each.
+
+    Args:
+        out: A new or empty folder, or that of an earlier demo, which is made anew.
+        images: Scenes to draw; ``IMAGES`` by default.
+        weights: ``random``, or a published name of ResNet-152's weights.
+        say: Takes a line for each stage.
+
+    Raises:
+        OccupiedError: ``out`` holds something else.
+        InputError, ResourceError: As the stages say; published weights need the network.
+    """
+    _make_room(out)
+    images = IMAGES if images is None else images
+    backbone = BACKBONES["random" if weights == "random" else "pretrained"]
+    whole, watch = Stopwatch(), Stopwatch()
+    rows: list[tuple[str, str]] = []
+
+    say(f"1/7 synth: drawing {images} scenes into {out / 'synth'}")
+    counts = synthesize(out / "synth", images=images, workers=workers, quiet=False)
+    rows.append(("synth", f"{images} images, {images / watch.lap():,.0f} images/s"))
+
+    say(f"2/7 shard: into {out / 'shards'}")
+    for split in ("train", "val"):
+        write_shards(
+            images=out / "synth" / "images",
+            captions=out / "synth" / f"captions_{split}.json",
+            out=out / "shards",
+            split=split,
+            config=ShardConfig(),
+            shard_size=500,
+            workers=workers,
+            quiet=False,
+        )
+    rows.append(("shard", f"{counts['train']} train and {counts['val']} val images, {images / watch.lap():,.0f} images/s"))
+
+    say("3/7 vocab")
+    vocabulary = make_vocabulary(shards=out / "shards", split="train", min_count=SETTINGS["min_count"], out=out / "vocab.json")
+    rows.append(("vocab", f"{len(vocabulary.vocabulary)} words"))
+
+    say(f"4/7 cache-features: {backbone}, weights {weights}")
+    cached = cache_features(shards=out / "shards", out=out / "features", backbone=backbone, weights=weights, device=device, quiet=False)
+    rate = cached[0].images_per_second
+    rows.append(("cache-features", f"{backbone} ({weights}), {cached[0].dim} features an image, {rate:,.0f} images/s"))
+
+    say("5/7 train: from the cache, then a few steps from raw shards for comparison")
+    watch.lap()
+    trained = train(out=out / "run", features=out / "features", vocab=out / "vocab.json", settings=SETTINGS, device=device, quiet=False)
+    seconds = watch.lap()
+    cached_epoch = trained.seconds_per_epoch or seconds
+    train_table = open_features(feature_path(out / "features", "train")).table
+    raw_epoch = _raw_epoch_seconds(out, train_table, backbone, weights, device)
+    rows.append(("train", f"{trained.steps} steps in {seconds:,.0f} s, loss {trained.loss:.3f}"))
+    rows.append(("an epoch from cache", f"{cached_epoch:,.1f} s ({train_table.captions / cached_epoch:,.0f} captions/s)"))
+    rows.append(("an epoch from raw", f"{raw_epoch:,.1f} s (from {RAW_STEPS - 1} steps): {raw_epoch / cached_epoch:,.1f} times as long"))
+
+    say("6/7 evaluate: greedy captions of the val split")
+    result = evaluate(run=out / "run", features=out / "features", out=out / "scores.json", device=device)
+    val = open_features(feature_path(out / "features", "val")).table
+    pairs = pairs_share(result, val)
+    control, control_scores = shuffled(result, val)
+    control_pairs = pairs_share(control, val)
+    rows.append(("BLEU-4, CIDEr on val", f"{result.scores['bleu_4']:.3f}, {result.scores['cider']:.2f}"))
+    rows.append(("only true colour-and-shape pairs", f"{100 * pairs:.0f}% of the captions"))
+    rows.append(("control: features shuffled", f"BLEU-4 {control_scores['bleu_4']:.3f}, {100 * control_pairs:.0f}% of the captions"))
+
+    say("7/7 caption: some val photographs from their files")
+    picture = out / "captions.png"
+    shown = [out / "synth" / "images" / name for name in val.file_names[:PICTURES]]
+    captioned = caption_images(run=out / "run", images=shown, device=device)
+    references = [val.texts[int(i)] for i in (val.caption_counts.cumsum() - val.caption_counts)[:PICTURES]]
+    draw_captions([(c.path, f"{c.caption}\n(reference: {r})") for c, r in zip(captioned, references, strict=True)], picture)
+    rows.append(("all together", f"{whole.lap():,.0f} s"))
+    return DemoResult(
+        rows=tuple(rows),
+        scores=result.scores,
+        pairs_right=pairs,
+        control_scores=control_scores,
+        control_pairs=control_pairs,
+        picture=picture,
+        run=out / "run",
+        example=shown[0],
+    )
+
+
+def _make_room(out: Path) -> None:
+    """Clear what an earlier demo made, and nothing else."""
+    with disk_errors(out):
+        if out.exists() and not out.is_dir():
+            raise OccupiedError(f"{out}: is a file. Choose a folder for --out.")
+        inside = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+        strangers = [name for name in inside if name not in PARTS and not name.startswith(".")]
+        if strangers:
+            raise OccupiedError(f"{out}: holds something else than a demo ({strangers[0]}). Choose a new folder for --out.")
+        for name in inside:
+            if name in PARTS:
+                shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+
+
+class Stopwatch:
+    """Seconds since it was made or last read."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self._began = self._began, time.perf_counter()
+        return self._began - before
+
+
+def _raw_epoch_seconds(out: Path, table: CaptionTable, backbone: str, weights: str, device: str) -> float:
+    """Seconds of a raw epoch, from a few steps: the first one, which opens everything, does not count."""
+    settings = {**SETTINGS, "batch_size": 64}
+    seconds = []
+    for steps in (1, RAW_STEPS):
+        shutil.rmtree(out / "raw", ignore_errors=True)
+        watch = Stopwatch()
+        train(
+            out=out / "raw",
+            shards=out / "shards",
+            vocab=out / "vocab.json",
+            backbone=backbone,
+            weights=weights,
+            settings=settings,
+            device=device,
+            max_steps=steps,
+        )
+        seconds.append(watch.lap())
+    each = (seconds[1] - seconds[0]) / (RAW_STEPS - 1)
+    return each * steps_per_epoch(table, batch_size=settings["batch_size"])
+
+
+def pairs_share(evaluation: Evaluation, table: CaptionTable) -> float:
+    """Share of captions that name at least one colour-and-shape pair, and only such as their image's references name."""
+    truth = [named_pairs([]) for _ in range(table.images)]
+    for row, text in zip(table.image_rows, table.texts, strict=True):
+        truth[row] |= named_pairs([text])
+    named = [named_pairs([caption]) for _, _, caption in evaluation.captions]
+    return sum(bool(n) and n <= t for n, t in zip(named, truth, strict=True)) / len(named)
+
+
+def shuffled(evaluation: Evaluation, table: CaptionTable) -> tuple[Evaluation, dict[str, float]]:
+    """The control: every image captioned from another image's features, and the scores of that."""
+    if len(evaluation.captions) < 2:
+        raise InputError("A control needs at least two validation images: draw more.")
+    order = list(range(len(evaluation.captions)))
+    random.Random(0).shuffle(order)  # noqa: S311 - a fixed shuffle, not a secret
+    other = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no image keeps its own features
+    captions = tuple((i, name, evaluation.captions[other[row]][2]) for row, (i, name, _) in enumerate(evaluation.captions))
+    scores = score_captions([tokenize(caption) for _, _, caption in captions], table.references())
+    return Evaluation(scores=scores, captions=captions), scores
