@@ -26,7 +26,7 @@ INTERRUPTED = 130
 class FlowGroup(click.Group):
     """Lists the commands in the order in which data flows through them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)
 
 
@@ -127,11 +127,15 @@ def shard(images: Path, captions: Path, out: Path, split: str, size: int, worker
         workers=workers,
         quiet=False,
     )
-    say(f"{out}: split {split} holds {summary.images} images with {summary.captions} captions in {summary.shards} shards ({summary.kept} were there already).")
+    say(
+        f"{out}: split {split} holds {summary.images} images with {summary.captions} captions in {summary.shards} shards ({summary.kept} were there already)."
+    )
     if summary.rejects:
         totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items())
         say(f"Left out: {totals}. Each has a line in {out / REJECTS_FILE}.")
-    next_step(f"python cli.py vocab --shards {out} --out {out.parent / 'vocab.json'}, or python cli.py cache-features --shards {out} --out {out}-features")
+    next_step(
+        f"python cli.py vocab --shards {out} --out {out.parent / 'vocab.json'}, or python cli.py cache-features --shards {out} --out {out}-features"
+    )
 
 
 @command("vocab", "python cli.py vocab --shards data/shards --min-count 4 --out data/vocab.json")
@@ -189,7 +193,12 @@ def describe_cache(summary: "CacheSummary") -> str:
 @click.option("--epochs", type=int, default=None, help="Passes over all captions. [default: 5]")
 @click.option("--batch-size", type=int, default=None, help="Captions per step. [default: 128]")
 @click.option("--lr", type=float, default=None, help="Adam's learning rate. [default: 0.001]")
-@click.option("--schedule", type=click.Choice(["constant", "cosine"]), default=None, help="How the rate changes; cosine falls to 0 at the end. [default: constant]")
+@click.option(
+    "--schedule",
+    type=click.Choice(["constant", "cosine"]),
+    default=None,
+    help="How the rate changes; cosine falls to 0 at the end. [default: constant]",
+)
 @click.option("--embedding-dim", type=int, default=None, help="Size of word and image embeddings. [default: 256]")
 @click.option("--hidden-dim", type=int, default=None, help="Size of the LSTM's state. [default: 512]")
 @click.option("--layers", type=int, default=None, help="LSTM layers. [default: 1]")
@@ -198,7 +207,9 @@ def describe_cache(summary: "CacheSummary") -> str:
 @click.option("--seed", type=int, default=None, help="Of initial weights and of the order of training. [default: 0]")
 @click.option("--backbone", default=None, help="With --shards: the frozen network. [default: resnet152]")
 @click.option("--weights", default=None, help="With --shards: as for cache-features. [default: IMAGENET1K_V1]")
-@click.option("--augment", type=click.Choice(["tutorial", "none"]), default=None, help="With --shards: random crop and flip, or none. [default: tutorial]")
+@click.option(
+    "--augment", type=click.Choice(["tutorial", "none"]), default=None, help="With --shards: random crop and flip, or none. [default: tutorial]"
+)
 @click.option("--resume", is_flag=True, help="Go on where the run stopped, or start it.")
 @device_option
 def train(
@@ -236,7 +247,9 @@ def train(
     val = f", on val {summary.val_loss:.4f}" if summary.val_loss is not None else ""
     say(f"{out}: trained to step {summary.steps}; loss {summary.loss:.4f}{val}.")
     flag = f"--features {features}" if features else f"--shards {shards}" if shards else "--features DIR"
-    next_step(f"python cli.py evaluate --run {out} {flag} --split {'val' if val else 'train'} --out {out}/scores.json, or python cli.py caption --run {out} PHOTO.jpg")
+    next_step(
+        f"python cli.py evaluate --run {out} {flag} --split {'val' if val else 'train'} --out {out}/scores.json, or python cli.py caption --run {out} PHOTO.jpg"
+    )
 
 
 @command("caption", "python cli.py caption --run runs/first holiday/*.jpg", "python cli.py caption --run runs/first dog.jpg --show --out dog.png")
@@ -265,7 +278,9 @@ def caption(images: tuple[Path, ...], run: Path, show: bool, out: Path | None, w
         if out is not None:
             click.echo(f"Wrote {out}.", err=True)
     if len(captioned) < len(done):
-        raise click.ClickException(f"{len(done) - len(captioned)} of {len(done)} files could not be captioned (named above). Check their paths and formats.")
+        raise click.ClickException(
+            f"{len(done) - len(captioned)} of {len(done)} files could not be captioned (named above). Check their paths and formats."
+        )
     if not show:
         click.echo(f"Next: python cli.py caption --run {run} --show --out captions.png {images[0]}{' ...' if len(images) > 1 else ''}", err=True)
 

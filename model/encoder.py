@@ -31,6 +31,35 @@ class _PooledHead(nn.Module):
         return features.mean(dim=(2, 3)) if features.dim() == 4 else features
 
 
+class Whitening(nn.Module):
+    """Pooled features -> uncorrelated ones of about unit variance, by the principal axes of a sample.
+
+    Random networks' features are nearly copies of one another: a few directions hold almost all variance, and gradient descent
+    hardly sees the others. The sample's covariance C of standardised features is inverted as (C + 0.01)^(-1/2).
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("matrix", torch.eye(dim))
+
+    @torch.no_grad()
+    def calibrate(self, features: Tensor) -> None:
+        """Take mean and axes from a sample, float32 (images, dim)."""
+        self.mean.copy_(features.mean(dim=0))
+        deviation = features.std(dim=0, correction=0).clamp_min(1e-6)
+        standard = ((features - self.mean) / deviation).double()
+        values, axes = torch.linalg.eigh(standard.T @ standard / len(standard))
+        self.matrix.copy_((axes * (values.clamp_min(0) + 0.01).rsqrt()).float() / deviation[:, None])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float32 (images, dim) -> float32 (images, dim)."""
+        return (features - self.mean) @ self.matrix
+
+
 class FrozenBackbone(nn.Module):
     """A classification network without its classifier, always in eval mode.
 
@@ -38,6 +67,8 @@ class FrozenBackbone(nn.Module):
         network: As torchvision builds it; its head is replaced here.
         preprocessing: What the weights were trained with.
     """
+
+    whitening: Whitening | None
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -49,6 +80,7 @@ class FrozenBackbone(nn.Module):
             network.avgpool = nn.AdaptiveAvgPool2d(1)  # VGG and AlexNet pool to 7x7 and 6x6
         self.network = network.requires_grad_(False)
         self.preprocessing = preprocessing
+        self.whitening = None
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
@@ -67,8 +99,8 @@ class FrozenBackbone(nn.Module):
             float32 (images, dim).
         """
         pixels = normalize(images, self.preprocessing.mean, self.preprocessing.std)
-        features: Tensor = self.network(pixels)
-        return features.float()
+        features: Tensor = self.network(pixels).float()
+        return features if self.whitening is None else self.whitening(features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +165,6 @@ def build_backbone(backbone: str, state: Mapping[str, Tensor], preprocessing: Pr
     network = _empty_network(backbone)
     wanted = set(network.state_dict())
     _load(network, {key: value for key, value in _upgraded(state).items() if key in wanted or not key.lower().startswith("aux")}, state)
-    if hasattr(network, "transform_input"):
-        network.transform_input = False  # normalisation is ours: the weights' mean and deviation
     return FrozenBackbone(network.to(memory_format=torch.channels_last), preprocessing)  # type: ignore[call-overload]
 
 
@@ -151,11 +181,12 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parts = ("norm", "relu", "conv")
     renamed = {}
     for key, value in state.items():
+        name = key
         if "denselayer" in key:
             for part in parts:
                 for digit in ("1", "2"):
-                    key = key.replace(f".{part}.{digit}.", f".{part}{digit}.")
-        renamed[key] = value
+                    name = name.replace(f".{part}.{digit}.", f".{part}{digit}.")
+        renamed[name] = value
     return renamed
 
 
@@ -164,7 +195,7 @@ def _empty_network(backbone: str) -> nn.Module:
         raise KeyError(backbone)
     options: dict[str, Any] = {"weights": None}
     if backbone in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": True}
+        options |= {"aux_logits": False, "init_weights": True, "transform_input": False}  # normalisation is ours
     network: nn.Module = torchvision_models().get_model(backbone, **options)
     return network
 
@@ -181,28 +212,34 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
 
 def backbone_state(backbone: FrozenBackbone) -> dict[str, Tensor]:
     """The network's tensors, as :func:`build_backbone` takes them back (without the head, which is gone)."""
-    return {key: value.detach().cpu().contiguous() for key, value in backbone.network.state_dict().items()}
+    state = backbone.network.state_dict()
+    if backbone.whitening is not None:
+        state |= {f"whitening.{key}": value for key, value in backbone.whitening.state_dict().items()}
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 
 def build_headless(backbone: str, state: Mapping[str, Tensor], preprocessing: Preprocessing) -> FrozenBackbone:
     """Like :func:`build_backbone`, for a state from :func:`backbone_state`: the head's tensors may be missing, no others."""
     frozen = FrozenBackbone(_empty_network(backbone).to(memory_format=torch.channels_last), preprocessing)  # type: ignore[call-overload]
-    if hasattr(frozen.network, "transform_input"):
-        frozen.network.transform_input = False
-    _load(frozen.network, state, state)
+    whitening = {key.removeprefix("whitening."): value for key, value in state.items() if key.startswith("whitening.")}
+    _load(frozen.network, {key: value for key, value in state.items() if not key.startswith("whitening.")}, state)
+    if whitening:
+        frozen.whitening = Whitening(len(whitening["mean"])).requires_grad_(False)
+        frozen.whitening.load_state_dict(whitening)
     return frozen
 
 
 @torch.no_grad()
 def calibrate(backbone: FrozenBackbone, batches: Iterable[Tensor]) -> None:
-    """Give random weights the BatchNorm statistics of real photographs; without them deep random networks overflow.
+    """Give random weights the BatchNorm statistics of real photographs, and whitened features.
 
-    In training mode each layer normalises by its own batch, so that one pass sets all layers; the statistics are plain means
-    over the batches. A network without BatchNorm stays as it is.
+    Without the statistics deep random networks overflow. In training mode each layer normalises by its own batch, so that one
+    pass sets all layers; the statistics are plain means over the batches. A second pass finds the axes of :class:`Whitening`.
 
     Args:
         batches: uint8 (images, crop, crop, 3), at least one.
     """
+    batches = list(batches)
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [norm.momentum for norm in norms]
     for norm in norms:
@@ -214,6 +251,9 @@ def calibrate(backbone: FrozenBackbone, batches: Iterable[Tensor]) -> None:
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
     backbone.train(False)
+    sample = torch.cat([backbone(batch) for batch in batches])
+    backbone.whitening = Whitening(sample.shape[1]).requires_grad_(False)
+    backbone.whitening.calibrate(sample)
 
 
 class BiasCorrectedBatchNorm1d(nn.BatchNorm1d):
@@ -271,4 +311,3 @@ def with_crop(info: WeightsInfo, *, size: int, mode: str, filter: str) -> Prepro
 def random_info(size: int) -> WeightsInfo:
     """What random weights want: 7/8 of the shards' size (224 of 256), ImageNet's usual mean and deviation."""
     return WeightsInfo(name="random", crop=size * 7 // 8, mean=RANDOM_MEAN, std=RANDOM_STD)
-

@@ -38,15 +38,15 @@ def _declare_missing_operators() -> None:
     for library in Path(spec.submodule_search_locations[0]).glob("_C.*"):
         if library.suffix in (".so", ".pyd", ".dylib"):
             try:
-                torch.ops.load_library(str(library))
+                torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
             except OSError:
                 continue
             return
     # "FRAGMENT" adds to a namespace that something else may have opened; the library object must outlive the declarations.
-    fragment = torch.library.Library("torchvision", "FRAGMENT")
+    fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            fragment.define(name + schema)
+            fragment.define(name + schema)  # type: ignore[no-untyped-call]
     _kept.append(fragment)
 
 

@@ -197,7 +197,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and its unpickler raise many kinds for strangers' bytes
-        raise InputError(f"{path}: not a file of weights ({str(error).splitlines()[0][:200]}). A .pth or .safetensors state dict is wanted.") from None
+        raise InputError(
+            f"{path}: not a file of weights ({str(error).splitlines()[0][:200]}). A .pth or .safetensors state dict is wanted."
+        ) from None
     if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path}: not a state dict (names to tensors). Save the network's state_dict() and give that file.")
     return state
@@ -227,7 +229,7 @@ def _read_kept(path: Path, backbone: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             made_for = (file.metadata() or {}).get("backbone")
-            state = {key: file.get_tensor(key) for key in file.keys()}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError:
         raise DamageError(f"{path}: the random backbone's weights are missing; without them the features have no meaning.") from None
     except (SafetensorError, OSError) as error:

@@ -136,7 +136,7 @@ class FeatureSource:
         self.feature_dim: int | None = file.dim
         self.features = torch.from_numpy(np.array(file.features[:, 0]))
 
-    def images(self, order: Order, start: int, stop: int, draws: NDArray[np.float64]) -> Tensor:
+    def images(self, order: Order, start: int, stop: int, draws: NDArray[np.float64]) -> Tensor:  # noqa: ARG002 - views are not drawn yet
         return self.features[torch.from_numpy(order.image_rows[start:stop])]
 
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from shards.errors import CapstreamError, DamageError, InputError, MismatchError
 from shards.features import FeatureFile, Provenance, feature_path, open_features, write_features
 from shards.manifest import SPLIT_NAME, Sample, Shard, Split, library_versions, open_split, read_dataset_file
 
-CALIBRATION_IMAGES = 256
+CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
 VIEWS = ("center",)
 
@@ -117,9 +118,7 @@ def calibration_batches(split: Split, crop: int) -> Iterator[Tensor]:
         yield center_crop(torch.stack(pixels[start : start + CALIBRATION_BATCH]), crop)
 
 
-def _cache_split(
-    split: Split, out: Path, network: Network, frozen: FrozenBackbone, dim: int, batch_size: int, *, quiet: bool
-) -> CacheSummary:
+def _cache_split(split: Split, out: Path, network: Network, frozen: FrozenBackbone, dim: int, batch_size: int, *, quiet: bool) -> CacheSummary:
     target = feature_path(out, split.name)
     provenance = Provenance(
         backbone=network.backbone,
@@ -168,16 +167,14 @@ def _part_is_whole(part: Path, shard: Shard, provenance: Provenance) -> bool:
     return asdict(there.provenance) == asdict(provenance) and there.table.keys == tuple(s.key for s in shard.sidecar.samples)
 
 
-def _shard_features(
-    shard: Shard, frozen: FrozenBackbone, dim: int, batch_size: int, progress: Progress
-) -> tuple[NDArray[np.float16], CaptionTable]:
+def _shard_features(shard: Shard, frozen: FrozenBackbone, dim: int, batch_size: int, progress: Progress) -> tuple[NDArray[np.float16], CaptionTable]:
     """All features of one shard, float16 (images, 1, dim), and its captions."""
     device = next(frozen.parameters()).device
     crop = frozen.preprocessing.crop
     samples = list(shard_samples(shard))
     batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
 
-    def decode(batch: list[tuple[Sample, bytes, object]]) -> Tensor:
+    def decode(batch: list[tuple[Sample, bytes, dict[str, Any]]]) -> Tensor:
         pixels = [decode_sample(shard, sample.key, jpeg) for sample, jpeg, _ in batch]
         return center_crop(torch.from_numpy(np.stack(pixels)), crop)
 
@@ -203,7 +200,8 @@ def half_features(frozen: FrozenBackbone, images: Tensor, names: Sequence[str]) 
         raise DamageError(
             f"{name}: the network's features are not finite in float16. The weights do not suit this network or its input; take other --weights."
         )
-    return features.numpy()
+    rows: NDArray[np.float16] = features.numpy()
+    return rows
 
 
 def check_made_from(features: FeatureFile, split: Split) -> None:

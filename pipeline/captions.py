@@ -116,7 +116,7 @@ def _check_coco(path: Path, content: Any) -> None:
         for position, entry in enumerate(entries):
             for field, kind in fields:
                 value = entry.get(field) if isinstance(entry, dict) else None
-                if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and not -(2**63) <= value < 2**63):
+                if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
                     shown = repr(value if isinstance(entry, dict) else entry)[:80]
                     raise InputError(
                         f"{path}: not a COCO caption file: {section}[{position}].{field} should be of type {kind.__name__}, found {shown}. {hint}"

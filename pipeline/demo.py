@@ -30,7 +30,15 @@ from shards.features import feature_path, open_features
 
 IMAGES = 4000
 BACKBONES = {"random": "alexnet", "pretrained": "resnet152"}
-SETTINGS: dict[str, Any] = {"epochs": 8, "batch_size": 128, "lr": 3e-3, "schedule": "cosine", "embedding_dim": 128, "hidden_dim": 256, "min_count": 1}
+SETTINGS: dict[str, Any] = {
+    "epochs": 10,
+    "batch_size": 128,
+    "lr": 3e-3,
+    "schedule": "cosine",
+    "embedding_dim": 128,
+    "hidden_dim": 256,
+    "min_count": 1,
+}
 RAW_STEPS = 6
 PICTURES = 12
 PARTS = ("synth", "shards", "features", "run", "raw", "vocab.json", "scores.json", "captions.png")

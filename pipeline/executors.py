@@ -4,6 +4,7 @@ A task is a module-level function with picklable arguments and a small result. R
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -49,8 +50,8 @@ def run_tasks(function: Callable[[*Args], R], tasks: Sequence[tuple[*Args]], *, 
         remaining = iter(tasks)
         while True:
             # A window of tasks in flight, so that a million tasks are not a million futures.
-            while len(waiting) < 4 * workers and (task := next(remaining, None)) is not None:
-                waiting.append(pool.submit(function, *task))
+            room = 4 * workers - len(waiting)
+            waiting.extend(pool.submit(function, *task) for task in itertools.islice(remaining, room))
             if not waiting:
                 break
             yield waiting.pop(0).result()

@@ -75,4 +75,5 @@ class Progress:
         left = (self.total - self.done) / max(self.rate, 1e-9)
         note = f", {self.note}" if self.note else ""
         text = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.1f} {self.unit}/s, {left:,.0f} s left{note}"
-        print(text, file=sys.stderr, flush=True)
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()

@@ -1,7 +1,7 @@
 """The run directory: what a training was, where it stands, and all that captioning needs of it.
 
-    config.json  vocab.json  metrics.jsonl  events.out.tfevents.*  backbone.safetensors (random weights only)
-    checkpoints/step-00000048/{model.safetensors, training.pt, state.json}    latest.json
+config.json  vocab.json  metrics.jsonl  events.out.tfevents.*  backbone.safetensors (random weights only)
+checkpoints/step-00000048/{model.safetensors, training.pt, state.json}    latest.json
 """
 
 import json
@@ -59,7 +59,6 @@ class TrainConfig:
             raise InputError(f"--schedule {self.schedule}: must be constant or cosine.")
         if self.augment not in ("tutorial", "none"):
             raise InputError(f"--augment {self.augment}: must be tutorial or none.")
-
 
     def lr_at(self, step: int, total: int) -> float:
         """The learning rate of step ``step`` (from 0) of ``total``; cosine falls from ``lr`` to 0 (Loshchilov and Hutter, 2017, without restarts)."""
@@ -182,7 +181,7 @@ def find_checkpoint(folder: Path) -> tuple[Path, Position, list[str]]:
         InputError: There is none at all.
         DamageError: All are damaged.
     """
-    notes = []
+    notes: list[str] = []
     for candidate in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
         try:
             return candidate, _check_checkpoint(candidate), notes

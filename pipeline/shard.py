@@ -7,7 +7,7 @@ work for certainty: each run checks the digest of every shard that is already th
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ MAX_SIZE = 4096
 class ShardConfig:
     """What decides a shard's bytes, beside the input: the pixels' size, the JPEG quality, the tokenizer."""
 
-    resize: Resize = Resize()
+    resize: Resize = field(default_factory=Resize)
     quality: int = 95
 
     def __post_init__(self) -> None:
@@ -123,8 +123,7 @@ def write_shards(
     with exclusive(out, split, f"writing split {split!r}"):
         _check_same(out, split, config, plan)
         _sweep(out, split, shards=-(-len(records) // shard_size) or 1)
-        summary = _write_split(images, records, plan_rejects, out, split, config, shard_size, workers, plan, quiet=quiet)
-    return summary
+        return _write_split(images, records, plan_rejects, out, split, config, shard_size, workers, plan, quiet=quiet)
 
 
 def check_out(out: Path) -> None:
@@ -156,7 +155,7 @@ def _check_same(out: Path, split: str, config: ShardConfig, plan: dict[str, Any]
         differing = _differences({key: dataset.splits[split].get(key) for key in plan}, plan)
         if differing:
             raise MismatchError(
-                f"{out}: split {split!r} was made from other input: {differing}. Choose another --split or --out, or delete the folder to make it anew."
+                f"{out}: split {split!r} was made from other input: {differing}. Choose another --split or --out, or delete the folder."
             )
 
 
@@ -217,9 +216,7 @@ def _write_split(
     return summary
 
 
-def _commit_split(
-    out: Path, split: str, config: ShardConfig, plan: dict[str, Any], summary: ShardSummary, sidecars: Sequence[Sidecar]
-) -> None:
+def _commit_split(out: Path, split: str, config: ShardConfig, plan: dict[str, Any], summary: ShardSummary, sidecars: Sequence[Sidecar]) -> None:
     known = read_dataset_file(out).splits if (out / DATASET_FILE).is_file() else {}
     entry = {
         **plan,
@@ -327,4 +324,3 @@ def _tar_records(
             jpeg,
             {"image_id": record.image_id, "file_name": record.file_name, "width": image.width, "height": image.height, "captions": captions},
         )
-

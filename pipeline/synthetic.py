@@ -99,7 +99,7 @@ def named_pairs(captions: Iterable[str]) -> set[tuple[str, str]]:
 
 def random_scene(rng: np.random.Generator) -> Scene:
     """Draw what a scene holds. Two groups never share both colour and shape."""
-    relation: Relation = ("alone", "alone", "above", "above", "inside")[int(rng.integers(5))]  # type: ignore[assignment]
+    relation: Relation = ("alone", "alone", "above", "above", "inside")[int(rng.integers(5))]
     kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     first, second = (kinds[int(i)] for i in rng.choice(len(kinds), 2, replace=False))
 
@@ -270,9 +270,7 @@ def coco_json(samples: list[tuple[int, tuple[int, int], list[str]]], *, seed: in
     return {
         "info": {"description": f"Capstream's drawn scenes, {split} split, seed {seed}", "version": "1"},
         "licenses": [],
-        "images": [
-            {"id": index + 1, "file_name": file_name(index), "width": width, "height": height} for index, (width, height), _ in samples
-        ],
+        "images": [{"id": index + 1, "file_name": file_name(index), "width": width, "height": height} for index, (width, height), _ in samples],
         "annotations": [
             {"id": (index + 1) * 10 + position, "image_id": index + 1, "caption": caption}
             for index, _, captions in samples

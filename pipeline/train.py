@@ -50,7 +50,7 @@ LOG_EVERY = 10
 MAY_CHANGE = ("epochs", "checkpoint_every")
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error
     """Ctrl-C was pressed; everything up to now is saved."""
 
 
@@ -201,7 +201,10 @@ def train(
             data = open_cached(features)
         else:
             assert shards is not None
-            chosen = (backbone or (stored.network.backbone if stored else "resnet152"), weights or (stored.network.weights if stored else "IMAGENET1K_V1"))
+            chosen = (
+                backbone or (stored.network.backbone if stored else "resnet152"),
+                weights or (stored.network.weights if stored else "IMAGENET1K_V1"),
+            )
             data = open_raw(shards, out, backbone=chosen[0], weights=chosen[1], augment=config.augment, device=torch_device)
         if stored is not None:
             vocabulary = stored_vocabulary
@@ -266,7 +269,9 @@ def _check_resumable(out: Path, stored: RunConfig, data: Data, vocabulary: Vocab
     ]
     for name, there, now in sides:
         if there != now:
-            raise MismatchError(f"{out}: this run was started with another {name}: {there} there, {now} now. Resume it with what it was started with.")
+            raise MismatchError(
+                f"{out}: this run was started with another {name}: {there} there, {now} now. Resume it with what it was started with."
+            )
 
 
 def _keep_weights(features: Path, out: Path) -> None:
@@ -282,7 +287,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether Ctrl-C was pressed: a step is finished first. A second Ctrl-C ends at once."""
     pressed = False
 
-    def remember(number: int, frame: FrameType | None) -> None:
+    def remember(_number: int, _frame: FrameType | None) -> None:
         nonlocal pressed
         if pressed:
             raise KeyboardInterrupt
@@ -306,7 +311,8 @@ def _train(
     torch.manual_seed(settings.seed)
     captioner = Captioner(config.decoder).to(device)
     optimizer = torch.optim.Adam(captioner.parameters(), lr=settings.lr)
-    position, notes = Position(epoch=0, step_in_epoch=0, step=0), []
+    notes: list[str] = []
+    position = Position(epoch=0, step_in_epoch=0, step=0)
     if (out / "checkpoints").is_dir() and any((out / "checkpoints").glob("step-*")):
         path, position, notes = find_checkpoint(out)
         load_model(path, captioner)
@@ -346,7 +352,7 @@ def _train(
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 optimizer.zero_grad()
-                step_loss, tokens = captioner(features_of(batch), batch.unit_rows, batch.tokens, batch.caption_lengths)
+                step_loss, _ = captioner(features_of(batch), batch.unit_rows, batch.tokens, batch.caption_lengths)
                 step_loss.backward()
                 optimizer.step()
                 position = Position(epoch=position.epoch, step_in_epoch=position.step_in_epoch + 1, step=position.step + 1)
@@ -455,7 +461,7 @@ class MetricsLog:
         with committed_file(path) as file:
             file.writelines(kept)
         self._file = path.open("ab")
-        self._events = SummaryWriter(str(out), purge_step=step + 1)  # type: ignore[no-untyped-call]
+        self._events = SummaryWriter(str(out), purge_step=step + 1)
 
     def write(self, line: dict[str, float | int]) -> None:
         """Add one line."""
@@ -463,11 +469,11 @@ class MetricsLog:
         self._file.flush()
         for name, value in line.items():
             if name not in ("step", "epoch"):
-                self._events.add_scalar(name, value, line["step"])  # type: ignore[no-untyped-call]
+                self._events.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()  # type: ignore[no-untyped-call]
+        self._events.close()
 
 
 @torch.inference_mode()
@@ -506,4 +512,3 @@ def _val_loss(captioner: Captioner, batches: list[CaptionBatch]) -> float:
         loss, count = captioner(batch.images, batch.unit_rows, batch.tokens, batch.caption_lengths)
         total, tokens = total + float(loss) * count, tokens + count
     return total / max(tokens, 1)
-

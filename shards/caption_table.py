@@ -73,9 +73,9 @@ class CaptionTable:
             raise ValueError("offsets do not span the tokens")
         if (np.diff(self.offsets) < 0).any() or (np.diff(self.image_rows) < 0).any():
             raise ValueError("offsets or image rows out of order")
-        if len(self.tokens) and not (0 <= self.tokens.min() and self.tokens.max() < len(self.words)):
+        if len(self.tokens) and not (self.tokens.min() >= 0 and self.tokens.max() < len(self.words)):
             raise ValueError("a token outside the words")
-        if captions and not (0 <= self.image_rows[0] and self.image_rows[-1] < images):
+        if captions and not (self.image_rows[0] >= 0 and self.image_rows[-1] < images):
             raise ValueError("a caption of no image")
         if (self.shard_images < 0).any() or int(self.shard_images.sum()) != images:
             raise ValueError("shard sizes do not add up to the images")

@@ -114,10 +114,10 @@ def write_features(path: Path, features: Iterable[NDArray[np.float16]], *, dim: 
         crc = _BlockCrc()
         row = 0
         for part in features:
-            part = np.ascontiguousarray(part, dtype="<f2")
-            target[row : row + len(part)] = part
-            crc.update(part.tobytes())
-            row += len(part)
+            rows = np.ascontiguousarray(part, dtype="<f2")
+            target[row : row + len(rows)] = rows
+            crc.update(rows.tobytes())
+            row += len(rows)
         if row != table.images:
             raise ValueError(f"{row} rows of features for {table.images} images")
         file["crc32/features"] = crc.finish()
@@ -256,7 +256,7 @@ def _map_features(path: Path, dataset: h5py.Dataset, *, views: int) -> NDArray[n
 
 def _check_blocks(name: str, data: NDArray[Any], listed: h5py.Dataset) -> None:
     raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-    found = _BlockCrc().update(memoryview(raw)).finish()
+    found = _BlockCrc().update(raw.data).finish()
     expected = listed[:]
     if len(found) != len(expected):
         raise ValueError(f"/{name} has {len(found)} blocks, {len(expected)} are listed")
@@ -281,9 +281,9 @@ def check_same_network(first: FeatureFile, second: FeatureFile) -> None:
 
 def check_network(first_name: str, first: dict[str, Any], second_name: str, second: dict[str, Any]) -> None:
     """Like :func:`check_same_network`, on :meth:`Provenance.network` alone."""
-    for key in first:
-        if first[key] != second.get(key):
+    for key, value in first.items():
+        if value != second.get(key):
             raise MismatchError(
-                f"{first_name} and {second_name} do not belong together: {key} is {first[key]!r} in the first, {second.get(key)!r} in "
+                f"{first_name} and {second_name} do not belong together: {key} is {value!r} in the first, {second.get(key)!r} in "
                 "the second. Cache both with the same backbone, weights and size."
             )

@@ -65,9 +65,7 @@ class Sidecar:
 
     def content(self) -> dict[str, Any]:
         """As JSON; samples are written as short rows: key, captions, then offset, size and CRC-32 of the JPEG and of the JSON."""
-        rows = [
-            [s.key, s.captions, s.jpg.offset, s.jpg.size, s.jpg.crc32, s.json.offset, s.json.size, s.json.crc32] for s in self.samples
-        ]
+        rows = [[s.key, s.captions, s.jpg.offset, s.jpg.size, s.jpg.crc32, s.json.offset, s.json.size, s.json.crc32] for s in self.samples]
         return {
             "format_version": FORMAT_VERSION,
             "split": self.split,

@@ -1,0 +1,374 @@
+"""How much faster is training from cached features, and after how many epochs has making the cache paid?
+
+Three ways of training the same captioner on the same captions, taken in turns (A B C A B C ...), so that a machine that slows down
+slows all three:
+
+    A  the tutorial's way, written here as it is usually written: a folder of resized JPEGs, one Dataset item per caption, decoded
+       and tokenized by DataLoader workers, and the frozen network run at every step;
+    B  Capstream from raw shards: decoding in threads, pixels as uint8, and the frozen network run at every step;
+    C  Capstream from a feature file: no image is decoded and no network runs.
+
+Beside them, once: the pass that makes the feature file.
+
+What it trades: a few steps stand for an epoch. Batches that were decoded ahead during the untimed first step serve the timed ones,
+in A and B alike: where decoding and not the network is the slow part (a GPU), give more --raw-steps. Random weights are as
+fast as trained ones. A's epochs on real data also wait for a disk that a few hundred images in memory never touch.
+
+    python -m benchmarks.raw_vs_cached --out benchmarks/results
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benchmarks/raw_vs_cached.py`
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from model.decoder import Captioner, DecoderConfig
+from model.encoder import feature_dim
+from model.preprocessing import Preprocessing
+from model.vocabulary import END, START, Vocabulary
+from pipeline.backbones import KEPT_FILE, open_backbone, pick_device, reopen_backbone
+from pipeline.batches import CaptionBatch, Encoded, ShardSource, Source, batch_bounds, to_device, training_batches
+from pipeline.cache_features import cache_features, calibration_batches
+from pipeline.executors import default_workers
+from pipeline.reading import shard_samples
+from pipeline.shard import ShardConfig, write_shards
+from pipeline.synthetic import synthesize
+from pipeline.train import open_cached
+from pipeline.vocab import vocabulary_of
+from shards.atomic import committed_file, write_json
+from shards.caption_table import table_of_split
+from shards.manifest import Split, library_versions, open_split
+
+EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT = 256, 512, 1e-3, 4  # the tutorial's
+WAYS = {"A": "A: tutorial, JPEG folder", "B": "B: raw shards", "C": "C: cached features"}
+Steps = Generator[tuple[int, int], None, None]  # each next() trains one step and gives (images, captions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The command line."""
+
+    dataset: str = "synth"
+    synth_images: int = 600
+    images: Path | None = None
+    captions: Path | None = None
+    backbone: str = "resnet152"
+    weights: str = "random"
+    device: str = "auto"
+    batch_size: int = 128
+    num_workers: int = 2
+    raw_steps: int = 2
+    cached_steps: int = 20
+    repeats: int = 3
+    epoch_captions: int = 414_113  # COCO train2014
+    epoch_images: int = 82_783
+    out: Path | None = None
+
+
+HELP = {
+    "dataset": "data to draw where --images is not given (only synth)",
+    "synth_images": "scenes to draw; every tenth is left out",
+    "images": "folder of photographs",
+    "captions": "COCO caption file of --images",
+    "weights": "random (seeded), a published name, or a path",
+    "batch_size": "captions per step",
+    "num_workers": "DataLoader workers of A",
+    "raw_steps": "timed steps per measurement of A and B",
+    "cached_steps": "timed steps per measurement of C",
+    "epoch_captions": "captions of the epoch that seconds are scaled to",
+    "epoch_images": "images that the caching pass is scaled to",
+    "out": "folder for a dated JSON and Markdown report",
+}
+
+
+def parse(argv: Sequence[str] | None) -> Settings:
+    parser = argparse.ArgumentParser(description="Raw against cached training.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for option in fields(Settings):
+        kind: Callable[[str], Any] = Path if option.default is None else type(option.default)
+        parser.add_argument("--" + option.name.replace("_", "-"), type=kind, default=option.default, help=HELP.get(option.name, option.name))
+    settings = Settings(**vars(parser.parse_args(argv)))
+    if settings.dataset != "synth" or (settings.images is None) != (settings.captions is None):
+        parser.error("give --dataset synth, or both --images DIR and --captions FILE")
+    if settings.batch_size < 2 or min(settings.raw_steps, settings.cached_steps, settings.repeats) < 1 or settings.num_workers < 0:
+        parser.error("--batch-size must be at least 2, steps and --repeats at least 1, --num-workers at least 0")
+    return settings
+
+
+class JpegFolder(Dataset[tuple[Tensor, Tensor]]):
+    """A: item c is caption c with its image: decoded, randomly cropped and flipped, normalised, tokenized."""
+
+    def __init__(self, folder: Path, captions: list[tuple[str, str]], vocabulary: Vocabulary, preprocessing: Preprocessing) -> None:
+        self.folder, self.captions, self.vocabulary, self.crop = folder, captions, vocabulary, preprocessing.crop
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        from nltk.tokenize import word_tokenize
+
+        name, caption = self.captions[index]
+        with Image.open(self.folder / name) as file:
+            pixels = torch.from_numpy(np.array(file.convert("RGB")))
+        top, left = (int(torch.randint(side - self.crop + 1, ())) for side in pixels.shape[:2])
+        pixels = pixels[top : top + self.crop, left : left + self.crop]
+        if torch.rand(()) < 0.5:
+            pixels = pixels.flip(1)
+        image = (pixels.permute(2, 0, 1).contiguous().float() / 255 - self.mean) / self.std
+        words = [START, *word_tokenize(caption.lower(), preserve_line=True), END]
+        return image, torch.tensor([self.vocabulary.id(word) for word in words])
+
+
+def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, list[int]]:
+    """Longest caption first: float32 (captions, 3, crop, crop), int64 (captions, longest), lengths."""
+    items.sort(key=lambda item: len(item[1]), reverse=True)
+    tokens = nn.utils.rnn.pad_sequence([ids for _, ids in items], batch_first=True)
+    return torch.stack([image for image, _ in items]), tokens, [len(ids) for _, ids in items]
+
+
+class TutorialCaptioner(nn.Module):
+    """A: Linear + BatchNorm1d, and the LSTM over the image and the words."""
+
+    def __init__(self, features: int, vocabulary: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(features, EMBEDDING), nn.BatchNorm1d(EMBEDDING, momentum=0.01)
+        self.embedding, self.lstm = nn.Embedding(vocabulary, EMBEDDING), nn.LSTM(EMBEDDING, HIDDEN, batch_first=True)
+        self.output = nn.Linear(HIDDEN, vocabulary)
+
+    def forward(self, features: Tensor, tokens: Tensor, lengths: list[int]) -> Tensor:
+        # (captions, 1 + longest, embedding): the image comes first; packing leaves the last word out.
+        inputs = torch.cat([self.norm(self.linear(features)).unsqueeze(1), self.embedding(tokens)], dim=1)
+        hidden, _ = self.lstm(pack_padded_sequence(inputs, lengths, batch_first=True))
+        scores: Tensor = self.output(hidden.data)
+        return scores
+
+
+def tutorial_steps(data: JpegFolder, network: nn.Module, captioner: TutorialCaptioner, device: torch.device, s: Settings, seed: int) -> Steps:
+    """A: train without end, epoch after epoch."""
+    shuffle = torch.Generator().manual_seed(seed)
+    loader = DataLoader(data, s.batch_size, shuffle=True, num_workers=s.num_workers, collate_fn=collate, drop_last=True, generator=shuffle)
+    optimizer = torch.optim.Adam(captioner.parameters(), lr=LEARNING_RATE)
+    criterion = nn.CrossEntropyLoss()
+    while True:
+        for images, tokens, lengths in loader:
+            inputs, words = images.to(device), tokens.to(device)
+            targets = pack_padded_sequence(words, lengths, batch_first=True).data
+            with torch.no_grad():
+                features = network(inputs)
+            loss = criterion(captioner(features, words, lengths), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield len(images), len(lengths)
+
+
+def our_steps(
+    source: Source,
+    encoded: Encoded,
+    features_of: Callable[[CaptionBatch], Tensor],
+    captioner: Captioner,
+    device: torch.device,
+    s: Settings,
+    seed: int,
+) -> Steps:
+    """B and C: train without end, as ``pipeline.train`` does, on whole batches."""
+    optimizer = torch.optim.Adam(captioner.parameters(), lr=LEARNING_RATE)
+    for epoch in count():
+        for read in training_batches(source, encoded, seed=seed, epoch=epoch, batch_size=s.batch_size):
+            if len(read.captions) != s.batch_size:
+                continue
+            batch = to_device(read, device)
+            optimizer.zero_grad()
+            loss, _ = captioner(features_of(batch), batch.unit_rows, batch.tokens, batch.caption_lengths)
+            loss.backward()
+            optimizer.step()
+            yield len(batch.images), len(batch.captions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Some timed steps of one way."""
+
+    way: str
+    images: int
+    captions: int
+    seconds: float
+
+
+def measure(way: str, stream: Steps, steps: int, device: torch.device) -> Measurement:
+    """Time ``steps`` steps after one that is not timed."""
+    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    next(stream)
+    wait()
+    started = time.perf_counter()
+    done = list(islice(stream, steps))
+    wait()
+    seconds = time.perf_counter() - started
+    stream.close()
+    return Measurement(way=way, images=sum(step[0] for step in done), captions=sum(step[1] for step in done), seconds=seconds)
+
+
+def prepare_shards(folder: Path, s: Settings) -> Split:
+    """The data as a shard dataset."""
+    images, captions = s.images, s.captions
+    if images is None or captions is None:
+        synthesize(folder / "drawn", images=s.synth_images)
+        images, captions = folder / "drawn" / "images", folder / "drawn" / "captions_train.json"
+    write_shards(images=images, captions=captions, out=folder / "shards", config=ShardConfig(), workers=default_workers())
+    return open_split(folder / "shards", "train")
+
+
+def unpack(split: Split, folder: Path) -> list[tuple[str, str]]:
+    """The very same resized JPEGs as plain files, for A; returns (file name, caption) pairs."""
+    folder.mkdir()
+    pairs = []
+    for shard in split.shards:
+        for sample, jpeg, record in shard_samples(shard):
+            name = f"{sample.key}.jpg"
+            (folder / name).write_bytes(jpeg)
+            pairs.extend((name, caption["text"]) for caption in record["captions"])
+    return pairs
+
+
+def run(s: Settings, folder: Path) -> dict[str, Any]:
+    """Prepare, measure, and return the report as JSON."""
+    device = pick_device(s.device)
+    split = prepare_shards(folder, s)
+    table = table_of_split(split)
+    if all(stop - start != s.batch_size for start, stop in batch_bounds(table.captions, s.batch_size)):
+        sys.exit(f"--batch-size {s.batch_size}: there is no batch of this size in {table.captions} captions.")
+    vocabulary = vocabulary_of(table, min_count=MIN_COUNT).vocabulary
+
+    kept = folder / "features" / KEPT_FILE
+    network, frozen = open_backbone(
+        backbone=s.backbone, weights=s.weights, resize=split.config["resize"], kept=kept, sample=lambda crop: calibration_batches(split, crop)
+    )
+    started = time.perf_counter()
+    cache_features(shards=split.folder, out=kept.parent, splits=["train"], backbone=s.backbone, weights=s.weights, device=s.device)
+    cache_seconds = time.perf_counter() - started
+
+    torch.manual_seed(0)
+    frozen.to(device)
+    # A's network has the same weights in torch's default memory layout.
+    plain = reopen_backbone(network, kept=kept).network.to(device=device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    jpegs = JpegFolder(folder / "jpegs", unpack(split, folder / "jpegs"), vocabulary, network.preprocessing)
+    tutorial = TutorialCaptioner(feature_dim(frozen), len(vocabulary)).to(device)
+    sizes = DecoderConfig(feature_dim=feature_dim(frozen), vocabulary_size=len(vocabulary), embedding_dim=EMBEDDING, hidden_dim=HIDDEN)
+    raw_captioner, cached_captioner = Captioner(sizes).to(device), Captioner(sizes).to(device)
+    encoded = Encoded(table, vocabulary)
+    shards, features = ShardSource(split, table, network.preprocessing, "tutorial"), open_cached(kept.parent).source
+
+    done = []
+    for seed in range(s.repeats):
+        streams = {
+            "A": tutorial_steps(jpegs, plain, tutorial, device, s, seed),
+            "B": our_steps(shards, encoded, lambda batch: frozen(batch.images).half(), raw_captioner, device, s, seed),
+            "C": our_steps(features, encoded, lambda batch: batch.images, cached_captioner, device, s, seed),
+        }
+        done += [measure(way, stream, s.cached_steps if way == "C" else s.raw_steps, device) for way, stream in streams.items()]
+    return summarize(s, done, split.images, table.captions, len(vocabulary), cache_seconds) | {"machine": machine(device)}
+
+
+def summarize(s: Settings, done: Sequence[Measurement], images: int, captions: int, words: int, cache_seconds: float) -> dict[str, Any]:
+    """Medians with their spread, ratios of medians, and what an epoch and the cache cost."""
+    ways = {}
+    for way in WAYS:
+        mine = [m for m in done if m.way == way]
+        rates = {"images_per_second": [m.images / m.seconds for m in mine], "captions_per_second": [m.captions / m.seconds for m in mine]}
+        rates["seconds_per_epoch"] = [s.epoch_captions / rate for rate in rates["captions_per_second"]]
+        ways[way] = {name: {"median": statistics.median(v), "min": min(v), "max": max(v)} for name, v in rates.items()}
+    epoch = {way: ways[way]["seconds_per_epoch"]["median"] for way in WAYS}
+    caching = cache_seconds / images * s.epoch_images
+    shown = {name: value for name, value in asdict(s).items() if name not in ("images", "captions", "out")}
+    return {
+        "date": date.today().isoformat(),
+        "settings": shown | {"dataset": "synth" if s.images is None else s.images.name},
+        "data": {"images": images, "captions": captions, "vocabulary": words},
+        "ways": ways,
+        "caching": {"seconds": cache_seconds, "images_per_second": images / cache_seconds, "seconds_scaled": caching},
+        "times_faster": {f"{a} over {b}": epoch[b] / epoch[a] for a, b in ("BA", "CA", "CB")},
+        "break_even_epochs": {f"against {way}": caching / (epoch[way] - epoch["C"]) if epoch[way] > epoch["C"] else None for way in "AB"},
+        "measurements": [asdict(m) for m in done],
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were made on."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": default_workers(),
+        "torch_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "python": platform.python_version(),
+        **library_versions("torch", "torchvision", "pillow", "pillow-simd"),
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    s, data, faster, caching = report["settings"], report["data"], report["times_faster"], report["caching"]
+
+    def cell(value: dict[str, float], digits: int) -> str:
+        return f"{value['median']:,.{digits}f} ({value['min']:,.{digits}f} to {value['max']:,.{digits}f})"
+
+    def times(pair: str) -> str:
+        return f"{faster[pair]:,.2f}" if pair in faster else "1" if pair[0] == pair[-1] else ""
+
+    lines = [
+        f"# Raw against cached training, {s['backbone']}, {report['date']}",
+        "",
+        f"{s['dataset']}: {data['images']} images, {data['captions']} captions, {data['vocabulary']} words; weights {s['weights']}, batches of "
+        f"{s['batch_size']}. Median (min to max) of {s['repeats']} interleaved measurements of {s['raw_steps']} raw or {s['cached_steps']} cached steps, "
+        f"after one step each. An epoch is scaled to {s['epoch_captions']:,} captions, the caching pass to {s['epoch_images']:,} images.",
+        "",
+        "| Way | images/s | captions/s | seconds per epoch | times as fast as A | times as fast as B |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way, name in WAYS.items():
+        row = report["ways"][way]
+        cells = [cell(row["images_per_second"], 1), cell(row["captions_per_second"], 1), cell(row["seconds_per_epoch"], 1)]
+        lines.append(f"| {name} | {' | '.join(cells)} | {times(f'{way} over A')} | {times(f'{way} over B')} |")
+    lines.append(f"| Caching, once | {caching['images_per_second']:,.1f} | | {caching['seconds_scaled']:,.1f} in all | | |")
+    lines += ["", f"The caching pass took {caching['seconds']:.1f} s on this data.", ""]
+    for against, epochs in report["break_even_epochs"].items():
+        lines.append(f"- Break-even {against}: " + (f"after {epochs:.2f} epochs." if epochs is not None else "never; C is not faster."))
+    lines += ["", "Machine: " + "; ".join(f"{name} {value}" for name, value in report["machine"].items()) + ".", ""]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    settings = parse(argv)
+    with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
+        report = run(settings, Path(folder))
+    text = markdown(report)
+    print(text)
+    if settings.out is not None:
+        name = f"raw_vs_cached-{report['date']}"
+        write_json(settings.out / f"{name}.json", json.loads(json.dumps(report, default=str)))
+        with committed_file(settings.out / f"{name}.md") as file:
+            file.write(text.encode())
+    return report
+
+
+if __name__ == "__main__":
+    main()

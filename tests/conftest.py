@@ -1,0 +1,77 @@
+"""What tests share: the real data where it is there, and one small dataset, cached and trained once."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from cli import cli
+from pipeline.cache_features import cache_features
+from pipeline.images import Resize
+from pipeline.shard import ShardConfig, write_shards
+from pipeline.synthetic import synthesize
+from pipeline.train import train
+
+torch.set_num_threads(2)
+SMALL = ShardConfig(resize=Resize(size=64))
+TINY_MODEL = {"min_count": 1, "embedding_dim": 16, "hidden_dim": 32, "batch_size": 16}
+
+
+@dataclass(frozen=True)
+class Small:
+    """A drawn dataset of 36 train and 4 val images, its shards (64 pixels, 10 a shard), features and a run."""
+
+    source: Path
+    shards: Path
+    features: Path
+    run: Path
+
+
+def real_data() -> Path:
+    """The folder of real data; without it the test is skipped, or fails where CAPSTREAM_REQUIRE_DATA is set."""
+    folder = Path(os.environ.get("CAPSTREAM_DATA", "../shared/data")).resolve()
+    if not (folder / "coco-cc" / "captions.json").is_file():
+        message = f"the real data is not at {folder} (set CAPSTREAM_DATA)"
+        if os.environ.get("CAPSTREAM_REQUIRE_DATA"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    return real_data()
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    base = tmp_path_factory.mktemp("small")
+    made = Small(source=base / "synth", shards=base / "shards", features=base / "features", run=base / "run")
+    synthesize(made.source, images=40, seed=1)
+    for split in ("train", "val"):
+        shard_small(made.source, made.shards, split)
+    cache_features(shards=made.shards, out=made.features, backbone="resnet18", weights="random", device="cpu")
+    train(out=made.run, features=made.features, settings={**TINY_MODEL, "epochs": 2}, device="cpu")
+    return made
+
+
+def shard_small(source: Path, out: Path, split: str, *, workers: int = 1, shard_size: int = 10) -> None:
+    captions = source / f"captions_{split}.json"
+    write_shards(images=source / "images", captions=captions, out=out, split=split, config=SMALL, shard_size=shard_size, workers=workers)
+
+
+@pytest.fixture
+def run_cli() -> Callable[..., Result]:
+    """Run a command as a user would; anything but a clean exit code is an error with its traceback."""
+
+    def run(*args: object) -> Result:
+        result = CliRunner().invoke(cli, [str(arg) for arg in args])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run

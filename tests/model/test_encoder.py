@@ -1,0 +1,102 @@
+import pytest
+import torch
+from torch import nn
+
+from model.encoder import (
+    BiasCorrectedBatchNorm1d,
+    Projection,
+    backbone_state,
+    build_backbone,
+    build_headless,
+    calibrate,
+    feature_dim,
+    random_info,
+    random_state,
+    state_digest,
+    with_crop,
+)
+
+PREPROCESSING = with_crop(random_info(64), size=64, mode="squash", filter="lanczos")
+
+
+def photographs(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 56, 56, 3), dtype=torch.uint8, generator=generator)
+
+
+def test_frozen_buffers_never_move_whatever_calls_train() -> None:
+    frozen = build_backbone("resnet18", random_state("resnet18", seed=0), PREPROCESSING)
+    parent = nn.Sequential(frozen, nn.Linear(512, 2))
+    before = {key: value.clone() for key, value in frozen.state_dict().items()}
+    parent.train()
+    frozen.train(True)
+    optimizer = torch.optim.SGD([p for p in parent.parameters() if p.requires_grad], lr=1.0)
+    for seed in range(3):
+        parent(photographs(4, seed)).sum().backward()
+        optimizer.step()
+    assert not any(module.training for module in frozen.modules())
+    for key, value in frozen.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [("resnet18", 512), ("alexnet", 256), ("squeezenet1_1", 512), ("mobilenet_v3_small", 576), ("shufflenet_v2_x0_5", 1024), ("mnasnet0_5", 1280)],
+)
+def test_networks_of_every_kind_give_pooled_features_of_their_own_size(name: str, dim: int) -> None:
+    preprocessing = with_crop(random_info(128), size=128, mode="squash", filter="lanczos")
+    frozen = build_backbone(name, random_state(name, seed=0), preprocessing)
+    assert feature_dim(frozen) == dim
+
+
+def test_random_weights_are_seeded_and_leave_torchs_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = state_digest(random_state("resnet18", seed=3))
+    assert torch.equal(torch.rand(3), expected)
+    assert state_digest(random_state("resnet18", seed=3)) == first
+    assert state_digest(random_state("resnet18", seed=4)) != first
+
+
+def test_calibrated_random_features_are_finite_white_and_survive_being_kept() -> None:
+    frozen = build_backbone("resnet18", random_state("resnet18", seed=0), PREPROCESSING)
+    images = photographs(32)
+    calibrate(frozen, images.split(16))
+    features = frozen(images)
+    assert features.half().isfinite().all()
+    assert features.mean(dim=0).abs().max() < 1e-3
+    again = build_headless("resnet18", backbone_state(frozen), PREPROCESSING)
+    assert torch.equal(again(images), features)
+    assert not frozen.training
+
+
+def test_evaluation_statistics_are_right_after_a_few_steps() -> None:
+    torch.manual_seed(0)
+    norm = BiasCorrectedBatchNorm1d(4, momentum=0.01)
+    plain = nn.BatchNorm1d(4, momentum=0.01)
+    batches = [5.0 + 3.0 * torch.randn(256, 4) for _ in range(3)]
+    for batch in batches:
+        norm(batch)
+        plain(batch)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert plain.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, torch.stack([b.mean(0) for b in batches]).mean(0), rtol=0.02, atol=0)
+    torch.testing.assert_close(norm.running_var, torch.stack([b.var(0) for b in batches]).mean(0), rtol=0.02, atol=0)
+    assert (plain.running_mean < 0.5).all()
+
+
+def test_the_bias_correction_equals_adams_by_hand() -> None:
+    norm = BiasCorrectedBatchNorm1d(1, momentum=0.1)
+    total = 0.0
+    for step, value in enumerate((1.0, 2.0, 4.0), 1):
+        norm(torch.tensor([[value - 1], [value + 1]]))
+        total = 0.9 * total + 0.1 * value
+        assert norm.running_mean is not None
+        assert norm.running_mean.item() == pytest.approx(total / (1 - 0.9**step), rel=1e-5)
+
+
+def test_a_single_image_has_features_in_eval_mode() -> None:
+    projection = Projection(8, 4).eval()
+    assert projection(torch.randn(1, 8)).abs().sum() > 0

@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from shards.caption_table import CaptionTable, concatenate, table_from_records
+from shards.errors import DamageError, InputError, MismatchError
+from shards.features import Provenance, check_same_network, open_features, write_features
+
+
+def table(first: int, images: int) -> CaptionTable:
+    def record(i: int) -> dict[str, object]:
+        captions = [{"id": 10 * i + c, "text": f"Bild {i} ✓ {c}", "tokens": ["bild", str(i), "✓"][: c + 1]} for c in range(1 + i % 3)]
+        return {"image_id": 100 + i, "file_name": f"ordner/{i}.jpg", "captions": captions}
+
+    return table_from_records([[(f"{i:09d}", record(i)) for i in range(first, first + images)]])
+
+
+def provenance(weights: str = "a" * 64) -> Provenance:
+    return Provenance(
+        backbone="resnet18",
+        weights="random",
+        weights_sha256=weights,
+        preprocessing={"size": 64, "crop": 56},
+        views=("center",),
+        precision="fp32",
+        split="train",
+        split_digest="d",
+        versions={"torch": "2"},
+    )
+
+
+def features(images: int, dim: int = 8) -> "np.ndarray[tuple[int, ...], np.dtype[np.float16]]":
+    return np.random.default_rng(images).standard_normal((images, 1, dim)).astype(np.float16)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    rows = features(7)
+    write_features(tmp_path / "a.h5", [rows[:3], rows[3:]], dim=8, table=table(0, 7), provenance=provenance())
+    opened = open_features(tmp_path / "a.h5")
+    np.testing.assert_array_equal(opened.features, rows)
+    assert opened.provenance == provenance()
+    assert opened.table.texts == table(0, 7).texts
+    assert opened.table.references() == table(0, 7).references()
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["features"].chunks is None
+        assert file["features"].dtype == np.float16
+
+
+def test_joining_parts_gives_the_same_bytes_as_writing_at_once(tmp_path: Path) -> None:
+    rows = features(9)
+    whole = table(0, 9)
+    parts = concatenate([table(0, 4), table(4, 5)])
+    assert parts.words == whole.words
+    assert parts.references() == whole.references()
+    write_features(tmp_path / "once.h5", [rows], dim=8, table=parts, provenance=provenance())
+    write_features(tmp_path / "parts.h5", [rows[:4], rows[4:]], dim=8, table=parts, provenance=provenance())
+    assert (tmp_path / "once.h5").read_bytes() == (tmp_path / "parts.h5").read_bytes()
+
+
+def test_every_flipped_byte_of_the_data_is_detected(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_features(path, [features(40, 64)], dim=64, table=table(0, 40), provenance=provenance())
+    good = path.read_bytes()
+    with h5py.File(path) as file:
+        spans = [(d.id.get_offset(), d.nbytes) for d in (file["features"], file["captions/tokens"], file["captions/offsets"], file["image_ids"])]
+    rng = np.random.default_rng(0)
+    for offset, size in spans:
+        for place in rng.integers(offset, offset + size, 8):
+            bad = bytearray(good)
+            bad[place] ^= 1 << int(rng.integers(8))
+            path.write_bytes(bytes(bad))
+            with pytest.raises(DamageError, match=r"a\.h5"):
+                open_features(path)
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
+def test_a_cut_file_is_damaged(tmp_path: Path, keep: float) -> None:
+    path = tmp_path / "a.h5"
+    write_features(path, [features(40, 64)], dim=64, table=table(0, 40), provenance=provenance())
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    with pytest.raises(DamageError, match=r"a\.h5"):
+        open_features(path)
+
+
+def test_a_link_out_of_the_file_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "other"):
+        write_features(tmp_path / f"{name}.h5", [features(3)], dim=8, table=table(0, 3), provenance=provenance())
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["features"]
+        file["features"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/features")
+    with pytest.raises(DamageError, match="link"):
+        open_features(tmp_path / "a.h5")
+
+
+def test_other_hdf5_and_missing_files_are_named(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "strange.h5", "w") as file:
+        file["x"] = [1]
+    with pytest.raises(InputError, match="not a feature file"):
+        open_features(tmp_path / "strange.h5")
+    with pytest.raises(InputError, match="cache-features"):
+        open_features(tmp_path / "none.h5")
+
+
+def test_features_of_other_weights_do_not_belong_together(tmp_path: Path) -> None:
+    write_features(tmp_path / "a.h5", [features(3)], dim=8, table=table(0, 3), provenance=provenance("a" * 64))
+    write_features(tmp_path / "b.h5", [features(3)], dim=8, table=table(0, 3), provenance=provenance("b" * 64))
+    with pytest.raises(MismatchError, match=f"{'a' * 64}.*{'b' * 64}"):
+        check_same_network(open_features(tmp_path / "a.h5"), open_features(tmp_path / "b.h5"))
