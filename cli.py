@@ -40,7 +40,7 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
         except CapstreamError as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
-            click.echo("Stopped. What was finished is kept: run the same command again to go on.", err=True)
+            click.echo("Stopped. What was finished is kept: run the same command again (train: with --resume) to go on.", err=True)
             sys.exit(INTERRUPTED)
         except MemoryError:
             raise click.ClickException("Out of memory. Try a smaller --batch-size or fewer --workers.") from None
@@ -128,7 +128,8 @@ def shard(images: Path, captions: Path, out: Path, split: str, size: int, worker
         quiet=False,
     )
     say(
-        f"{out}: split {split} holds {summary.images} images with {summary.captions} captions in {summary.shards} shards ({summary.kept} were there already)."
+        f"{out}: split {split} holds {summary.images} images with {summary.captions} captions in {summary.shards} shards "
+        f"({summary.kept} were there already)."
     )
     if summary.rejects:
         totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items())
@@ -191,7 +192,7 @@ def describe_cache(summary: "CacheSummary") -> str:
 @click.option("--vocab", type=Folder, default=None, help="A vocabulary file. [default: built from the training captions]")
 @click.option("--min-count", type=int, default=None, help="Without --vocab: keep words that occur this often. [default: 4]")
 @click.option("--epochs", type=int, default=None, help="Passes over all captions. [default: 5]")
-@click.option("--batch-size", type=int, default=None, help="Captions per step. [default: 128]")
+@click.option("--batch-size", type=int, default=None, help="Units per step: images with up to --captions-per-image captions. [default: 128]")
 @click.option("--lr", type=float, default=None, help="Adam's learning rate. [default: 0.001]")
 @click.option(
     "--schedule",
@@ -248,7 +249,8 @@ def train(
     say(f"{out}: trained to step {summary.steps}; loss {summary.loss:.4f}{val}.")
     flag = f"--features {features}" if features else f"--shards {shards}" if shards else "--features DIR"
     next_step(
-        f"python cli.py evaluate --run {out} {flag} --split {'val' if val else 'train'} --out {out}/scores.json, or python cli.py caption --run {out} PHOTO.jpg"
+        f"python cli.py evaluate --run {out} {flag} --split {'val' if val else 'train'} --out {out}/scores.json, "
+        f"or python cli.py caption --run {out} PHOTO.jpg"
     )
 
 
@@ -291,13 +293,16 @@ def caption(images: tuple[Path, ...], run: Path, show: bool, out: Path | None, w
 @click.option("--shards", type=Folder, default=None, help="Raw images of the split.")
 @click.option("--split", default="val", help="Which split to caption and score.")
 @click.option("--out", type=Folder, required=True, help="The file for scores and captions (JSON).")
+@click.option("--weights", default=None, help="With --shards: where the backbone's weights are now, if they have moved since training.")
 @click.option("--batch-size", type=int, default=128, help="Images per batch.")
 @device_option
-def evaluate(run: Path, features: Path | None, shards: Path | None, split: str, out: Path, batch_size: int, device: str) -> None:
+def evaluate(run: Path, features: Path | None, shards: Path | None, split: str, out: Path, weights: str | None, batch_size: int, device: str) -> None:
     """Caption a split and score it: BLEU-1 to BLEU-4, ROUGE-L, CIDEr. No Java is needed."""
     from pipeline.evaluate import evaluate
 
-    result = evaluate(run=run, features=features, shards=shards, split=split, out=out, batch_size=batch_size, device=device, quiet=False)
+    result = evaluate(
+        run=run, features=features, shards=shards, split=split, weights=weights, out=out, batch_size=batch_size, device=device, quiet=False
+    )
     for name, value in result.scores.items():
         say(f"{name:8} {value:.4f}")
     say(f"{out}: scores and {len(result.captions)} captions.")

@@ -1,31 +1,27 @@
 """How much faster is training from cached features, and after how many epochs has making the cache paid?
 
-Three ways of training the same captioner on the same captions, taken in turns (A B C A B C ...), so that a machine that slows down
-slows all three:
+Three ways to train the same captioner on the same captions, in turns (A B C A B C ...), and once the pass that makes the cache:
 
-    A  the tutorial's way, written here as it is usually written: a folder of resized JPEGs, one Dataset item per caption, decoded
-       and tokenized by DataLoader workers, and the frozen network run at every step;
-    B  Capstream from raw shards: decoding in threads, pixels as uint8, and the frozen network run at every step;
-    C  Capstream from a feature file: no image is decoded and no network runs.
+    A  the tutorial's way, as it is usually written: a folder of resized JPEGs, one item per caption, decoded and tokenized by
+       DataLoader workers, and the frozen network run at every step
+    B  Capstream from raw shards: decoding in threads, pixels as uint8, and the frozen network run at every step
+    C  Capstream from a feature file: no image is decoded and no network runs
 
-Beside them, once: the pass that makes the feature file.
-
-What it trades: a few steps stand for an epoch. Batches that were decoded ahead during the untimed first step serve the timed ones,
-in A and B alike: where decoding and not the network is the slow part (a GPU), give more --raw-steps. Random weights are as
-fast as trained ones. A's epochs on real data also wait for a disk that a few hundred images in memory never touch.
+What it trades: a few steps stand for an epoch, so run it on an idle machine. Batches decoded ahead during the untimed first step
+serve the timed ones, in A and B alike: where decoding is the slow part (beside a GPU), give more --raw-steps. A's files lie in
+memory, as a whole dataset's would not. Random weights are as fast as trained ones.
 
     python -m benchmarks.raw_vs_cached --out benchmarks/results
 """
 
 import argparse
-import json
 import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from itertools import count, islice
 from pathlib import Path
@@ -41,20 +37,18 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from model.decoder import Captioner, DecoderConfig
-from model.encoder import feature_dim
 from model.preprocessing import Preprocessing
 from model.vocabulary import END, START, Vocabulary
-from pipeline.backbones import KEPT_FILE, open_backbone, pick_device, reopen_backbone
-from pipeline.batches import CaptionBatch, Encoded, ShardSource, Source, batch_bounds, to_device, training_batches
-from pipeline.cache_features import cache_features, calibration_batches
+from pipeline.backbones import KEPT_FILE, pick_device, reopen_backbone
+from pipeline.batches import Encoded, Source, batch_bounds, to_device, training_batches
+from pipeline.cache_features import cache_features
 from pipeline.executors import default_workers
 from pipeline.reading import shard_samples
 from pipeline.shard import ShardConfig, write_shards
 from pipeline.synthetic import synthesize
-from pipeline.train import open_cached
+from pipeline.train import Features, open_cached, open_raw
 from pipeline.vocab import vocabulary_of
 from shards.atomic import committed_file, write_json
-from shards.caption_table import table_of_split
 from shards.manifest import Split, library_versions, open_split
 
 EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT = 256, 512, 1e-3, 4  # the tutorial's
@@ -66,44 +60,28 @@ Steps = Generator[tuple[int, int], None, None]  # each next() trains one step an
 class Settings:
     """The command line."""
 
-    dataset: str = "synth"
-    synth_images: int = 600
-    images: Path | None = None
-    captions: Path | None = None
-    backbone: str = "resnet152"
-    weights: str = "random"
-    device: str = "auto"
-    batch_size: int = 128
-    num_workers: int = 2
-    raw_steps: int = 2
-    cached_steps: int = 20
-    repeats: int = 3
-    epoch_captions: int = 414_113  # COCO train2014
-    epoch_images: int = 82_783
-    out: Path | None = None
-
-
-HELP = {
-    "dataset": "data to draw where --images is not given (only synth)",
-    "synth_images": "scenes to draw; every tenth is left out",
-    "images": "folder of photographs",
-    "captions": "COCO caption file of --images",
-    "weights": "random (seeded), a published name, or a path",
-    "batch_size": "captions per step",
-    "num_workers": "DataLoader workers of A",
-    "raw_steps": "timed steps per measurement of A and B",
-    "cached_steps": "timed steps per measurement of C",
-    "epoch_captions": "captions of the epoch that seconds are scaled to",
-    "epoch_images": "images that the caching pass is scaled to",
-    "out": "folder for a dated JSON and Markdown report",
-}
+    dataset: str = field(default="synth", metadata={"help": "data to draw where --images is not given (only synth)"})
+    synth_images: int = field(default=600, metadata={"help": "scenes to draw; every tenth is left out"})
+    images: Path | None = field(default=None, metadata={"help": "folder of photographs, with --captions"})
+    captions: Path | None = field(default=None, metadata={"help": "COCO caption file, with --images"})
+    backbone: str = field(default="resnet152", metadata={"help": "torchvision's name of a classification network"})
+    weights: str = field(default="random", metadata={"help": "random (seeded), a published name, or a path"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda ..."})
+    batch_size: int = field(default=128, metadata={"help": "captions per step"})
+    num_workers: int = field(default=2, metadata={"help": "DataLoader workers of A"})
+    raw_steps: int = field(default=2, metadata={"help": "timed steps per measurement of A and B"})
+    cached_steps: int = field(default=20, metadata={"help": "timed steps per measurement of C"})
+    repeats: int = field(default=3, metadata={"help": "measurements of each way"})
+    epoch_captions: int = field(default=414_113, metadata={"help": "captions that an epoch is scaled to (COCO train2014)"})
+    epoch_images: int = field(default=82_783, metadata={"help": "images that the caching pass is scaled to"})
+    out: Path | None = field(default=None, metadata={"help": "folder for a dated JSON and Markdown report"})
 
 
 def parse(argv: Sequence[str] | None) -> Settings:
     parser = argparse.ArgumentParser(description="Raw against cached training.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for option in fields(Settings):
-        kind: Callable[[str], Any] = Path if option.default is None else type(option.default)
-        parser.add_argument("--" + option.name.replace("_", "-"), type=kind, default=option.default, help=HELP.get(option.name, option.name))
+    for f in fields(Settings):
+        kind: Callable[[str], Any] = Path if f.default is None else type(f.default)
+        parser.add_argument("--" + f.name.replace("_", "-"), type=kind, default=f.default, help=f.metadata["help"])
     settings = Settings(**vars(parser.parse_args(argv)))
     if settings.dataset != "synth" or (settings.images is None) != (settings.captions is None):
         parser.error("give --dataset synth, or both --images DIR and --captions FILE")
@@ -180,15 +158,7 @@ def tutorial_steps(data: JpegFolder, network: nn.Module, captioner: TutorialCapt
             yield len(images), len(lengths)
 
 
-def our_steps(
-    source: Source,
-    encoded: Encoded,
-    features_of: Callable[[CaptionBatch], Tensor],
-    captioner: Captioner,
-    device: torch.device,
-    s: Settings,
-    seed: int,
-) -> Steps:
+def our_steps(source: Source, encoded: Encoded, features_of: Features, captioner: Captioner, device: torch.device, s: Settings, seed: int) -> Steps:
     """B and C: train without end, as ``pipeline.train`` does, on whole batches."""
     optimizer = torch.optim.Adam(captioner.parameters(), lr=LEARNING_RATE)
     for epoch in count():
@@ -203,27 +173,17 @@ def our_steps(
             yield len(batch.images), len(batch.captions)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """Some timed steps of one way."""
-
-    way: str
-    images: int
-    captions: int
-    seconds: float
-
-
-def measure(way: str, stream: Steps, steps: int, device: torch.device) -> Measurement:
+def measure(way: str, stream: Steps, steps: int, device: torch.device) -> dict[str, Any]:
     """Time ``steps`` steps after one that is not timed."""
     wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     next(stream)
     wait()
     started = time.perf_counter()
-    done = list(islice(stream, steps))
+    images, captions = np.sum(list(islice(stream, steps)), axis=0).tolist()
     wait()
     seconds = time.perf_counter() - started
     stream.close()
-    return Measurement(way=way, images=sum(step[0] for step in done), captions=sum(step[1] for step in done), seconds=seconds)
+    return {"way": way, "images": images, "captions": captions, "seconds": seconds}
 
 
 def prepare_shards(folder: Path, s: Settings) -> Split:
@@ -239,7 +199,7 @@ def prepare_shards(folder: Path, s: Settings) -> Split:
 def unpack(split: Split, folder: Path) -> list[tuple[str, str]]:
     """The very same resized JPEGs as plain files, for A; returns (file name, caption) pairs."""
     folder.mkdir()
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for shard in split.shards:
         for sample, jpeg, record in shard_samples(shard):
             name = f"{sample.key}.jpg"
@@ -252,47 +212,43 @@ def run(s: Settings, folder: Path) -> dict[str, Any]:
     """Prepare, measure, and return the report as JSON."""
     device = pick_device(s.device)
     split = prepare_shards(folder, s)
-    table = table_of_split(split)
+    cache = folder / "features"
+    raw = open_raw(split.folder, cache, backbone=s.backbone, weights=s.weights, augment="tutorial", device=device)
+    table, network, frozen = raw.source.table, raw.network, raw.frozen
+    assert frozen is not None
     if all(stop - start != s.batch_size for start, stop in batch_bounds(table.captions, s.batch_size)):
         sys.exit(f"--batch-size {s.batch_size}: there is no batch of this size in {table.captions} captions.")
-    vocabulary = vocabulary_of(table, min_count=MIN_COUNT).vocabulary
-
-    kept = folder / "features" / KEPT_FILE
-    network, frozen = open_backbone(
-        backbone=s.backbone, weights=s.weights, resize=split.config["resize"], kept=kept, sample=lambda crop: calibration_batches(split, crop)
-    )
-    started = time.perf_counter()
-    cache_features(shards=split.folder, out=kept.parent, splits=["train"], backbone=s.backbone, weights=s.weights, device=s.device)
+    started = time.perf_counter()  # random weights are made and kept by now: only the pass is timed
+    cache_features(shards=split.folder, out=cache, splits=["train"], backbone=s.backbone, weights=s.weights, device=s.device)
     cache_seconds = time.perf_counter() - started
+    cached = open_cached(cache)
 
     torch.manual_seed(0)
-    frozen.to(device)
+    words = vocabulary_of(table, min_count=MIN_COUNT).vocabulary
+    encoded = Encoded(table, words)
     # A's network has the same weights in torch's default memory layout.
-    plain = reopen_backbone(network, kept=kept).network.to(device=device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    jpegs = JpegFolder(folder / "jpegs", unpack(split, folder / "jpegs"), vocabulary, network.preprocessing)
-    tutorial = TutorialCaptioner(feature_dim(frozen), len(vocabulary)).to(device)
-    sizes = DecoderConfig(feature_dim=feature_dim(frozen), vocabulary_size=len(vocabulary), embedding_dim=EMBEDDING, hidden_dim=HIDDEN)
-    raw_captioner, cached_captioner = Captioner(sizes).to(device), Captioner(sizes).to(device)
-    encoded = Encoded(table, vocabulary)
-    shards, features = ShardSource(split, table, network.preprocessing, "tutorial"), open_cached(kept.parent).source
-
+    plain = reopen_backbone(network, kept=cache / KEPT_FILE).network.to(device=device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    jpegs = JpegFolder(folder / "jpegs", unpack(split, folder / "jpegs"), words, network.preprocessing)
+    tutorial = TutorialCaptioner(raw.feature_dim, len(words)).to(device)
+    sizes = DecoderConfig(feature_dim=raw.feature_dim, vocabulary_size=len(words), embedding_dim=EMBEDDING, hidden_dim=HIDDEN)
+    ours = Captioner(sizes).to(device), Captioner(sizes).to(device)
     done = []
     for seed in range(s.repeats):
         streams = {
             "A": tutorial_steps(jpegs, plain, tutorial, device, s, seed),
-            "B": our_steps(shards, encoded, lambda batch: frozen(batch.images).half(), raw_captioner, device, s, seed),
-            "C": our_steps(features, encoded, lambda batch: batch.images, cached_captioner, device, s, seed),
+            "B": our_steps(raw.source, encoded, lambda batch: frozen(batch.images).half(), ours[0], device, s, seed),
+            "C": our_steps(cached.source, encoded, lambda batch: batch.images, ours[1], device, s, seed),
         }
         done += [measure(way, stream, s.cached_steps if way == "C" else s.raw_steps, device) for way, stream in streams.items()]
-    return summarize(s, done, split.images, table.captions, len(vocabulary), cache_seconds) | {"machine": machine(device)}
+    return summarize(s, done, split.images, table.captions, len(words), cache_seconds) | {"machine": machine(device)}
 
 
-def summarize(s: Settings, done: Sequence[Measurement], images: int, captions: int, words: int, cache_seconds: float) -> dict[str, Any]:
+def summarize(s: Settings, done: Sequence[dict[str, Any]], images: int, captions: int, words: int, cache_seconds: float) -> dict[str, Any]:
     """Medians with their spread, ratios of medians, and what an epoch and the cache cost."""
     ways = {}
     for way in WAYS:
-        mine = [m for m in done if m.way == way]
-        rates = {"images_per_second": [m.images / m.seconds for m in mine], "captions_per_second": [m.captions / m.seconds for m in mine]}
+        mine = [m for m in done if m["way"] == way]
+        rates = {f"{unit}_per_second": [m[unit] / m["seconds"] for m in mine] for unit in ("images", "captions")}
         rates["seconds_per_epoch"] = [s.epoch_captions / rate for rate in rates["captions_per_second"]]
         ways[way] = {name: {"median": statistics.median(v), "min": min(v), "max": max(v)} for name, v in rates.items()}
     epoch = {way: ways[way]["seconds_per_epoch"]["median"] for way in WAYS}
@@ -306,7 +262,7 @@ def summarize(s: Settings, done: Sequence[Measurement], images: int, captions: i
         "caching": {"seconds": cache_seconds, "images_per_second": images / cache_seconds, "seconds_scaled": caching},
         "times_faster": {f"{a} over {b}": epoch[b] / epoch[a] for a, b in ("BA", "CA", "CB")},
         "break_even_epochs": {f"against {way}": caching / (epoch[way] - epoch["C"]) if epoch[way] > epoch["C"] else None for way in "AB"},
-        "measurements": [asdict(m) for m in done],
+        "measurements": list(done),
     }
 
 
@@ -327,8 +283,8 @@ def machine(device: torch.device) -> dict[str, Any]:
 def markdown(report: dict[str, Any]) -> str:
     s, data, faster, caching = report["settings"], report["data"], report["times_faster"], report["caching"]
 
-    def cell(value: dict[str, float], digits: int) -> str:
-        return f"{value['median']:,.{digits}f} ({value['min']:,.{digits}f} to {value['max']:,.{digits}f})"
+    def cell(value: dict[str, float]) -> str:
+        return "{median:,.1f} ({min:,.1f} to {max:,.1f})".format(**value)
 
     def times(pair: str) -> str:
         return f"{faster[pair]:,.2f}" if pair in faster else "1" if pair[0] == pair[-1] else ""
@@ -336,16 +292,16 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         f"# Raw against cached training, {s['backbone']}, {report['date']}",
         "",
-        f"{s['dataset']}: {data['images']} images, {data['captions']} captions, {data['vocabulary']} words; weights {s['weights']}, batches of "
-        f"{s['batch_size']}. Median (min to max) of {s['repeats']} interleaved measurements of {s['raw_steps']} raw or {s['cached_steps']} cached steps, "
-        f"after one step each. An epoch is scaled to {s['epoch_captions']:,} captions, the caching pass to {s['epoch_images']:,} images.",
+        f"{s['dataset']}: {data['images']} images, {data['captions']} captions, {data['vocabulary']} words; {s['weights']} weights, batches of "
+        f"{s['batch_size']}. Median (min to max) of {s['repeats']} interleaved measurements of {s['raw_steps']} raw or {s['cached_steps']} cached "
+        f"steps, after one step each. An epoch is scaled to {s['epoch_captions']:,} captions, the caching pass to {s['epoch_images']:,} images.",
         "",
         "| Way | images/s | captions/s | seconds per epoch | times as fast as A | times as fast as B |",
         "|---|---|---|---|---|---|",
     ]
     for way, name in WAYS.items():
         row = report["ways"][way]
-        cells = [cell(row["images_per_second"], 1), cell(row["captions_per_second"], 1), cell(row["seconds_per_epoch"], 1)]
+        cells = [cell(row[column]) for column in ("images_per_second", "captions_per_second", "seconds_per_epoch")]
         lines.append(f"| {name} | {' | '.join(cells)} | {times(f'{way} over A')} | {times(f'{way} over B')} |")
     lines.append(f"| Caching, once | {caching['images_per_second']:,.1f} | | {caching['seconds_scaled']:,.1f} in all | | |")
     lines += ["", f"The caching pass took {caching['seconds']:.1f} s on this data.", ""]
@@ -364,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(text)
     if settings.out is not None:
         name = f"raw_vs_cached-{report['date']}"
-        write_json(settings.out / f"{name}.json", json.loads(json.dumps(report, default=str)))
+        write_json(settings.out / f"{name}.json", report)
         with committed_file(settings.out / f"{name}.md") as file:
             file.write(text.encode())
     return report

@@ -6,6 +6,7 @@ threads decode ahead, and the state of the stream is two integers: epoch and ste
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -107,7 +108,7 @@ def batch_bounds(units: int, batch_size: int) -> list[tuple[int, int]]:
     starts = list(range(0, units, batch_size))
     if len(starts) > 1 and units - starts[-1] == 1:
         starts.pop()
-    return list(zip(starts, [*starts[1:], units], strict=True))
+    return list(itertools.pairwise([*starts, units]))
 
 
 class Source(Protocol):

@@ -70,7 +70,7 @@ def read_coco(path: Path) -> tuple[list[CaptionedImage], list[Reject]]:
             rejects.append(_reject(label, "caption_without_image", f"image {annotation['image_id']} is not in the file"))
         else:
             annotations[annotation["id"]] = annotation
-            if not annotation["caption"].strip():
+            if not _storable(annotation["caption"]).strip():
                 file_name = images[annotation["image_id"]]["file_name"]
                 rejects.append(_reject(file_name, "empty_caption", f"{label} holds no text"))
     coco = COCO()
@@ -83,7 +83,7 @@ def read_coco(path: Path) -> tuple[list[CaptionedImage], list[Reject]]:
         captions = tuple(
             Caption(id=annotation["id"], text=_storable(annotation["caption"]))
             for annotation in coco.imgToAnns.get(image_id, [])
-            if annotation["caption"].strip()
+            if _storable(annotation["caption"]).strip()
         )
         if not captions:
             rejects.append(_reject(image["file_name"], "no_captions", f"image {image_id} has no usable caption"))
@@ -95,8 +95,8 @@ def read_coco(path: Path) -> tuple[list[CaptionedImage], list[Reject]]:
 
 
 def _storable(text: str) -> str:
-    """The text with lone surrogates, which no UTF-8 file can hold, replaced by "?"."""
-    return text.encode("utf-8", "replace").decode()
+    """The text without what files of text cannot hold: lone surrogates become "?", NUL a space."""
+    return text.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
 def _reject(file: str, reason: str, message: str) -> Reject:

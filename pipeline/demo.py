@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
     "hidden_dim": 256,
     "min_count": 1,
 }
-RAW_STEPS = 6
+RAW_STEPS = 5
 PICTURES = 12
 PARTS = ("synth", "shards", "features", "run", "raw", "vocab.json", "scores.json", "captions.png")
 
@@ -184,7 +184,6 @@ class Stopwatch:
 
 def _raw_epoch_seconds(out: Path, table: CaptionTable, backbone: str, weights: str, device: str) -> float:
     """Seconds of a raw epoch, from a few steps: the first one, which opens everything, does not count."""
-    settings = {**SETTINGS, "batch_size": 64}
     seconds = []
     for steps in (1, RAW_STEPS):
         shutil.rmtree(out / "raw", ignore_errors=True)
@@ -195,13 +194,13 @@ def _raw_epoch_seconds(out: Path, table: CaptionTable, backbone: str, weights: s
             vocab=out / "vocab.json",
             backbone=backbone,
             weights=weights,
-            settings=settings,
+            settings=SETTINGS,
             device=device,
             max_steps=steps,
         )
         seconds.append(watch.lap())
     each = (seconds[1] - seconds[0]) / (RAW_STEPS - 1)
-    return each * steps_per_epoch(table, batch_size=settings["batch_size"])
+    return each * steps_per_epoch(table, batch_size=SETTINGS["batch_size"])
 
 
 def pairs_share(evaluation: Evaluation, table: CaptionTable) -> float:

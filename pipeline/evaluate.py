@@ -37,6 +37,7 @@ def evaluate(
     features: Path | None = None,
     shards: Path | None = None,
     split: str = "val",
+    weights: str | None = None,
     out: Path | None = None,
     batch_size: int = 128,
     device: str = "auto",
@@ -47,6 +48,7 @@ def evaluate(
     Args:
         run: A run directory.
         features, shards: One of the two: feature files, or shards that go through the run's own backbone.
+        weights: With ``shards``: where the backbone's weights are, if no longer at the place that the run recorded.
         out: Where to write ``{"scores": {...}, "captions": [{"image_id", "caption"}]}``.
 
     Raises:
@@ -64,7 +66,7 @@ def evaluate(
         table, batches = _cached_batches(opened, feature_path(features, split), batch_size)
     else:
         assert shards is not None
-        table, batches = _raw_batches(opened, shards, split, batch_size)
+        table, batches = _raw_batches(opened, shards, split, batch_size, weights)
     torch_device = next(opened.captioner.parameters()).device
     words: list[list[str]] = []
     with Progress(f"Captioning {split}", total=table.images, unit="images", quiet=quiet) as progress:
@@ -100,13 +102,13 @@ def _cached_batches(run: Run, path: Path, batch_size: int) -> tuple[CaptionTable
     return file.table, (torch.from_numpy(np.array(file.features[start : start + batch_size, 0])) for start in starts)
 
 
-def _raw_batches(run: Run, shards: Path, split_name: str, batch_size: int) -> tuple[CaptionTable, Iterator[Tensor]]:
+def _raw_batches(run: Run, shards: Path, split_name: str, batch_size: int, weights: str | None) -> tuple[CaptionTable, Iterator[Tensor]]:
     split = open_split(shards, split_name)
     preprocessing = run.config.network.preprocessing
     resize = split.config["resize"]
     wanted = {"size": preprocessing.size, "mode": preprocessing.mode, "filter": preprocessing.filter}
     check_network(f"{run.folder}", wanted, f"{shards}", resize)
-    frozen = open_run_backbone(run)
+    frozen = open_run_backbone(run, weights=weights)
     table = table_of_split(split)
     source = ShardSource(split, table, preprocessing, "none")
     device = next(run.captioner.parameters()).device

@@ -10,8 +10,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.errors import CapstreamError
 
-# Only what photographs come in: every decoder that is not opened is one that a hostile file cannot reach.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
+# Only what photographs come in: every decoder that is not opened is one that a hostile file cannot reach. JPEG includes the
+# multi-picture files of phones (MPO).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 120_000_000
 MAX_FILE_BYTES = 512 << 20
 ORIENTATION_TAG = 0x0112

@@ -110,7 +110,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
     if relation == "alone":
         return Scene(relation=relation, groups=(group(first, sizes[int(rng.integers(2))], 4),))
     if relation == "above":
-        groups = tuple(group(kind, sizes[int(rng.integers(2))], 3) for kind in (first, second))
+        groups = tuple(group(kind, sizes[int(rng.integers(2))], 2) for kind in (first, second))
         return Scene(relation=relation, groups=groups)
     while second[0] == first[0]:  # a thing inside another of its own colour could not be seen
         second = kinds[int(rng.integers(len(kinds)))]

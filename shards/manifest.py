@@ -176,6 +176,8 @@ def read_dataset_file(folder: Path) -> DatasetFile:
     content = read_own_json(path, what="dataset file", format_version=FORMAT_VERSION)
     try:
         found = DatasetFile(config=dict(content["config"]), splits={str(k): dict(v) for k, v in content["splits"].items()})
+        for summary in found.splits.values():
+            _natural(summary["shards"])
         written = content["config_digest"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamageError(f"{path}: damaged ({error!r}). Run the shard command again to rebuild it.") from None
@@ -252,7 +254,7 @@ def open_split(folder: Path, split: str) -> Split:
         raise InputError(f"{folder}: there is no split {split!r} (there: {known}). Add it with: python cli.py shard --split {split} …")
     summary = dataset.splits[split]
     shards = []
-    for index in range(_natural(summary.get("shards"))):
+    for index in range(summary["shards"]):
         tar = shard_path(folder, split, index)
         if not tar.is_file() or not sidecar_path(tar).is_file():
             raise DamageError(f"{tar}: the tar or its sidecar is missing. Run the shard command again: it rebuilds this shard.")

@@ -1,0 +1,185 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.vocabulary import Vocabulary
+from pipeline.run import find_checkpoint, open_run
+from pipeline.train import train
+from pipeline.vocab import write_vocabulary
+from shards.errors import InputError, MismatchError, OccupiedError
+from tests.conftest import TINY_MODEL, Small
+
+ROOT = Path(__file__).parent.parent.parent
+SETTINGS = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 3}
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The log without what depends on the clock."""
+    clock = ("captions_per_second", "data_wait")
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(find_checkpoint(run)[0] / "model.safetensors")
+
+
+def same(first: Path, second: Path) -> None:
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
+
+
+def test_a_run_logs_every_ten_steps_and_val_after_each_epoch(small: Small) -> None:
+    logged = lines(small.run)
+    assert [line["step"] for line in logged if "loss" in line] == [10, 20]
+    assert [line["epoch"] for line in logged if "val_loss" in line] == [0, 1]
+    assert logged[-1]["val_loss"] < logged[1]["val_loss"]
+    assert all(line["perplexity"] == pytest.approx(2.718281828 ** line["loss"], rel=1e-6) for line in logged if "loss" in line)
+    assert [p.name for p in (small.run / "checkpoints").iterdir()] == ["step-00000024"]
+    assert list(small.run.glob("events.out.tfevents.*"))
+
+
+def test_raw_and_cached_losses_agree_without_augmentation(small: Small, tmp_path: Path) -> None:
+    settings = {**TINY_MODEL, "epochs": 2, "seed": 4}
+    shutil.copytree(small.features, tmp_path / "raw", ignore=shutil.ignore_patterns("*.h5"))  # the very same random weights
+    train(out=tmp_path / "cached", features=small.features, settings=settings, device="cpu", max_steps=20)
+    train(out=tmp_path / "raw", shards=small.shards, backbone="resnet18", weights="random", settings={**settings, "augment": "none"}, device="cpu", max_steps=20)
+    raw, cached = ([line["mean_loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("raw", "cached"))
+    assert len(raw) == 2
+    assert raw == pytest.approx(cached, abs=1e-3)
+    raw_val, cached_val = ([line["val_loss"] for line in lines(tmp_path / name) if "val_loss" in line] for name in ("raw", "cached"))
+    assert raw_val == pytest.approx(cached_val, abs=1e-3)
+
+
+def test_augmentation_changes_raw_training(small: Small, tmp_path: Path) -> None:
+    losses = []
+    for augment in ("tutorial", "none"):
+        settings = {**TINY_MODEL, "augment": augment}
+        train(out=tmp_path / augment, shards=small.shards, backbone="resnet18", weights="random", settings=settings, device="cpu", max_steps=10)
+        losses.append(lines(tmp_path / augment)[0]["loss"])
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("stop", [1, 12, 17])
+def test_a_training_stopped_anywhere_and_resumed_equals_one_that_was_not(small: Small, tmp_path: Path, stop: int) -> None:
+    train(out=tmp_path / "whole", features=small.features, settings=SETTINGS, device="cpu")
+    train(out=tmp_path / "parts", features=small.features, settings=SETTINGS, device="cpu", max_steps=stop)
+    train(out=tmp_path / "parts", resume=True, device="cpu")
+    same(tmp_path / "whole", tmp_path / "parts")
+    assert lines(tmp_path / "parts")[-1] == lines(tmp_path / "whole")[-1]
+
+
+def start(small: Small, out: Path) -> "subprocess.Popen[bytes]":
+    code = (
+        "import sys, torch; torch.set_num_threads(2); from pathlib import Path; from pipeline.train import train\n"
+        f"train(out=Path(sys.argv[1]), features=Path(sys.argv[2]), settings={ {**SETTINGS, 'epochs': 12} !r}, resume=True, device='cpu')"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(out), str(small.features)], cwd=ROOT)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(small: Small, tmp_path: Path) -> None:
+    assert start(small, tmp_path / "whole").wait() == 0
+    for checkpoint in (9, 60):
+        child = start(small, tmp_path / "killed")
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and child.poll() is None:
+            if any(int(p.name[5:]) >= checkpoint for p in (tmp_path / "killed").glob("checkpoints/step-*")):
+                break
+            time.sleep(0.001)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    assert start(small, tmp_path / "killed").wait() == 0
+    same(tmp_path / "whole", tmp_path / "killed")
+    assert lines(tmp_path / "killed")[-1] == lines(tmp_path / "whole")[-1]
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "cli.py", "train", "--features", str(small.features), "--out", str(out), "--epochs", "2000", "--min-count", "1"]
+    child = subprocess.Popen([*command, "--embedding-dim", "16", "--hidden-dim", "32"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").is_file() or not (out / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        assert child.poll() is None
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert f"python cli.py train --out {out} --resume" in errors
+    assert "Traceback" not in errors
+    assert find_checkpoint(out)[1].step > 0
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(small: Small, tmp_path: Path) -> None:
+    train(out=tmp_path / "run", features=small.features, settings=SETTINGS, device="cpu", max_steps=8)
+    newest, position, _ = find_checkpoint(tmp_path / "run")
+    assert position.step == 8
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (newest / "model.safetensors").write_bytes(bytes(data))
+    summary = train(out=tmp_path / "run", resume=True, device="cpu")
+    assert any("step-00000008" in note and "before it" in note for note in summary.notes)
+    train(out=tmp_path / "whole", features=small.features, settings=SETTINGS, device="cpu")
+    same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_epochs_may_be_raised_on_resuming_and_nothing_else_changed(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(out=out, features=small.features, settings={**TINY_MODEL, "epochs": 1}, device="cpu")
+    assert train(out=out, resume=True, settings={"epochs": 2}, device="cpu").steps == 24
+    with pytest.raises(MismatchError, match=r"--lr 0\.001, now 0\.5"):
+        train(out=out, resume=True, settings={"lr": 0.5}, device="cpu")
+
+
+def test_a_folder_with_a_run_or_something_else_is_refused(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(OccupiedError, match="--resume"):
+        train(out=small.run, features=small.features)
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(OccupiedError, match=r"thesis\.tex"):
+        train(out=tmp_path, features=small.features)
+    with pytest.raises(InputError, match="one of --features DIR"):
+        train(out=tmp_path / "new")
+
+
+def test_resuming_with_another_vocabulary_or_data_is_refused_naming_both_sides(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(small.run, out)
+    run = open_run(out, device=torch.device("cpu"))
+    other = Vocabulary((*run.vocabulary.words, "zebra"))
+    write_vocabulary(tmp_path / "other.json", other)
+    with pytest.raises(MismatchError, match=run.config.vocabulary_digest):
+        train(out=out, vocab=tmp_path / "other.json", resume=True, device="cpu")
+    with pytest.raises(MismatchError, match="source: features there, shards now"):
+        train(out=out, shards=small.shards, backbone="resnet18", weights="random", resume=True, device="cpu")
+    write_vocabulary(out / "vocab.json", other)
+    with pytest.raises(MismatchError, match=r"vocab\.json.*not the one that the run was trained"):
+        open_run(out, device=torch.device("cpu"))
+
+
+def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="smaller --lr"):
+        train(out=tmp_path, features=small.features, settings={**TINY_MODEL, "lr": 1e30, "epochs": 3}, device="cpu")
+
+
+@pytest.mark.parametrize("setting", [{"epochs": 0}, {"batch_size": 1}, {"lr": -1.0}, {"seed": -1}, {"lr": float("nan")}])
+def test_impossible_settings_are_refused_by_their_options_name(small: Small, tmp_path: Path, setting: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"--{next(iter(setting)).replace('_', '-')}"):
+        train(out=tmp_path / "run", features=small.features, settings=setting)
