@@ -256,7 +256,7 @@ def summarize(s: Settings, done: Sequence[dict[str, Any]], images: int, captions
     shown = {name: value for name, value in asdict(s).items() if name not in ("images", "captions", "out")}
     return {
         "date": date.today().isoformat(),
-        "settings": shown | {"dataset": "synth" if s.images is None else s.images.name},
+        "settings": shown | {"dataset": "synth" if s.images is None else s.images.name, "weights": Path(s.weights).name},
         "data": {"images": images, "captions": captions, "vocabulary": words},
         "ways": ways,
         "caching": {"seconds": cache_seconds, "images_per_second": images / cache_seconds, "seconds_scaled": caching},

@@ -49,5 +49,12 @@ def greedy(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, *, ma
 
 
 def sentence(words: list[str]) -> str:
-    """Words as one line of text."""
-    return " ".join(words)
+    """Tokens as one line of text, by NLTK's detokenizer: punctuation and contractions are joined again.
+
+    >>> sentence(["a", "man", "'s", "dog", ",", "asleep", "."])
+    "a man's dog, asleep."
+    """
+    from nltk.tokenize.treebank import TreebankWordDetokenizer
+
+    text: str = TreebankWordDetokenizer().detokenize(words)
+    return text

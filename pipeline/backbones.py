@@ -77,7 +77,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name}: cannot be used here ({str(error).splitlines()[0]}). Try cpu, cuda or auto.") from None
+        raise InputError(f"--device {name}: cannot be used here ({_first_line(error)}). Try cpu, cuda or auto.") from None
     return device
 
 
@@ -186,6 +186,10 @@ def _download(backbone: str, name: str) -> dict[str, Tensor]:
         ) from None
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a .pth (weights only, never other objects) or .safetensors file.
 
@@ -197,9 +201,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and its unpickler raise many kinds for strangers' bytes
-        raise InputError(
-            f"{path}: not a file of weights ({str(error).splitlines()[0][:200]}). A .pth or .safetensors state dict is wanted."
-        ) from None
+        raise InputError(f"{path}: not a file of weights ({_first_line(error)}). A .pth or .safetensors state dict is wanted.") from None
     if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path}: not a state dict (names to tensors). Save the network's state_dict() and give that file.")
     return state

@@ -36,7 +36,7 @@ VIEWS = ("center",)
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSummary:
-    """What one split's pass did; ``seconds`` is 0 where the file was there already."""
+    """What one split's pass did; ``images_per_second`` is 0 where the file was there already."""
 
     split: str
     path: Path

@@ -26,6 +26,7 @@ from shards.errors import CapstreamError, DamageError, InputError, MismatchError
 FORMAT_VERSION = 1
 CONFIG_FILE, VOCABULARY_FILE, METRICS_FILE, LATEST_FILE = "config.json", "vocab.json", "metrics.jsonl", "latest.json"
 KEPT_CHECKPOINTS = 3
+MAX_LR = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,8 @@ class TrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1.")
         if self.batch_size < 2:
             raise InputError(f"--batch-size {self.batch_size}: must be at least 2; BatchNorm cannot normalise a single image.")
-        if not 0 < self.lr < float("inf"):
-            raise InputError(f"--lr {self.lr}: must be greater than 0.")
+        if not 0 < self.lr <= MAX_LR:
+            raise InputError(f"--lr {self.lr}: must be greater than 0, and at most {MAX_LR:g}.")
         if self.seed < 0:
             raise InputError(f"--seed {self.seed}: must not be negative.")
         if self.schedule not in ("constant", "cosine"):

@@ -99,7 +99,7 @@ def named_pairs(captions: Iterable[str]) -> set[tuple[str, str]]:
 
 def random_scene(rng: np.random.Generator) -> Scene:
     """Draw what a scene holds. Two groups never share both colour and shape."""
-    relation: Relation = ("alone", "alone", "above", "above", "inside")[int(rng.integers(5))]
+    relation: Relation = ("alone", "alone", "above", "inside")[int(rng.integers(4))]
     kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     first, second = (kinds[int(i)] for i in rng.choice(len(kinds), 2, replace=False))
 
@@ -188,7 +188,7 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
         x = (left + right) / 2 + float(rng.uniform(-1, 1)) * ((right - left) / 2 - radius)
         y = middle + float(rng.uniform(-1, 1)) * max((bottom - top) / 2 - radius, 0.0)
         _draw_thing(draw, outer, x, y, radius, rng)
-        _draw_thing(draw, inner, x, y, radius * float(rng.uniform(0.32, 0.4)), rng)
+        _draw_thing(draw, inner, x, y, radius * float(rng.uniform(0.38, 0.44)), rng)
     elif scene.relation == "above":
         _draw_group(draw, scene.groups[0], rng, (left, top, right, middle))
         _draw_group(draw, scene.groups[1], rng, (left, middle, right, bottom))

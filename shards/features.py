@@ -109,7 +109,8 @@ def write_features(path: Path, features: Iterable[NDArray[np.float16]], *, dim: 
         ResourceError: Disk full, not allowed.
     """
     shape = (table.images, len(provenance.views), dim)
-    with committed(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+    with committed(path) as temporary, h5py.File(temporary, "w") as file:
+        # The oldest layout, h5py's default: newer ones write the time into every group, and bytes would differ from run to run.
         target = file.create_dataset("features", shape=shape, dtype="<f2")
         crc = _BlockCrc()
         row = 0

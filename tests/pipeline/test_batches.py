@@ -101,9 +101,7 @@ def test_raw_and_cached_see_the_same_pairs_in_the_same_order(small: Small, k: in
     file = open_features(small.features / "train.h5")
     encoded = Encoded(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
     raw = ShardSource(split, table_of_split(split), PREPROCESSING, "none")
-    pairs = [
-        list(training_batches(source, encoded, seed=3, epoch=1, batch_size=16, captions_per_image=k)) for source in (raw, FeatureSource(file))
-    ]
+    pairs = [list(training_batches(source, encoded, seed=3, epoch=1, batch_size=16, captions_per_image=k)) for source in (raw, FeatureSource(file))]
     assert len(pairs[0]) == len(pairs[1]) == steps_per_epoch(file.table, batch_size=16, captions_per_image=k)
     for ours, theirs in zip(*pairs, strict=True):
         assert torch.equal(ours.tokens, theirs.tokens)

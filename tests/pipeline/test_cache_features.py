@@ -41,11 +41,16 @@ def test_features_are_those_of_the_frozen_network_on_the_centre_crop(small: Smal
             pixels = decode_sample(shard, sample.key, jpeg)[4:60, 4:60]
             expected = half_features(frozen, torch.from_numpy(pixels[None].copy()), ["x"])[0]
             np.testing.assert_allclose(file.features[row, 0].astype(np.float32), expected.astype(np.float32), atol=0.02)
-            assert (file.table.keys[row], file.table.image_ids[row], file.table.file_names[row]) == (sample.key, record["image_id"], record["file_name"])
+            assert (file.table.keys[row], file.table.image_ids[row], file.table.file_names[row]) == (
+                sample.key,
+                record["image_id"],
+                record["file_name"],
+            )
             row += 1
     assert row == file.table.images == 36
     assert np.isfinite(file.features).all()
-    assert file.features.astype(np.float32).std(axis=0).min() > 0.01
+    deviation = file.features[:, 0].astype(np.float32).std(axis=0)
+    assert (deviation > 0.5).sum() >= 30  # 36 images span 35 directions; each is white
 
 
 def test_both_splits_share_the_weights_and_a_second_run_does_nothing(small: Small) -> None:
@@ -101,7 +106,7 @@ def test_weights_that_are_none_are_refused_by_name(small: Small, tmp_path: Path,
 
 def test_weights_of_another_network_list_the_keys(tmp_path: Path) -> None:
     save_file(random_state("alexnet", seed=0), tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match="do not fit resnet18.*Missing key"):
+    with pytest.raises(InputError, match=r"(?s)do not fit resnet18.*Missing key"):
         open_backbone(
             backbone="resnet18",
             weights=str(tmp_path / "w.safetensors"),
@@ -156,6 +161,8 @@ def test_a_killed_pass_goes_on_to_the_same_bytes(small: Small, tmp_path: Path, a
     child.wait()
     subprocess.run(command, cwd=ROOT, check=True)
     whole = tmp_path / "whole"
+    whole.mkdir()
+    shutil.copy(out / KEPT_FILE, whole / KEPT_FILE)
     subprocess.run([*command[:-1], str(whole)], cwd=ROOT, check=True)
     assert (out / "train.h5").read_bytes() == (whole / "train.h5").read_bytes()
     assert sorted(p.name for p in out.iterdir()) == ["backbone.safetensors", "train.h5"]

@@ -18,7 +18,10 @@ def test_records_keep_the_files_order_and_all_captions(tmp_path: Path) -> None:
     images = [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}]
     annotations = [{"id": i, "image_id": image, "caption": f"c{i}"} for i, image in enumerate([3, 7, 3, 7, 7])]
     records, rejects = read_coco(coco(tmp_path, images, annotations))
-    assert [(r.image_id, r.file_name, [c.text for c in r.captions]) for r in records] == [(7, "b.jpg", ["c1", "c3", "c4"]), (3, "a.jpg", ["c0", "c2"])]
+    assert [(r.image_id, r.file_name, [c.text for c in r.captions]) for r in records] == [
+        (7, "b.jpg", ["c1", "c3", "c4"]),
+        (3, "a.jpg", ["c0", "c2"]),
+    ]
     assert rejects == []
 
 

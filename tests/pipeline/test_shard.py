@@ -43,7 +43,12 @@ def test_a_record_holds_the_resized_image_and_every_tokenized_caption(small: Sma
     sample, jpeg, record = list(shard_samples(shard))[3]
     assert sample.key == "000000013"
     image = annotation["images"][13]
-    assert (record["image_id"], record["file_name"], record["width"], record["height"]) == (image["id"], image["file_name"], image["width"], image["height"])
+    assert (record["image_id"], record["file_name"], record["width"], record["height"]) == (
+        image["id"],
+        image["file_name"],
+        image["width"],
+        image["height"],
+    )
     texts = [a["caption"] for a in annotation["annotations"] if a["image_id"] == image["id"]]
     assert [c["text"] for c in record["captions"]] == texts
     assert [c["tokens"] for c in record["captions"]] == [tokenize(text) for text in texts]
@@ -115,7 +120,7 @@ def test_every_kind_of_bad_input_is_a_line_in_the_rejects(tmp_path: Path) -> Non
     names = ["sub.dir/a.b.jpg", "cut.jpg", "page.jpg", "missing.jpg", "../x.jpg"]
     annotation = {
         "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
-        "annotations": [{"id": i, "image_id": i, "caption": "Line\nbreak, \"quotes\" & tabs\t✓"} for i in range(5)],
+        "annotations": [{"id": i, "image_id": i, "caption": 'Line\nbreak, "quotes" & tabs\t✓'} for i in range(5)],
     }
     (tmp_path / "c.json").write_text(json.dumps(annotation))
     out = tmp_path / "out"

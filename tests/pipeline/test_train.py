@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.vocabulary import Vocabulary
-from pipeline.run import find_checkpoint, open_run
+from pipeline.run import Position, find_checkpoint, load_training, open_run, save_checkpoint
 from pipeline.train import train
 from pipeline.vocab import write_vocabulary
 from shards.errors import InputError, MismatchError, OccupiedError
@@ -49,7 +49,7 @@ def same(first: Path, second: Path) -> None:
 
 def test_a_run_logs_every_ten_steps_and_val_after_each_epoch(small: Small) -> None:
     logged = lines(small.run)
-    assert [line["step"] for line in logged if "loss" in line] == [10, 20]
+    assert [line["step"] for line in logged if "loss" in line] == [10, 20, 24]
     assert [line["epoch"] for line in logged if "val_loss" in line] == [0, 1]
     assert logged[-1]["val_loss"] < logged[1]["val_loss"]
     assert all(line["perplexity"] == pytest.approx(2.718281828 ** line["loss"], rel=1e-6) for line in logged if "loss" in line)
@@ -61,7 +61,15 @@ def test_raw_and_cached_losses_agree_without_augmentation(small: Small, tmp_path
     settings = {**TINY_MODEL, "epochs": 2, "seed": 4}
     shutil.copytree(small.features, tmp_path / "raw", ignore=shutil.ignore_patterns("*.h5"))  # the very same random weights
     train(out=tmp_path / "cached", features=small.features, settings=settings, device="cpu", max_steps=20)
-    train(out=tmp_path / "raw", shards=small.shards, backbone="resnet18", weights="random", settings={**settings, "augment": "none"}, device="cpu", max_steps=20)
+    train(
+        out=tmp_path / "raw",
+        shards=small.shards,
+        backbone="resnet18",
+        weights="random",
+        settings={**settings, "augment": "none"},
+        device="cpu",
+        max_steps=20,
+    )
     raw, cached = ([line["mean_loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("raw", "cached"))
     assert len(raw) == 2
     assert raw == pytest.approx(cached, abs=1e-3)
@@ -90,7 +98,7 @@ def test_a_training_stopped_anywhere_and_resumed_equals_one_that_was_not(small: 
 def start(small: Small, out: Path) -> "subprocess.Popen[bytes]":
     code = (
         "import sys, torch; torch.set_num_threads(2); from pathlib import Path; from pipeline.train import train\n"
-        f"train(out=Path(sys.argv[1]), features=Path(sys.argv[2]), settings={ {**SETTINGS, 'epochs': 12} !r}, resume=True, device='cpu')"
+        f"train(out=Path(sys.argv[1]), features=Path(sys.argv[2]), settings={ {**SETTINGS, 'epochs': 12}!r}, resume=True, device='cpu')"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(out), str(small.features)], cwd=ROOT)
 
@@ -175,8 +183,16 @@ def test_resuming_with_another_vocabulary_or_data_is_refused_naming_both_sides(s
 
 
 def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="smaller --lr"):
-        train(out=tmp_path, features=small.features, settings={**TINY_MODEL, "lr": 1e30, "epochs": 3}, device="cpu")
+    out = tmp_path / "run"
+    train(out=out, features=small.features, settings={**TINY_MODEL, "lr": 1e6}, device="cpu", max_steps=2)
+    captioner = open_run(out, device=torch.device("cpu")).captioner
+    with torch.no_grad():
+        captioner.decoder.output.bias.fill_(float("inf"))  # what a step too far leaves behind
+    optimizer = torch.optim.Adam(captioner.parameters())
+    load_training(find_checkpoint(out)[0], optimizer)
+    save_checkpoint(out, captioner, optimizer, Position(epoch=0, step_in_epoch=3, step=3))
+    with pytest.raises(InputError, match="the training diverged.*smaller --lr than 1000000"):
+        train(out=out, resume=True, device="cpu")
 
 
 @pytest.mark.parametrize("setting", [{"epochs": 0}, {"batch_size": 1}, {"lr": -1.0}, {"seed": -1}, {"lr": float("nan")}])

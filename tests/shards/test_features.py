@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import h5py
@@ -55,6 +56,7 @@ def test_joining_parts_gives_the_same_bytes_as_writing_at_once(tmp_path: Path) -
     assert parts.words == whole.words
     assert parts.references() == whole.references()
     write_features(tmp_path / "once.h5", [rows], dim=8, table=parts, provenance=provenance())
+    time.sleep(1.1)  # HDF5 can write times, in seconds, into a file
     write_features(tmp_path / "parts.h5", [rows[:4], rows[4:]], dim=8, table=parts, provenance=provenance())
     assert (tmp_path / "once.h5").read_bytes() == (tmp_path / "parts.h5").read_bytes()
 

@@ -1,0 +1,88 @@
+"""The commands as a user types them, with one mistake at a time: exit codes and one-paragraph errors."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tests.conftest import Small
+
+Run = Callable[..., Result]
+
+
+def test_every_command_ends_by_saying_what_to_run_next(run_cli: Run, tmp_path: Path) -> None:
+    d = tmp_path
+    steps = [
+        ["synth", d / "s", "--images", 20, "--workers", 1],
+        ["shard", "--images", d / "s/images", "--captions", d / "s/captions_train.json", "--out", d / "sh", "--size", 64, "--workers", 1],
+        [
+            "shard",
+            "--images",
+            d / "s/images",
+            "--captions",
+            d / "s/captions_val.json",
+            "--out",
+            d / "sh",
+            "--size",
+            64,
+            "--split",
+            "val",
+            "--workers",
+            1,
+        ],
+        ["vocab", "--shards", d / "sh", "--min-count", 1, "--out", d / "v.json"],
+        ["cache-features", "--shards", d / "sh", "--out", d / "f", "--backbone", "alexnet", "--weights", "random"],
+        ["train", "--features", d / "f", "--out", d / "r", "--vocab", d / "v.json", "--epochs", 1, "--hidden-dim", 16],
+        ["train", "--out", d / "r", "--resume", "--epochs", 2],
+        ["evaluate", "--run", d / "r", "--features", d / "f", "--out", d / "scores.json"],
+        ["caption", "--run", d / "r", d / "s/images/scene_000000.jpg"],
+    ]
+    for step in steps:
+        result = run_cli(*step)
+        assert result.exit_code == 0, result.output
+        assert "Next: " in result.output.splitlines()[-1]
+        assert "python cli.py" in result.output.splitlines()[-1]
+    assert json.loads((d / "scores.json").read_text())["scores"].keys() >= {"bleu_4", "cider"}
+    result = run_cli("caption", "--run", d / "r", d / "s/images/scene_000001.jpg", "--show", "--out", d / "x.png")
+    assert result.exit_code == 0
+    assert (d / "x.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["shard", "--images", "{d}/no", "--captions", "{s}/captions_train.json", "--out", "{d}/o"], "no such folder"),
+        (["shard", "--images", "{s}/images", "--captions", "{d}/no.json", "--out", "{d}/o"], "no such file"),
+        (["shard", "--images", "{s}/images", "--captions", "{s}/images/scene_000000.jpg", "--out", "{d}/o"], "not a COCO caption file"),
+        (["shard", "--images", "{s}/images", "--captions", "{s}/captions_train.json", "--out", "{s}"], "holds something else"),
+        (["shard", "--images", "{s}/images", "--captions", "{s}/captions_train.json", "--out", "{d}/o", "--split", "a/b"], "letters, digits"),
+        (["shard", "--images", "{s}/images", "--captions", "{s}/captions_train.json", "--out", "{d}/o", "--size", "4"], "--size 4"),
+        (["vocab", "--shards", "{d}", "--out", "{d}/v.json"], "not a shard dataset"),
+        (["vocab", "--shards", "{sh}", "--min-count", "9999", "--out", "{d}/v.json"], "smaller --min-count"),
+        (["cache-features", "--shards", "{sh}", "--out", "{d}/f", "--device", "tpu"], "--device tpu"),
+        (["cache-features", "--shards", "{sh}", "--out", "{d}/f", "--backbone", "vgg99"], "no classification network"),
+        (["train", "--features", "{d}/none", "--out", "{d}/r"], "no such folder of feature files"),
+        (["train", "--features", "{f}", "--out", "{d}/r", "--vocab", "{s}/captions_train.json"], "format version None"),
+        (["train", "--features", "{f}", "--shards", "{sh}", "--out", "{d}/r"], "one of --features"),
+        (["train", "--features", "{f}", "--out", "{d}/r", "--batch-size", "1"], "--batch-size 1"),
+        (["evaluate", "--run", "{d}", "--features", "{f}", "--out", "{d}/s.json"], "not a run"),
+        (["caption", "--run", "{r}", "{d}/nothing.jpg"], "could not be captioned"),
+        (["caption", "--run", "{r}", "{s}/captions_val.json"], "not an image"),
+    ],
+)
+def test_a_mistake_is_one_paragraph_and_exit_code_1(run_cli: Run, small: Small, tmp_path: Path, arguments: list[str], says: str) -> None:
+    places = {"d": tmp_path, "s": small.source, "sh": small.shards, "f": small.features, "r": small.run}
+    result = run_cli(*(argument.format(**places) for argument in arguments))
+    assert result.exit_code == 1, result.output
+    assert says in result.output
+    assert "Traceback" not in result.output
+    assert result.output.splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["shard"], ["train"], ["nonsense"], ["synth", "x", "--images", "many"], ["caption", "--run", "x", "--out", "y", "z"]]
+)
+def test_wrong_usage_is_exit_code_2(run_cli: Run, arguments: list[str]) -> None:
+    assert run_cli(*arguments).exit_code == 2
