@@ -20,6 +20,7 @@ from model.encoder import (
     build_headless,
     calibrate,
     download_state,
+    feature_dim,
     published_weights,
     random_info,
     random_state,
@@ -171,9 +172,21 @@ def _fit(info: WeightsInfo, resize: dict[str, Any]) -> Preprocessing:
 
 def _build(backbone: str, source: str, state: dict[str, Tensor], preprocessing: Preprocessing) -> FrozenBackbone:
     try:
-        return build_backbone(backbone, state, preprocessing)
+        frozen = build_backbone(backbone, state, preprocessing)
     except RuntimeError as error:
         raise InputError(f"{source}: these weights do not fit {backbone}. {str(error)[:1500]}") from None
+    _check_crop(frozen, backbone)
+    return frozen
+
+
+def _check_crop(frozen: FrozenBackbone, backbone: str) -> None:
+    """Try the network on one image of its crop: some need larger ones."""
+    try:
+        feature_dim(frozen)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{backbone} cannot take images of {frozen.preprocessing.crop} pixels ({_first_line(error)}). Make the shards again with a larger --size."
+        ) from None
 
 
 def _download(backbone: str, name: str) -> dict[str, Tensor]:
@@ -215,6 +228,7 @@ def _random_backbone(
         frozen = build_headless(backbone, _read_kept(kept, backbone), preprocessing)
     else:
         frozen = build_backbone(backbone, random_state(backbone, seed=seed), preprocessing)
+        _check_crop(frozen, backbone)
         calibrate(frozen, sample(preprocessing.crop))
         keep_weights(frozen, backbone, kept)
     digest = state_digest(backbone_state(frozen))

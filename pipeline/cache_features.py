@@ -82,6 +82,7 @@ def cache_features(
     if not opened:
         raise InputError(f"{shards}: holds no split yet. Run the shard command to its end first.")
     _check_out(out)
+    torch_device = pick_device(device)
     with exclusive(out, "cache", "caching features"):
         resize = dataset.config["resize"]
         network, frozen = open_backbone(
@@ -91,7 +92,7 @@ def cache_features(
             kept=out / KEPT_FILE,
             sample=lambda crop: calibration_batches(opened[0], crop),
         )
-        frozen.to(pick_device(device))
+        frozen.to(torch_device)
         dim = feature_dim(frozen)
         return [_cache_split(split, out, network, frozen, dim, batch_size, quiet=quiet) for split in opened]
 

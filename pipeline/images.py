@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from shards.errors import CapstreamError
 
@@ -72,6 +72,10 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         image.load()
         return _to_rgb(_upright(image))
     except UnidentifiedImageError:
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and not features.check("webp"):
+            raise ImageError(
+                "no_webp_support", f"{name}: a WebP image, which this Pillow was built without: install libwebp-dev, then make clean"
+            ) from None
         kinds = ", ".join(FORMATS)
         raise ImageError("not_an_image", f"{name}: not an image of a known format ({kinds})") from None
     except Image.DecompressionBombError as error:

@@ -17,7 +17,8 @@ def one_by_one(model: Captioner, features: torch.Tensor, max_words: int) -> list
     """Greedy decoding written plainly, for a single image."""
     decoder = model.decoder
     _, state = decoder.lstm(model.projection(features).unsqueeze(1))
-    words, last = [], VOCABULARY.id(START)
+    words: list[str] = []
+    last = VOCABULARY.id(START)
     while len(words) < max_words:
         hidden, state = decoder.lstm(decoder.embedding(torch.tensor([[last]])), state)
         scores = decoder.output(hidden)[0, 0]
@@ -28,12 +29,17 @@ def one_by_one(model: Captioner, features: torch.Tensor, max_words: int) -> list
     return words
 
 
+@torch.no_grad()
+def plain(model: Captioner, features: torch.Tensor) -> list[list[str]]:
+    return [one_by_one(model, row[None], 20) for row in features]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_batched_greedy_equals_image_by_image(seed: int) -> None:
     model, features = captioner(seed), torch.randn(7, 5)
     with torch.no_grad():
         model.decoder.output.bias[VOCABULARY.id(END)] += 0.15  # so that captions end at different lengths
-    expected = [one_by_one(model, row[None], 20) for row in features]
+    expected = plain(model, features)
     assert greedy(model, features, VOCABULARY) == expected
     assert [greedy(model, row[None], VOCABULARY)[0] for row in features] == expected
 

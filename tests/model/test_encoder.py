@@ -62,7 +62,7 @@ def test_random_weights_are_seeded_and_leave_torchs_generator_alone() -> None:
 def test_calibrated_random_features_are_finite_white_and_survive_being_kept() -> None:
     frozen = build_backbone("resnet18", random_state("resnet18", seed=0), PREPROCESSING)
     images = photographs(32)
-    calibrate(frozen, images.split(16))
+    calibrate(frozen, torch.split(images, 16))
     features = frozen(images)
     assert features.half().isfinite().all()
     assert features.mean(dim=0).abs().max() < 1e-3

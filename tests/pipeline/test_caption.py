@@ -20,7 +20,7 @@ def test_any_image_file_gets_a_line_and_a_bad_one_its_problem(small: Small, tmp_
         ("CMYK", "print.jpg"),
         ("P", "palette.gif"),
         ("RGBA", "alpha.png"),
-        ("RGB", "photo mit ümlaut.webp"),
+        ("RGB", "photo mit ümlaut.png"),
         ("RGB", "x.bmp"),
     ):
         image.convert(mode).save(tmp_path / name)

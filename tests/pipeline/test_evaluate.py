@@ -33,8 +33,8 @@ def test_raw_and_cached_evaluation_agree_and_batch_size_changes_nothing(small: S
 def test_features_of_another_network_are_refused_with_both_sides(small: Small, tmp_path: Path) -> None:
     from pipeline.cache_features import cache_features
 
-    cache_features(shards=small.shards, out=tmp_path / "other", splits=["val"], backbone="alexnet", weights="random", device="cpu")
-    with pytest.raises(MismatchError, match="resnet18.*alexnet"):
+    cache_features(shards=small.shards, out=tmp_path / "other", splits=["val"], backbone="squeezenet1_1", weights="random", device="cpu")
+    with pytest.raises(MismatchError, match=r"resnet18.*squeezenet1_1"):
         evaluate(run=small.run, features=tmp_path / "other", device="cpu")
 
 

@@ -1,3 +1,4 @@
+import base64
 import io
 import struct
 import zlib
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from pipeline import images
 from pipeline.images import ImageError, Resize, decode_image, encode_jpeg, load_photograph, read_image_file
@@ -75,6 +76,15 @@ def test_a_truncated_jpeg_is_refused(share: float) -> None:
         decode_image(data[: int(len(data) * share)], "cut.jpg")
     assert caught.value.reason == "truncated"
     assert "cut.jpg" in str(caught.value)
+
+
+def test_webp_is_read_or_its_absence_is_explained() -> None:
+    data = base64.b64decode("UklGRiIAAABXRUJQVlA4IBYAAAAwAQCdASoBAAEADsD+JaQAA3AAAAAA")
+    if features.check("webp"):
+        assert decode_image(data, "x.webp").size == (1, 1)
+    else:
+        with pytest.raises(ImageError, match="libwebp-dev"):
+            decode_image(data, "x.webp")
 
 
 def test_html_named_jpg_is_no_image() -> None:

@@ -170,7 +170,9 @@ def test_limit_takes_the_first_images(small: Small, tmp_path: Path) -> None:
 def kill_and_compare(small: Small, out: Path, delay: float) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.conftest import shard_small\n"
-        "if __name__ == '__main__': shard_small(Path(sys.argv[1]), Path(sys.argv[2]), 'train', workers=2); shard_small(Path(sys.argv[1]), Path(sys.argv[2]), 'val')"
+        "if __name__ == '__main__':\n"
+        "    shard_small(Path(sys.argv[1]), Path(sys.argv[2]), 'train', workers=2)\n"
+        "    shard_small(Path(sys.argv[1]), Path(sys.argv[2]), 'val')\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(small.source), str(out)], cwd=ROOT, start_new_session=True)
     time.sleep(delay)

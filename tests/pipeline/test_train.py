@@ -191,7 +191,7 @@ def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path
     optimizer = torch.optim.Adam(captioner.parameters())
     load_training(find_checkpoint(out)[0], optimizer)
     save_checkpoint(out, captioner, optimizer, Position(epoch=0, step_in_epoch=3, step=3))
-    with pytest.raises(InputError, match="the training diverged.*smaller --lr than 1000000"):
+    with pytest.raises(InputError, match=r"the training diverged.*smaller --lr than 1000000"):
         train(out=out, resume=True, device="cpu")
 
 
