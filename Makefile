@@ -47,5 +47,7 @@ pillow-simd:
 		echo "Pillow-SIMD could not be built here (see $(VENV)/pillow-simd.log; libjpeg-dev and zlib1g-dev help): stock Pillow is used, sharding is slower."; \
 	fi
 
+# The wheel that pip keeps goes too, so that Pillow-SIMD is built anew with the headers that are there now.
 clean:
+	-$(BIN)/python -m pip cache remove '*illow*imd*' 2>/dev/null
 	rm -rf $(VENV)
