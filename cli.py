@@ -283,8 +283,10 @@ def caption(images: tuple[Path, ...], run: Path, show: bool, out: Path | None, w
         raise click.ClickException(
             f"{len(done) - len(captioned)} of {len(done)} files could not be captioned (named above). Check their paths and formats."
         )
-    if not show:
-        click.echo(f"Next: python cli.py caption --run {run} --show --out captions.png {images[0]}{' ...' if len(images) > 1 else ''}", err=True)
+    more = " ..." if len(images) > 1 else ""
+    picture = f"python cli.py caption --run {run} --show --out captions.png {images[0]}{more}"
+    scores = f"python cli.py evaluate --run {run} --features DIR --out {run}/scores.json"
+    click.echo(f"Next: {scores if show else picture}", err=True)  # not on standard output, which holds captions alone
 
 
 @command("evaluate", "python cli.py evaluate --run runs/first --features data/features --split val --out runs/first/scores.json")

@@ -103,9 +103,10 @@ def exclusive(folder: Path, name: str, doing: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        # While it is still held: who opened the file meanwhile then finds that the lock guards no name, and tries again.
         with contextlib.suppress(OSError):
             lock_path.unlink()
+        lock.release()
 
 
 def json_bytes(content: Any) -> bytes:
