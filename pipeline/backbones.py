@@ -31,6 +31,7 @@ from model.encoder import (
 from model.preprocessing import Preprocessing
 from shards.atomic import committed_file
 from shards.errors import DamageError, InputError, MismatchError, ResourceError
+from shards.features import Provenance
 
 RANDOM = "random"
 KEPT_FILE = "backbone.safetensors"
@@ -54,6 +55,16 @@ class Network:
         """From :meth:`content`; raises KeyError, TypeError or ValueError for anything else."""
         names = {name: str(content[name]) for name in ("backbone", "weights", "weights_sha256")}
         return cls(**names, preprocessing=parse_preprocessing(content["preprocessing"]))
+
+
+def recorded_network(provenance: Provenance) -> Network:
+    """The network that a feature file was made by."""
+    return Network(
+        backbone=provenance.backbone,
+        weights=provenance.weights,
+        weights_sha256=provenance.weights_sha256,
+        preprocessing=parse_preprocessing(provenance.preprocessing),
+    )
 
 
 def parse_preprocessing(content: dict[str, Any]) -> Preprocessing:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.decoding import greedy, sentence
 from model.metrics import score_captions
-from pipeline.backbones import Network, parse_preprocessing, pick_device
+from pipeline.backbones import pick_device, recorded_network
 from pipeline.batches import Order, ShardSource
 from pipeline.caption import open_run_backbone
 from pipeline.prefetch import ahead
@@ -90,13 +90,8 @@ def run_network(run: Run) -> dict[str, object]:
 
 def _cached_batches(run: Run, path: Path, batch_size: int) -> tuple[CaptionTable, Iterator[Tensor]]:
     file = open_features(path)
-    found = Network(
-        backbone=file.provenance.backbone,
-        weights=file.provenance.weights,
-        weights_sha256=file.provenance.weights_sha256,
-        preprocessing=parse_preprocessing(file.provenance.preprocessing),
-    )
-    there = {key: found.content()[key] for key in ("backbone", "weights_sha256", "preprocessing")}
+    found = recorded_network(file.provenance).content()
+    there = {key: found[key] for key in ("backbone", "weights_sha256", "preprocessing")}
     check_network(f"{run.folder}", run_network(run), f"{path}", there)
     starts = range(0, file.table.images, batch_size)
     return file.table, (torch.from_numpy(np.array(file.features[start : start + batch_size, 0])) for start in starts)

@@ -21,7 +21,7 @@ import torch
 from model.decoder import Captioner, DecoderConfig
 from model.encoder import FrozenBackbone, feature_dim
 from model.vocabulary import Vocabulary
-from pipeline.backbones import KEPT_FILE, RANDOM, Network, open_backbone, parse_preprocessing, pick_device
+from pipeline.backbones import KEPT_FILE, RANDOM, Network, open_backbone, pick_device, recorded_network
 from pipeline.batches import CaptionBatch, Encoded, FeatureSource, Order, ShardSource, Source, steps_per_epoch, to_device, training_batches
 from pipeline.cache_features import calibration_batches
 from pipeline.progress import Progress
@@ -100,21 +100,14 @@ def open_cached(features: Path) -> Data:
     val = open_features(feature_path(features, "val")) if feature_path(features, "val").is_file() else None
     if val is not None:
         check_same_network(train, val)
-    provenance = train.provenance
-    network = Network(
-        backbone=provenance.backbone,
-        weights=provenance.weights,
-        weights_sha256=provenance.weights_sha256,
-        preprocessing=parse_preprocessing(provenance.preprocessing),
-    )
     return Data(
         kind="features",
         path=features,
         source=FeatureSource(train),
         val=FeatureSource(val) if val is not None else None,
-        network=network,
+        network=recorded_network(train.provenance),
         frozen=None,
-        split_digest=provenance.split_digest,
+        split_digest=train.provenance.split_digest,
     )
 
 
