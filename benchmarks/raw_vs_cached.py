@@ -46,7 +46,7 @@ from pipeline.executors import default_workers
 from pipeline.reading import shard_samples
 from pipeline.shard import ShardConfig, write_shards
 from pipeline.synthetic import synthesize
-from pipeline.train import Features, open_cached, open_raw
+from pipeline.training_data import Features, open_cached, open_raw
 from pipeline.vocab import vocabulary_of
 from shards.atomic import committed_file, write_json
 from shards.manifest import Split, library_versions, open_split
@@ -88,6 +88,11 @@ def parse(argv: Sequence[str] | None) -> Settings:
     if settings.batch_size < 2 or min(settings.raw_steps, settings.cached_steps, settings.repeats) < 1 or settings.num_workers < 0:
         parser.error("--batch-size must be at least 2, steps and --repeats at least 1, --num-workers at least 0")
     return settings
+
+
+def say(line: str) -> None:
+    """Progress, on standard error: what is measured takes minutes."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class JpegFolder(Dataset[tuple[Tensor, Tensor]]):
@@ -211,15 +216,18 @@ def unpack(split: Split, folder: Path) -> list[tuple[str, str]]:
 def run(s: Settings, folder: Path) -> dict[str, Any]:
     """Prepare, measure, and return the report as JSON."""
     device = pick_device(s.device)
+    say("preparing shards")
     split = prepare_shards(folder, s)
+    say(f"making {s.backbone}, weights {s.weights}")
     cache = folder / "features"
     raw = open_raw(split.folder, cache, backbone=s.backbone, weights=s.weights, augment="tutorial", device=device)
     table, network, frozen = raw.source.table, raw.network, raw.frozen
     assert frozen is not None
     if all(stop - start != s.batch_size for start, stop in batch_bounds(table.captions, s.batch_size)):
         sys.exit(f"--batch-size {s.batch_size}: there is no batch of this size in {table.captions} captions.")
+    say(f"caching {split.images} images")
     started = time.perf_counter()  # random weights are made and kept by now: only the pass is timed
-    cache_features(shards=split.folder, out=cache, splits=["train"], backbone=s.backbone, weights=s.weights, device=s.device)
+    cache_features(shards=split.folder, out=cache, splits=["train"], backbone=s.backbone, weights=s.weights, device=s.device, quiet=False)
     cache_seconds = time.perf_counter() - started
     cached = open_cached(cache)
 
@@ -239,7 +247,9 @@ def run(s: Settings, folder: Path) -> dict[str, Any]:
             "B": our_steps(raw.source, encoded, lambda batch: frozen(batch.images).half(), ours[0], device, s, seed),
             "C": our_steps(cached.source, encoded, lambda batch: batch.images, ours[1], device, s, seed),
         }
-        done += [measure(way, stream, s.cached_steps if way == "C" else s.raw_steps, device) for way, stream in streams.items()]
+        for way, stream in streams.items():
+            done.append(measure(way, stream, s.cached_steps if way == "C" else s.raw_steps, device))
+            say("repeat {} of {}: {way}, {captions} captions in {seconds:.1f} s".format(seed + 1, s.repeats, **done[-1]))
     return summarize(s, done, split.images, table.captions, len(words), cache_seconds) | {"machine": machine(device)}
 
 
@@ -319,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     text = markdown(report)
     print(text)
     if settings.out is not None:
-        name = f"raw_vs_cached-{report['date']}"
+        name = f"raw_vs_cached-{settings.backbone}-{report['date']}"
         write_json(settings.out / f"{name}.json", report)
         with committed_file(settings.out / f"{name}.md") as file:
             file.write(text.encode())

@@ -4,7 +4,6 @@ Its network is random by default, because it must work offline. Averages over sp
 little of what stands where; AlexNet is shallow enough that colour and outline survive together, at its full 224 pixels.
 """
 
-import json
 import random
 import shutil
 import time
@@ -18,7 +17,6 @@ from pipeline.cache_features import cache_features
 from pipeline.caption import caption_images
 from pipeline.evaluate import Evaluation, evaluate
 from pipeline.pictures import draw_captions
-from pipeline.run import METRICS_FILE
 from pipeline.shard import ShardConfig, write_shards
 from pipeline.synthetic import named_pairs, synthesize
 from pipeline.tokenizer import tokenize
@@ -123,7 +121,18 @@ def demo(*, out: Path, images: int | None, weights: str, workers: int, device: s
     seconds = watch.lap()
     cached_epoch = trained.seconds_per_epoch or seconds
     train_table = open_features(feature_path(out / "features", "train")).table
-    raw_epoch = _raw_epoch_seconds(out, train_table, backbone, weights, device)
+    raw = train(
+        out=out / "raw",
+        shards=out / "shards",
+        vocab=out / "vocab.json",
+        backbone=backbone,
+        weights=weights,
+        settings=SETTINGS,
+        device=device,
+        max_steps=RAW_STEPS,
+    )
+    assert raw.captions_per_second is not None
+    raw_epoch = train_table.captions / raw.captions_per_second
     rows.append(("train", f"{trained.steps} steps in {seconds:,.0f} s, loss {trained.loss:.3f}"))
     rows.append(("an epoch from cache", f"{cached_epoch:,.1f} s ({train_table.captions / cached_epoch:,.0f} captions/s)"))
     rows.append(("an epoch from raw", f"{raw_epoch:,.1f} s (by its first {RAW_STEPS} steps): {raw_epoch / cached_epoch:,.1f} times as long"))
@@ -181,22 +190,6 @@ class Stopwatch:
         """Seconds since the last lap."""
         before, self._began = self._began, time.perf_counter()
         return self._began - before
-
-
-def _raw_epoch_seconds(out: Path, table: CaptionTable, backbone: str, weights: str, device: str) -> float:
-    """Seconds that an epoch from raw shards would take, by the log of its first steps."""
-    train(
-        out=out / "raw",
-        shards=out / "shards",
-        vocab=out / "vocab.json",
-        backbone=backbone,
-        weights=weights,
-        settings=SETTINGS,
-        device=device,
-        max_steps=RAW_STEPS,
-    )
-    last = json.loads((out / "raw" / METRICS_FILE).read_text().splitlines()[-1])
-    return table.captions / float(last["captions_per_second"])
 
 
 def pairs_share(evaluation: Evaluation, table: CaptionTable) -> float:

@@ -3,31 +3,26 @@
 The stream's state is (epoch, step), the model's is in the checkpoint: a resumed training goes on with the very batch that comes next.
 """
 
-import json
-import math
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 
 from model.decoder import Captioner, DecoderConfig
-from model.encoder import FrozenBackbone, feature_dim
 from model.vocabulary import Vocabulary
-from pipeline.backbones import KEPT_FILE, RANDOM, Network, open_backbone, pick_device, recorded_network
-from pipeline.batches import CaptionBatch, Encoded, FeatureSource, Order, ShardSource, Source, steps_per_epoch, to_device, training_batches
-from pipeline.cache_features import calibration_batches
+from pipeline.backbones import KEPT_FILE, RANDOM, pick_device
+from pipeline.batches import CaptionBatch, Encoded, steps_per_epoch, to_device, training_batches
+from pipeline.metrics_log import LOG_EVERY, Meter, MetricsLog, perplexity
 from pipeline.progress import Progress
 from pipeline.run import (
     CONFIG_FILE,
-    METRICS_FILE,
     Position,
     RunConfig,
     TrainConfig,
@@ -39,14 +34,12 @@ from pipeline.run import (
     save_checkpoint,
     write_config,
 )
+from pipeline.training_data import Data, features_function, open_cached, open_raw, val_batches
 from pipeline.vocab import read_vocabulary, vocabulary_digest, vocabulary_of
 from shards.atomic import committed_file, disk_errors, exclusive
-from shards.caption_table import table_of_split
 from shards.errors import InputError, MismatchError, OccupiedError
-from shards.features import check_same_network, feature_path, open_features
-from shards.manifest import library_versions, open_split, read_dataset_file
+from shards.manifest import library_versions
 
-LOG_EVERY = 10
 MAY_CHANGE = ("epochs", "checkpoint_every")
 
 
@@ -54,92 +47,16 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     """Ctrl-C was pressed; everything up to now is saved."""
 
 
-class Features(Protocol):
-    """A batch's images -> float (units, dim) features on the device."""
-
-    def __call__(self, batch: CaptionBatch) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """A training's input, opened: the same from shards or from a feature file."""
-
-    kind: Literal["features", "shards"]
-    path: Path
-    source: Source
-    val: Source | None
-    network: Network
-    frozen: FrozenBackbone | None
-    split_digest: str
-
-    @property
-    def feature_dim(self) -> int:
-        return self.source.feature_dim if self.frozen is None else feature_dim(self.frozen)  # type: ignore[return-value]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainSummary:
-    """How a training ended; ``seconds_per_epoch`` is of the epochs that this process did whole."""
+    """How a training ended: ``seconds_per_epoch`` of the epochs that this process did whole, ``captions_per_second`` of its last steps."""
 
     steps: int
     loss: float
     val_loss: float | None
     seconds_per_epoch: float | None
+    captions_per_second: float | None
     notes: tuple[str, ...]
-
-
-def open_cached(features: Path) -> Data:
-    """Open a folder of feature files: ``train.h5``, and ``val.h5`` where there is one.
-
-    Raises:
-        InputError, DamageError, MismatchError: Missing, damaged, or of different networks.
-    """
-    if not features.is_dir():
-        raise InputError(f"{features}: no such folder of feature files. Make it with: python cli.py cache-features --out {features}")
-    train = open_features(feature_path(features, "train"))
-    val = open_features(feature_path(features, "val")) if feature_path(features, "val").is_file() else None
-    if val is not None:
-        check_same_network(train, val)
-    return Data(
-        kind="features",
-        path=features,
-        source=FeatureSource(train),
-        val=FeatureSource(val) if val is not None else None,
-        network=recorded_network(train.provenance),
-        frozen=None,
-        split_digest=train.provenance.split_digest,
-    )
-
-
-def open_raw(shards: Path, out: Path, *, backbone: str, weights: str, augment: Literal["tutorial", "none"], device: torch.device) -> Data:
-    """Open a shard dataset and the network that its pixels will go through.
-
-    Random weights are calibrated on the training photographs and kept in ``out``.
-
-    Raises:
-        InputError, DamageError, MismatchError, ResourceError: As the parts say.
-    """
-    split = open_split(shards, "train")
-    network, frozen = open_backbone(
-        backbone=backbone,
-        weights=weights,
-        resize=split.config["resize"],
-        kept=out / KEPT_FILE,
-        sample=lambda crop: calibration_batches(split, crop),
-    )
-    val = None
-    if "val" in read_dataset_file(shards).splits:
-        val_split = open_split(shards, "val")
-        val = ShardSource(val_split, table_of_split(val_split), network.preprocessing, "none")
-    return Data(
-        kind="shards",
-        path=shards,
-        source=ShardSource(split, table_of_split(split), network.preprocessing, augment),
-        val=val,
-        network=network,
-        frozen=frozen.to(device),
-        split_digest=split.digest,
-    )
 
 
 def train(
@@ -310,15 +227,15 @@ def _train(
         path, position, notes = find_checkpoint(out)
         load_model(path, captioner)
         load_training(path, optimizer)
-    features_of = _features_function(data)
+    features_of = features_function(data)
     encoded = Encoded(data.source.table, vocabulary)
-    val = _val_batches(data, vocabulary, features_of, device) if data.val is not None else None
+    val = val_batches(data, vocabulary, features_of, device) if data.val is not None else None
     per_epoch = steps_per_epoch(data.source.table, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image)
     log = MetricsLog(out, position.step)
     total = per_epoch * settings.epochs if max_steps is None else min(per_epoch * settings.epochs, max_steps)
     loss = val_loss = None
     epoch_seconds: list[float] = []
-    saved, meter = position, _Meter()
+    saved, meter = position, Meter()
     with (
         _interruptible() as interrupted,
         Progress("Training", total=max(total - position.step, 0), unit="steps", quiet=quiet) as progress,
@@ -368,7 +285,7 @@ def _train(
                 epoch_seconds.append(time.perf_counter() - began)
             if val is not None:
                 val_loss = _val_loss(captioner, val)
-                log.write({"step": position.step, "epoch": position.epoch, "val_loss": val_loss, "val_perplexity": _perplexity(val_loss)})
+                log.write({"step": position.step, "epoch": position.epoch, "val_loss": val_loss, "val_perplexity": perplexity(val_loss)})
             position = Position(epoch=position.epoch + 1, step_in_epoch=0, step=position.step)
     if position.step > saved.step or not (out / "checkpoints").is_dir():
         save_checkpoint(out, captioner, optimizer, position)
@@ -378,122 +295,9 @@ def _train(
         loss=loss if loss is not None else float("nan"),
         val_loss=val_loss,
         seconds_per_epoch=sorted(epoch_seconds)[len(epoch_seconds) // 2] if epoch_seconds else None,
+        captions_per_second=meter.captions_per_second,
         notes=tuple(notes),
     )
-
-
-def _features_function(data: Data) -> Features:
-    frozen = data.frozen
-    if frozen is None:
-        return lambda batch: batch.images
-    # Rounded like cached features, so that both ways train on the same numbers.
-    return lambda batch: frozen(batch.images).half()
-
-
-def _perplexity(loss: float) -> float:
-    return math.exp(min(loss, 100.0))
-
-
-class _Meter:
-    """Means over the steps since the last line of the log."""
-
-    def __init__(self) -> None:
-        self.note = ""
-        self._reset()
-
-    def _reset(self) -> None:
-        self.losses: list[torch.Tensor] = []
-        self.captions, self.waited, self.seconds = 0, 0.0, 1e-9
-
-    def add(self, loss: torch.Tensor, captions: int, *, waited: float, seconds: float) -> None:
-        self.losses.append(loss)
-        self.captions += captions
-        self.waited += waited
-        self.seconds += seconds
-
-    def write(self, log: "MetricsLog", position: Position, lr: float) -> float:
-        """Log the means and start anew; returns the last step's loss."""
-        values = torch.stack(self.losses).tolist()
-        seconds = self.seconds
-        loss = sum(values) / len(values)
-        if not math.isfinite(loss):
-            raise InputError(f"The loss became {loss} by step {position.step}: the training diverged. Start again with a smaller --lr than {lr}.")
-        log.write(
-            {
-                "step": position.step,
-                "epoch": position.epoch,
-                "loss": values[-1],
-                "mean_loss": loss,
-                "perplexity": _perplexity(values[-1]),
-                "lr": lr,
-                "captions_per_second": round(self.captions / seconds, 1),
-                "data_wait": round(self.waited / seconds, 4),
-            }
-        )
-        self.note = f"loss {loss:.3f}, {self.captions / seconds:,.0f} captions/s, {100 * self.waited / seconds:.0f}% waiting for data"
-        self._reset()
-        last: float = values[-1]
-        return last
-
-
-class MetricsLog:
-    """``metrics.jsonl`` and TensorBoard events; lines beyond the checkpoint that a training goes on from are taken back."""
-
-    def __init__(self, out: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = out / METRICS_FILE
-        kept = []
-        if path.is_file():
-            for line in path.read_bytes().splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + b"\n")
-                except (ValueError, KeyError, TypeError):
-                    break  # a line that was being written when the process was killed
-        with committed_file(path) as file:
-            file.writelines(kept)
-        self._file = path.open("ab")
-        self._events = SummaryWriter(str(out), purge_step=step + 1)
-
-    def write(self, line: dict[str, float | int]) -> None:
-        """Add one line."""
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        for name, value in line.items():
-            if name not in ("step", "epoch"):
-                self._events.add_scalar(name, value, line["step"])
-
-    def close(self) -> None:
-        self._file.close()
-        self._events.close()
-
-
-@torch.inference_mode()
-def _val_batches(data: Data, vocabulary: Vocabulary, features_of: Features, device: torch.device) -> list[CaptionBatch]:
-    """The val split's captions in order, with their features, computed once: the frozen network gives the same every time."""
-    assert data.val is not None
-    table = data.val.table
-    encoded = Encoded(table, vocabulary)
-    rows = np.arange(table.images)
-    order = Order(image_rows=rows, captions=np.arange(table.captions), offsets=np.concatenate([[0], np.cumsum(table.caption_counts)]))
-    batches = []
-    for start in range(0, table.images, 32):
-        stop = min(start + 32, table.images)
-        captions = order.captions[order.offsets[start] : order.offsets[stop]]
-        tokens, lengths = encoded.batch(captions)
-        batch = CaptionBatch(
-            epoch=0,
-            step=0,
-            images=data.val.images(order, start, stop, np.zeros((table.images, 3))),
-            unit_rows=torch.from_numpy(np.repeat(np.arange(stop - start), table.caption_counts[start:stop])),
-            captions=torch.from_numpy(captions),
-            tokens=tokens,
-            caption_lengths=lengths,
-        )
-        batch = to_device(batch, device)
-        batches.append(replace(batch, images=features_of(batch)))
-    return batches
 
 
 @torch.no_grad()

@@ -20,8 +20,10 @@ def test_three_ways_see_as_much_and_the_ratios_are_numbers(tmp_path: Path, capsy
     assert all(math.isfinite(ratio) and ratio > 0 for ratio in report["times_faster"].values())
     assert all(epochs is None or epochs > 0 for epochs in report["break_even_epochs"].values())
 
-    stem = tmp_path / f"raw_vs_cached-{report['date']}"
-    assert stem.with_suffix(".md").read_text() + "\n" == capsys.readouterr().out
+    stem = tmp_path / f"raw_vs_cached-resnet18-{report['date']}"
+    shown = capsys.readouterr()
+    assert stem.with_suffix(".md").read_text() + "\n" == shown.out
+    assert "repeat 2 of 2: C, 4 captions" in shown.err
     assert json.loads(stem.with_suffix(".json").read_text())["measurements"] == report["measurements"]
 
 
