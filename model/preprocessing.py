@@ -3,7 +3,7 @@
 Pixels stay uint8 until they are on the device; cropping is slicing, and normalisation is the last thing before the network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ class Preprocessing:
     """Crop and normalisation, recorded in every artefact.
 
     Attributes:
-        size: Side of the resized square image, in pixels.
+        size: Both sides of a resized image are at least this many pixels.
         mode: Resize mode that made it.
         filter: Resampling filter that made it.
         crop: Side of the square that the network sees.
@@ -34,10 +34,14 @@ class Preprocessing:
             raise ValueError(f"a crop of {self.crop} pixels does not fit in images of {self.size}")
 
 
-def center_crop(images: Tensor, crop: int) -> Tensor:
-    """The middle crop x crop pixels of uint8 (images, height, width, 3); with an odd rest the smaller part is above and left."""
-    top, left = (images.shape[1] - crop) // 2, (images.shape[2] - crop) // 2
-    return images[:, top : top + crop, left : left + crop]
+def center_crop(images: Iterable[Tensor], crop: int) -> Tensor:
+    """The middle crop x crop pixels of each uint8 (height, width, 3); with an odd rest the smaller part is above and left.
+
+    Returns:
+        uint8 (images, crop, crop, 3).
+    """
+    corners = ((image, (image.shape[0] - crop) // 2, (image.shape[1] - crop) // 2) for image in images)
+    return torch.stack([image[top : top + crop, left : left + crop] for image, top, left in corners])
 
 
 def crop_and_flip(images: Sequence[Tensor], crop: int, tops: Sequence[int], lefts: Sequence[int], flips: Sequence[bool]) -> Tensor:

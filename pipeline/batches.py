@@ -162,9 +162,10 @@ class ShardSource:
         rows = order.image_rows[start:stop]
         decoded = {int(row): self._pixels(int(row)) for row in np.unique(rows)}
         pixels = [decoded[int(row)] for row in rows]
-        crop, rest = self.preprocessing.crop, self.preprocessing.size - self.preprocessing.crop
+        crop = self.preprocessing.crop
         if self.augmentation == "none":
-            return center_crop(torch.stack(pixels), crop)
+            return center_crop(pixels, crop)
+        rest = np.array([image.shape[:2] for image in pixels]) - crop
         shifts = (draws[start:stop, :2] * (rest + 1)).astype(np.int64)
         return crop_and_flip(pixels, crop, shifts[:, 0].tolist(), shifts[:, 1].tolist(), (draws[start:stop, 2] < 0.5).tolist())
 
@@ -172,7 +173,7 @@ class ShardSource:
         shard, sample = self._samples[row]
         with shard.path.open("rb") as file:
             jpeg = read_member(file, shard, sample.key, "jpg", sample.jpg)
-        return torch.from_numpy(decode_sample(shard, sample.key, jpeg).copy())
+        return torch.from_numpy(decode_sample(shard, sample.key, jpeg))
 
 
 class Encoded:

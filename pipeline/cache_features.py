@@ -114,9 +114,9 @@ def _check_out(out: Path) -> None:
 def calibration_batches(split: Split, crop: int) -> Iterator[Tensor]:
     """Up to ``CALIBRATION_IMAGES`` photographs of a split, from its start, as uint8 (images, crop, crop, 3)."""
     samples = itertools.islice(((shard, s, jpeg) for shard in split.shards for s, jpeg, _ in shard_samples(shard)), CALIBRATION_IMAGES)
-    pixels = [torch.from_numpy(decode_sample(shard, s.key, jpeg).copy()) for shard, s, jpeg in samples]
+    pixels = [torch.from_numpy(decode_sample(shard, s.key, jpeg)) for shard, s, jpeg in samples]
     for start in range(0, len(pixels), CALIBRATION_BATCH):
-        yield center_crop(torch.stack(pixels[start : start + CALIBRATION_BATCH]), crop)
+        yield center_crop(pixels[start : start + CALIBRATION_BATCH], crop)
 
 
 def _cache_split(split: Split, out: Path, network: Network, frozen: FrozenBackbone, dim: int, batch_size: int, *, quiet: bool) -> CacheSummary:
@@ -176,8 +176,7 @@ def _shard_features(shard: Shard, frozen: FrozenBackbone, dim: int, batch_size: 
     batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
 
     def decode(batch: list[tuple[Sample, bytes, dict[str, Any]]]) -> Tensor:
-        pixels = [decode_sample(shard, sample.key, jpeg) for sample, jpeg, _ in batch]
-        return center_crop(torch.from_numpy(np.stack(pixels)), crop)
+        return center_crop((torch.from_numpy(decode_sample(shard, sample.key, jpeg)) for sample, jpeg, _ in batch), crop)
 
     rows = []
     for batch, pixels in zip(batches, ahead(decode, batches, threads=default_workers()), strict=True):

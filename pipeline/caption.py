@@ -55,7 +55,7 @@ def caption_images(
     with Progress("Captioning", total=len(images), unit="images", quiet=quiet) as progress:
         for paths, loaded in zip(groups, ahead(load, groups, threads=default_workers()), strict=True):
             pixels = [item for item in loaded if not isinstance(item, str)]
-            captions = iter(caption_pixels(opened, frozen, torch.from_numpy(np.stack(pixels))) if pixels else [])
+            captions = iter(caption_pixels(opened, frozen, [torch.from_numpy(array) for array in pixels]) if pixels else [])
             for path, item in zip(paths, loaded, strict=True):
                 if isinstance(item, str):
                     yield CaptionedPhotograph(path=path, caption=None, problem=item)
@@ -83,8 +83,8 @@ def run_resize(run: Run) -> Resize:
     return Resize(size=preprocessing.size, mode=preprocessing.mode, filter=preprocessing.filter)
 
 
-def caption_pixels(run: Run, frozen: FrozenBackbone, pixels: Tensor) -> list[list[str]]:
-    """Words for resized photographs, uint8 (images, size, size, 3)."""
+def caption_pixels(run: Run, frozen: FrozenBackbone, pixels: Sequence[Tensor]) -> list[list[str]]:
+    """Words for resized photographs, each uint8 (height, width, 3)."""
     device = next(run.captioner.parameters()).device
     features = frozen(center_crop(pixels, run.config.network.preprocessing.crop).to(device)).half()
     return greedy(run.captioner, features, run.vocabulary)

@@ -1,14 +1,16 @@
 """Any photograph a user has -> upright RGB pixels of the dataset's size. Used by sharding and by captioning alike."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 
-from shards.errors import CapstreamError
+from shards.errors import CapstreamError, InputError
 
 # Only what photographs come in: every decoder that is not opened is one that a hostile file cannot reach. JPEG includes the
 # multi-picture files of phones (MPO).
@@ -16,6 +18,16 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 120_000_000
 MAX_FILE_BYTES = 512 << 20
 ORIENTATION_TAG = 0x0112
+# What turns an image of each EXIF orientation upright (Exif 2.32, tag Orientation).
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(CapstreamError):
@@ -26,13 +38,74 @@ class ImageError(CapstreamError):
         self.reason = reason
 
 
+RESIZE_MODES = ("squash", "shortest", "pad", "none")
+FILTERS = ("lanczos", "bicubic", "bilinear", "box")
+MAX_SIZE = 4096
+MAX_JPEG_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
+# What pads an image: ImageNet's mean colour, which normalisation turns into zeros, as a convolution's own padding.
+PADDING = (124, 116, 104)
+# libjpeg decodes to 1/2, 1/4 or 1/8 as long as this many times the wanted pixels are left for the filter, per side. At 2 the
+# result differs from a full decode by what a second JPEG encoding changes anyway (tests/pipeline/test_images.py holds the bound).
+SCALED_DECODE_MARGIN = 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """How pixels get their size: ``squash`` to size x size whatever the aspect ratio (the tutorial's way), Lanczos."""
+    """How pixels get their size.
+
+    Attributes:
+        size: A side in pixels, by ``mode``.
+        mode: ``squash``: size x size whatever the aspect ratio (the tutorial's way); ``shortest``: the shorter side becomes
+            ``size``, the aspect ratio stays; ``pad``: the longer side becomes ``size``, the rest of the square is filled with
+            ``PADDING``; ``none``: pixels stay as they are, unless the shorter side is below ``size``, which then grows to it.
+        filter: Pillow's resampling filter; all of them are antialiased.
+
+    Raises:
+        InputError: Impossible values; names the option.
+    """
 
     size: int = 256
     mode: str = "squash"
     filter: str = "lanczos"
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= MAX_SIZE:
+            raise InputError(f"--size {self.size}: must lie between 16 and {MAX_SIZE} pixels.")
+        if self.mode not in RESIZE_MODES:
+            raise InputError(f"--resize {self.mode}: must be one of {', '.join(RESIZE_MODES)}.")
+        if self.filter not in FILTERS:
+            raise InputError(f"--filter {self.filter}: must be one of {', '.join(FILTERS)}.")
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that the filter gives to an image; :func:`decode_image` adds the padding.
+
+        >>> Resize(size=256, mode="shortest").scaled(640, 480)
+        (341, 256)
+        >>> Resize(size=256, mode="pad").scaled(640, 480)
+        (256, 192)
+        """
+        if self.mode == "squash":
+            return self.size, self.size
+        if self.mode == "none" and min(width, height) >= self.size:
+            return width, height
+        scale = self.size / (max if self.mode == "pad" else min)(width, height)
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photograph:
+    """A whole photograph.
+
+    Attributes:
+        image: Upright RGB, of the size that was asked for.
+        width, height: Of the upright original.
+        as_stored: Whether the file is a JPEG that shows these very pixels to any reader.
+    """
+
+    image: Image.Image
+    width: int
+    height: int
+    as_stored: bool
 
 
 def read_image_file(path: Path) -> bytes:
@@ -52,25 +125,49 @@ def read_image_file(path: Path) -> bytes:
         raise ImageError("unreadable_file", f"{path}: cannot be read ({error})") from None
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode a whole image to upright RGB.
+def decode_image(data: bytes, name: str, resize: Resize | None = None) -> Photograph:
+    """Decode a whole image to upright RGB, in its own size or resized.
 
     EXIF orientation is applied; greyscale, palette and CMYK become RGB; transparency is laid on white; of an animation the
-    first frame is taken.
+    first frame is taken. A JPEG that is several times larger than what it is resized to is decoded at 1/2, 1/4 or 1/8.
 
     Args:
         data: The file's bytes, trusted in nothing.
         name: For messages.
+        resize: The wanted size.
 
     Raises:
         ImageError: ``not_an_image``, ``truncated`` (or otherwise damaged) or ``too_many_pixels``.
     """
+    with _image_errors(data, name):
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = opened.size
+        size = resize.scaled(width, height) if resize is not None else opened.size
+        if width * height > MAX_PIXELS:
+            raise ImageError("too_many_pixels", f"{name}: {width}x{height} pixels, more than the limit of {MAX_PIXELS}")
+        if max(size) > MAX_JPEG_SIDE or size[0] * size[1] > MAX_PIXELS:  # of an image that is very long and thin
+            raise ImageError("too_many_pixels", f"{name}: {width}x{height} pixels would become {size[0]}x{size[1]}")
+        orientation = _orientation(opened)
+        as_stored = (opened.format, opened.mode, orientation, size) == ("JPEG", "RGB", 1, opened.size)
+        scaled = opened.draft(None, (SCALED_DECODE_MARGIN * size[0], SCALED_DECODE_MARGIN * size[1]))
+        opened.load()
+        image = _to_rgb(opened)
+        if resize is not None and size != (width, height):
+            # The last column of a scaled decode may stand for less than a whole one: its box says where the image ends.
+            image = image.resize(size, Image.Resampling[resize.filter.upper()], box=scaled[1] if scaled else None)
+        if orientation in UPRIGHT:
+            image = image.transpose(UPRIGHT[orientation])
+        if orientation >= 5:  # it was lying on its side
+            width, height = height, width
+        if resize is not None and resize.mode == "pad":
+            image = _padded(image, resize.size)
+        return Photograph(image=image, width=width, height=height, as_stored=as_stored)
+
+
+@contextlib.contextmanager
+def _image_errors(data: bytes, name: str) -> Iterator[None]:
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError("too_many_pixels", f"{name}: {image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS}")
-        image.load()
-        return _to_rgb(_upright(image))
+        yield
     except UnidentifiedImageError:
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and not features.check("webp"):
             raise ImageError(
@@ -86,12 +183,13 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise ImageError(reason, f"{name}: {reason.replace('_', ' ')} ({error})") from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8."""
     try:
-        turned = image.getexif().get(ORIENTATION_TAG, 1) != 1
+        value = image.getexif().get(ORIENTATION_TAG, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, OSError):
-        return image  # damaged EXIF data says nothing about the orientation; the pixels are whole
-    return ImageOps.exif_transpose(image) if turned else image
+        return 1  # damaged EXIF data says nothing about the orientation; the pixels are whole
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -108,9 +206,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize_image(image: Image.Image, resize: Resize) -> Image.Image:
-    """Give an upright RGB image the dataset's size."""
-    return image.resize((resize.size, resize.size), Image.Resampling.LANCZOS)
+def _padded(image: Image.Image, side: int) -> Image.Image:
+    square = Image.new("RGB", (side, side), PADDING)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
@@ -120,11 +219,23 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
+def stored_jpeg(data: bytes, name: str, resize: Resize, quality: int) -> tuple[bytes, int, int]:
+    """A photograph's file -> JPEG bytes of the dataset's size, and width and height of the upright original.
+
+    With mode ``none`` the file itself is taken, decoded for a check only, where it is an upright RGB JPEG of sufficient size.
+
+    Raises:
+        ImageError: It is no usable image.
+    """
+    decoded = decode_image(data, name, resize)
+    jpeg = data if decoded.as_stored and resize.mode == "none" else encode_jpeg(decoded.image, quality)
+    return jpeg, decoded.width, decoded.height
+
+
 def load_photograph(path: Path, resize: Resize) -> NDArray[np.uint8]:
-    """A photograph as the network will see it before cropping: uint8 (size, size, 3).
+    """A photograph as the network will see it before cropping: uint8 (height, width, 3).
 
     Raises:
         ImageError: The file is missing or is no usable image.
     """
-    image = resize_image(decode_image(read_image_file(path), str(path)), resize)
-    return np.asarray(image, dtype=np.uint8)
+    return np.array(decode_image(read_image_file(path), str(path), resize).image, dtype=np.uint8)

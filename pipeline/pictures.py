@@ -61,6 +61,6 @@ def wrapped(text: str, width: int = 46) -> str:
 
 def thumbnail(path: Path) -> NDArray[np.uint8]:
     """A photograph in its own shape, at most ``LONGEST_SIDE`` pixels a side, uint8 (height, width, 3)."""
-    image = decode_image(read_image_file(path), str(path))
+    image = decode_image(read_image_file(path), str(path)).image
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return np.asarray(image, dtype=np.uint8)

@@ -40,12 +40,12 @@ def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]
 
 
 def decode_sample(shard: Shard, key: str, jpeg: bytes) -> NDArray[np.uint8]:
-    """A sample's pixels, uint8 (size, size, 3).
+    """A sample's pixels, uint8 (height, width, 3).
 
     Raises:
         DamageError: The bytes are no whole JPEG.
     """
     try:
-        return np.asarray(decode_image(jpeg, f"{shard.path}: {key}.jpg"), dtype=np.uint8)
+        return np.array(decode_image(jpeg, f"{shard.path}: {key}.jpg").image, dtype=np.uint8)
     except ImageError as error:
         raise DamageError(f"{error}. Run the shard command again: it rebuilds this shard.") from None

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.captions import CaptionedImage, read_coco
 from pipeline.executors import run_tasks
-from pipeline.images import ImageError, Resize, decode_image, encode_jpeg, read_image_file, resize_image
+from pipeline.images import ImageError, Resize, read_image_file, stored_jpeg
 from pipeline.progress import Progress
 from pipeline.tokenizer import RULE, tokenize
 from shards.atomic import committed_file, digest, disk_errors, exclusive, file_sha256, write_json
@@ -35,8 +35,6 @@ from shards.manifest import (
 )
 from shards.tar import write_tar
 
-MAX_SIZE = 4096
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig:
@@ -46,10 +44,8 @@ class ShardConfig:
     quality: int = 95
 
     def __post_init__(self) -> None:
-        if not 16 <= self.resize.size <= MAX_SIZE:
-            raise InputError(f"--size {self.resize.size}: must lie between 16 and {MAX_SIZE} pixels.")
         if not 1 <= self.quality <= 100:
-            raise InputError(f"JPEG quality {self.quality}: must lie between 1 and 100.")
+            raise InputError(f"--quality {self.quality}: must lie between 1 and 100.")
 
     def content(self) -> dict[str, Any]:
         """As it is kept in ``dataset.json``."""
@@ -313,14 +309,14 @@ def _tar_records(
 ) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     for position, record in enumerate(records, start):
         try:
-            image = decode_image(read_image_file(images / record.file_name), record.file_name)
+            data = read_image_file(images / record.file_name)
+            jpeg, width, height = stored_jpeg(data, record.file_name, config.resize, config.quality)
         except ImageError as error:
             rejects.append(Reject(file=record.file_name, reason=error.reason, message=str(error)))
             continue
-        jpeg = encode_jpeg(resize_image(image, config.resize), config.quality)
         captions = [{"id": c.id, "text": c.text, "tokens": tokenize(c.text)} for c in record.captions]
         yield (
             f"{position:09d}",
             jpeg,
-            {"image_id": record.image_id, "file_name": record.file_name, "width": image.width, "height": image.height, "captions": captions},
+            {"image_id": record.image_id, "file_name": record.file_name, "width": width, "height": height, "captions": captions},
         )

@@ -7,9 +7,15 @@ NLTK's punkt data, is left out. A full stop is therefore split off at the captio
 """
 
 import functools
+import re
 from collections.abc import Callable
 
 RULE = "nltk.word_tokenize(text.lower(), preserve_line=True)"
+# Captions on which the rule only splits at spaces, commas and the last full stop: words of ASCII letters and digits, joined by
+# single hyphens, and none of those that NLTK splits ("cannot" -> "can", "not"). A comma has a space behind it.
+_WORD = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+_PLAIN = re.compile(rf" *{_WORD}(?:,? +{_WORD})*(?P<stop> *\.)? *")
+_SPLIT_WORDS = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b")
 
 
 @functools.cache
@@ -26,4 +32,10 @@ def tokenize(text: str) -> list[str]:
     >>> tokenize("A man's dog, asleep.")
     ['a', 'man', "'s", 'dog', ',', 'asleep', '.']
     """
-    return _word_tokenize()(text.lower(), preserve_line=True)
+    text = text.lower()
+    plain = _PLAIN.fullmatch(text)
+    if plain is None or _SPLIT_WORDS.search(text):
+        return _word_tokenize()(text, preserve_line=True)
+    if plain["stop"]:
+        text = text.rstrip(" .") + " ."
+    return text.replace(",", " ,").split()

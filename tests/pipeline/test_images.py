@@ -34,7 +34,7 @@ def test_every_exif_orientation_comes_out_upright(orientation: int) -> None:
     stored = halves() if orientation == 1 else halves().transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[images.ORIENTATION_TAG] = orientation
-    upright = decode_image(encoded(stored, "JPEG", quality=95, exif=exif), "x.jpg")
+    upright = decode_image(encoded(stored, "JPEG", quality=95, exif=exif), "x.jpg").image
     assert upright.size == (32, 16)
     left, right = upright.getpixel((4, 8)), upright.getpixel((28, 8))
     assert isinstance(left, tuple)
@@ -58,13 +58,13 @@ def test_every_exif_orientation_comes_out_upright(orientation: int) -> None:
 def test_every_colour_mode_becomes_rgb(mode: str, form: str, expected: tuple[int, int, int]) -> None:
     colour: object = {"L": 100, "CMYK": (100, 100, 100, 0), "P": 0, "1": 1, "RGBA": (9, 9, 9, 0), "LA": (9, 0)}.get(mode)
     image = Image.fromarray(np.full((8, 8), 32639, np.uint16)) if mode == "I;16" else Image.new(mode, (8, 8), colour)  # type: ignore[arg-type]
-    decoded = decode_image(encoded(image, form), "x")
+    decoded = decode_image(encoded(image, form), "x").image
     assert decoded.mode == "RGB"
     assert decoded.getpixel((4, 4)) == pytest.approx(expected, abs=3)
 
 
 def test_half_transparent_pixels_are_laid_on_white() -> None:
-    decoded = decode_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG"), "x")
+    decoded = decode_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG"), "x").image
     assert decoded.getpixel((1, 1)) == pytest.approx((127, 127, 127), abs=1)
 
 
@@ -81,7 +81,7 @@ def test_a_truncated_jpeg_is_refused(share: float) -> None:
 def test_webp_is_read_or_its_absence_is_explained() -> None:
     data = base64.b64decode("UklGRiIAAABXRUJQVlA4IBYAAAAwAQCdASoBAAEADsD+JaQAA3AAAAAA")
     if features.check("webp"):
-        assert decode_image(data, "x.webp").size == (1, 1)
+        assert decode_image(data, "x.webp").image.size == (1, 1)
     else:
         with pytest.raises(ImageError, match="libwebp-dev"):
             decode_image(data, "x.webp")
@@ -110,7 +110,7 @@ def test_damaged_images_never_raise_anything_but_image_errors(data: st.DataObjec
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
-        assert decode_image(bytes(content[: data.draw(st.integers(0, len(content)))]), "x").mode == "RGB"
+        assert decode_image(bytes(content[: data.draw(st.integers(0, len(content)))]), "x").image.mode == "RGB"
     except ImageError as error:
         assert error.reason
 
