@@ -110,7 +110,7 @@ def exclusive(folder: Path, name: str, doing: str) -> Iterator[None]:
 
 
 def json_bytes(content: Any) -> bytes:
-    """Canonical JSON, UTF-8: what is written and what digests are taken over. Keys keep their order."""
+    """JSON as files hold it: UTF-8, an indent of one space. Keys keep their order."""
     return (json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode("utf-8", "surrogatepass")
 
 
@@ -144,8 +144,9 @@ def read_json(path: Path, *, what: str, error: type[CapstreamError] = InputError
 
 
 def digest(content: Any) -> str:
-    """SHA-256 (hex) over the canonical JSON of ``content``."""
-    return hashlib.sha256(json_bytes(content)).hexdigest()
+    """SHA-256 (hex) over ``content`` as compact JSON, UTF-8, keys in their order."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
