@@ -16,6 +16,7 @@ from shards.errors import CapstreamError
 
 if TYPE_CHECKING:
     from pipeline.cache_features import CacheSummary
+    from shards.tar import OnError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -106,12 +107,39 @@ def synth(out: Path, images: int, seed: int, workers: int) -> None:
 @click.option("--captions", type=Folder, required=True, help="COCO caption JSON.")
 @click.option("--out", type=Folder, required=True, help="The shard dataset's folder; another --split adds to it.")
 @click.option("--split", default="train", help="Name of the split to write.")
-@click.option("--size", type=int, default=256, help="Side of the resized square images, in pixels.")
+@click.option("--size", type=int, default=256, help="Side of the resized images, in pixels.")
+@click.option(
+    "--resize",
+    "mode",
+    type=click.Choice(["squash", "shortest", "pad", "none"]),
+    default="squash",
+    help="squash to a square; shortest: the shorter side becomes SIZE; pad: the longer side, in a grey square; none: stay, at least SIZE.",
+)
+@click.option("--filter", "filter_", type=click.Choice(["lanczos", "bicubic", "bilinear", "box"]), default="lanczos", help="Resampling filter.")
+@click.option("--quality", type=int, default=95, help="JPEG quality of the stored images.")
 @workers_option
 @click.option("--shard-size", type=int, default=1000, help="Images per shard.")
 @click.option("--limit", type=int, default=None, help="Take the first N images only.")
-def shard(images: Path, captions: Path, out: Path, split: str, size: int, workers: int, shard_size: int, limit: int | None) -> None:
-    """Resize images and tokenize captions into WebDataset tars. Run again, it keeps what is whole."""
+@click.option("--max-rejects", type=float, default=0.5, help="Stop when more than this share of the images cannot be used.")
+@click.option("--check-sources", is_flag=True, help="Compare photographs by their bytes with what the shards hold, not by name and size.")
+@click.option("--retry-rejected", is_flag=True, help="Make shards with rejected photographs again.")
+def shard(
+    images: Path,
+    captions: Path,
+    out: Path,
+    split: str,
+    size: int,
+    mode: str,
+    filter_: str,
+    quality: int,
+    workers: int,
+    shard_size: int,
+    limit: int | None,
+    max_rejects: float,
+    check_sources: bool,
+    retry_rejected: bool,
+) -> None:
+    """Resize images and tokenize captions into WebDataset tars. Run again, it keeps what is whole and makes only the rest."""
     from pipeline.images import Resize
     from pipeline.shard import ShardConfig, write_shards
     from shards.manifest import REJECTS_FILE
@@ -121,22 +149,52 @@ def shard(images: Path, captions: Path, out: Path, split: str, size: int, worker
         captions=captions,
         out=out,
         split=split,
-        config=ShardConfig(resize=Resize(size=size)),
+        config=ShardConfig(resize=Resize(size=size, mode=mode, filter=filter_), quality=quality),
         shard_size=shard_size,
         limit=limit,
+        max_rejects=max_rejects,
+        check_sources=check_sources,
+        retry_rejected=retry_rejected,
         workers=workers,
         quiet=False,
     )
-    say(
-        f"{out}: split {split} holds {summary.images} images with {summary.captions} captions in {summary.shards} shards "
-        f"({summary.kept} were there already)."
-    )
+    done = "all were there already and are whole: nothing was written" if summary.kept == summary.shards else f"{summary.kept} were there already"
+    say(f"{out}: split {split} holds {summary.images} images with {summary.captions} captions in {summary.shards} shards ({done}).")
     if summary.rejects:
         totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items())
         say(f"Left out: {totals}. Each has a line in {out / REJECTS_FILE}.")
     next_step(
         f"python cli.py vocab --shards {out} --out {out.parent / 'vocab.json'}, or python cli.py cache-features --shards {out} --out {out}-features"
     )
+
+
+@command("verify", "python cli.py verify data/shards --deep")
+@click.argument("folder", type=Folder)
+@click.option("--deep", is_flag=True, help="Decode every image too.")
+@workers_option
+def verify(folder: Path, deep: bool, workers: int) -> None:
+    """Check every tar of the shard dataset FOLDER against its sidecar, to the byte."""
+    from pipeline.verify import verify
+
+    reports = verify(folder, deep=deep, workers=workers, quiet=False)
+    say(f"{'split':<16}{'shards':>8}{'images':>10}{'captions':>10}{'MB':>10}{'damaged':>9}")
+    for report in reports:
+        images, captions, size = (sum(getattr(shard, name) for shard in report.shards) for name in ("images", "captions", "bytes"))
+        say(f"{report.name:<16}{len(report.shards):>8}{images:>10,}{captions:>10,}{size / 1e6:>10,.1f}{len(report.damaged):>9}")
+    for report in reports:
+        for problem in report.problems:
+            click.echo(f"{folder}: split {report.name}: {problem}", err=True)
+        for shard in report.damaged:
+            more = f" (and {len(shard.problems) - 1} more)" if len(shard.problems) > 1 else ""
+            click.echo(f"{shard.tar}: {shard.problems[0]}{more}", err=True)
+    bad = [report.name for report in reports if not report.whole]
+    if bad:
+        raise click.ClickException(
+            f"{folder}: damaged (split {', '.join(bad)}). Run the shard command of that split again, with the options of the first time and "
+            f"--out {folder}: it keeps what is whole and makes only the rest anew."
+        )
+    say("Everything is whole" + (", and every image decodes." if deep else "."))
+    next_step(f"python cli.py cache-features --shards {folder} --out {folder}-features")
 
 
 @command("vocab", "python cli.py vocab --shards data/shards --min-count 4 --out data/vocab.json")
@@ -161,15 +219,28 @@ def vocab(shards: Path, split: str, min_count: int, out: Path) -> None:
 @click.option("--backbone", default="resnet152", help="torchvision's name of a classification network.")
 @click.option("--weights", default="IMAGENET1K_V1", help="A published name, random, or the path of a .pth or .safetensors file.")
 @click.option("--batch-size", type=int, default=32, help="Images per forward pass.")
+@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="At damaged samples; skipped ones are counted and named.")
 @device_option
-def cache_features(shards: Path, out: Path, splits: tuple[str, ...], backbone: str, weights: str, batch_size: int, device: str) -> None:
+def cache_features(
+    shards: Path, out: Path, splits: tuple[str, ...], backbone: str, weights: str, batch_size: int, on_error: "OnError", device: str
+) -> None:
     """Put every image through the frozen network once and keep its pooled features."""
     from pipeline.cache_features import cache_features
 
     summaries = cache_features(
-        shards=shards, out=out, splits=splits, backbone=backbone, weights=weights, batch_size=batch_size, device=device, quiet=False
+        shards=shards,
+        out=out,
+        splits=splits,
+        backbone=backbone,
+        weights=weights,
+        batch_size=batch_size,
+        device=device,
+        on_error=on_error,
+        quiet=False,
     )
     for summary in summaries:
+        if summary.note:
+            click.echo(summary.note, err=True)
         say(describe_cache(summary))
     next_step(f"python cli.py train --features {out} --out runs/first")
 
@@ -210,6 +281,12 @@ def describe_cache(summary: "CacheSummary") -> str:
 @click.option("--weights", default=None, help="With --shards: as for cache-features. [default: IMAGENET1K_V1]")
 @click.option(
     "--augment", type=click.Choice(["tutorial", "none"]), default=None, help="With --shards: random crop and flip, or none. [default: tutorial]"
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default=None,
+    help="With --shards: what to do about damaged samples; skipped ones are counted and named. [default: fail]",
 )
 @click.option("--resume", is_flag=True, help="Go on where the run stopped, or start it.")
 @device_option

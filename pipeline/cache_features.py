@@ -27,7 +27,8 @@ from shards.atomic import disk_errors, exclusive
 from shards.caption_table import CaptionTable, concatenate, table_from_records
 from shards.errors import CapstreamError, DamageError, InputError, MismatchError, OccupiedError
 from shards.features import FeatureFile, Provenance, feature_path, open_features, write_features
-from shards.manifest import SPLIT_NAME, Sample, Shard, Split, library_versions, open_split, read_dataset_file
+from shards.manifest import SPLIT_NAME, Sample, Shard, Split, library_versions, read_dataset_file
+from shards.tar import OnError, open_samples
 
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
@@ -43,6 +44,7 @@ class CacheSummary:
     images: int
     dim: int
     kept: bool
+    note: str | None
     images_per_second: float
 
 
@@ -55,6 +57,7 @@ def cache_features(
     weights: str = "IMAGENET1K_V1",
     batch_size: int = 32,
     device: str = "auto",
+    on_error: OnError = "fail",
     quiet: bool = True,
 ) -> list[CacheSummary]:
     """Write ``OUT/SPLIT.h5`` for every split, and beside them the weights where they are random.
@@ -66,6 +69,7 @@ def cache_features(
         backbone, weights: As for :func:`pipeline.backbones.open_backbone`.
         batch_size: Images per forward pass.
         device: ``auto``, ``cpu``, ``cuda``...
+        on_error: ``fail`` at a damaged sample, or ``skip`` it.
 
     Raises:
         InputError: Wrong names, sizes or folders.
@@ -78,7 +82,7 @@ def cache_features(
         raise InputError(f"--batch-size {batch_size}: must be at least 1.")
     dataset = read_dataset_file(shards)
     names = list(splits) or sorted(dataset.splits, key=lambda name: (name != "train", name))
-    opened = [open_split(shards, name) for name in names]
+    opened = [open_samples(shards, name, on_error) for name in names]
     if not opened:
         raise InputError(f"{shards}: holds no split yet. Run the shard command to its end first.")
     _check_out(out)
@@ -140,7 +144,9 @@ def _cache_split(split: Split, out: Path, network: Network, frozen: FrozenBackbo
                 f"{target}: holds features of {there.provenance.backbone} with weights {there.provenance.weights_sha256}, asked for "
                 f"{provenance.backbone} with {provenance.weights_sha256}. Choose another --out."
             )
-        return CacheSummary(split=split.name, path=target, images=there.table.images, dim=there.dim, kept=True, images_per_second=0.0)
+        return CacheSummary(
+            split=split.name, path=target, images=there.table.images, dim=there.dim, kept=True, note=split.skipped(), images_per_second=0.0
+        )
     folder = out / f".{split.name}.parts"
     parts = [folder / f"{index:06d}.h5" for index in range(len(split.shards))]
     with Progress(f"Caching {split.name}", total=split.images, unit="images", quiet=quiet) as progress:
@@ -155,7 +161,7 @@ def _cache_split(split: Split, out: Path, network: Network, frozen: FrozenBackbo
     table = concatenate([part.table for part in opened])
     write_features(target, (part.features for part in opened), dim=dim, table=table, provenance=provenance)
     shutil.rmtree(folder)
-    return CacheSummary(split=split.name, path=target, images=table.images, dim=dim, kept=False, images_per_second=rate)
+    return CacheSummary(split=split.name, path=target, images=table.images, dim=dim, kept=False, note=split.skipped(), images_per_second=rate)
 
 
 def _part_is_whole(part: Path, shard: Shard, provenance: Provenance) -> bool:

@@ -8,7 +8,7 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar, TypeVarTuple
@@ -29,7 +29,7 @@ def _ignore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run_tasks(function: Callable[[*Args], R], tasks: Sequence[tuple[*Args]], *, workers: int) -> Iterator[R]:
+def run_tasks(function: Callable[[*Args], R], tasks: Sequence[tuple[*Args]], *, workers: int) -> Generator[R, None, None]:
     """Run ``function(*task)`` for every task and yield the results in order.
 
     Args:

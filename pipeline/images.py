@@ -91,6 +91,12 @@ class Resize:
         scale = self.size / (max if self.mode == "pad" else min)(width, height)
         return max(1, round(width * scale)), max(1, round(height * scale))
 
+    def made(self, width: int, height: int) -> bool:
+        """Whether a stored image can have this size."""
+        if self.mode in ("squash", "pad"):
+            return (width, height) == (self.size, self.size)
+        return min(width, height) == self.size or (self.mode == "none" and min(width, height) > self.size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Photograph:

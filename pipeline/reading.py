@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.images import ImageError, decode_image
 from shards.errors import DamageError
 from shards.manifest import Sample, Shard
-from shards.tar import check_member, parse_record
+from shards.tar import check_member, parse_record, read_member
 
 
 def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]]:
@@ -24,6 +24,9 @@ def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
+    if shard.skipped:  # no sequential reader finds its way through a damaged tar
+        yield from _samples_by_offset(shard)
+        return
     with shard.path.open("rb") as stream:
         found = group_by_keys(tar_file_expander([{"url": str(shard.path), "stream": stream}]))
         for sample in shard.sidecar.samples:
@@ -37,6 +40,15 @@ def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]
             jpeg = check_member(shard, sample.key, "jpg", sample.jpg, content.get("jpg", b""))
             text = check_member(shard, sample.key, "json", sample.json, content.get("json", b""))
             yield sample, jpeg, parse_record(shard, sample.key, text)
+
+
+def _samples_by_offset(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]]:
+    if not shard.sidecar.samples:
+        return
+    with shard.path.open("rb") as file:
+        for sample in shard.sidecar.samples:
+            jpeg = read_member(file, shard, sample.key, "jpg", sample.jpg)
+            yield sample, jpeg, parse_record(shard, sample.key, read_member(file, shard, sample.key, "json", sample.json))
 
 
 def decode_sample(shard: Shard, key: str, jpeg: bytes) -> NDArray[np.uint8]:

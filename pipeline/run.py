@@ -22,6 +22,7 @@ from pipeline.backbones import KEPT_FILE, Network
 from pipeline.vocab import read_vocabulary, vocabulary_digest, write_vocabulary
 from shards.atomic import committed_file, disk_errors, file_sha256, read_own_json, sync_folder, write_json
 from shards.errors import CapstreamError, DamageError, InputError, MismatchError
+from shards.tar import OnError
 
 FORMAT_VERSION = 1
 CONFIG_FILE, VOCABULARY_FILE, METRICS_FILE, LATEST_FILE = "config.json", "vocab.json", "metrics.jsonl", "latest.json"
@@ -42,6 +43,7 @@ class TrainConfig:
     captions_per_image: int = 1
     checkpoint_every: int = 1000
     augment: Literal["tutorial", "none"] = "tutorial"
+    on_error: OnError = "fail"
     embedding_dim: int = 256
     hidden_dim: int = 512
     layers: int = 1
@@ -58,6 +60,8 @@ class TrainConfig:
             raise InputError(f"--seed {self.seed}: must not be negative.")
         if self.schedule not in ("constant", "cosine"):
             raise InputError(f"--schedule {self.schedule}: must be constant or cosine.")
+        if self.on_error not in ("fail", "skip"):
+            raise InputError(f"--on-error {self.on_error}: must be fail or skip.")
         if self.augment not in ("tutorial", "none"):
             raise InputError(f"--augment {self.augment}: must be tutorial or none.")
 

@@ -4,9 +4,11 @@ A shard is one task: a worker process reads, resizes, encodes and commits it alo
 work for certainty: each run checks the digest of every shard that is already there, and makes again only those that changed.
 """
 
-import json
+import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from shards.manifest import (
     library_versions,
     read_dataset_file,
     read_sidecar,
+    reject_lines,
     shard_path,
     sidecar_path,
     split_digest,
@@ -65,10 +68,30 @@ class ShardSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """All that a worker needs to make one shard.
+
+    Attributes:
+        start: Position of ``records[0]`` in the split's plan; keys are positions.
+        plan_rejects: What the annotation file itself lost; kept in the first shard's sidecar.
+    """
+
+    out: Path
+    split: str
+    index: int
+    start: int
+    records: tuple[CaptionedImage, ...]
+    plan_rejects: tuple[Reject, ...]
+    images: Path
+    config: ShardConfig
+    check_sources: bool
+    retry_rejected: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Result:
     kept: bool
-    images: int
-    rejects: int
+    rejects: dict[str, int]
 
 
 def write_shards(
@@ -80,6 +103,9 @@ def write_shards(
     config: ShardConfig,
     shard_size: int = 1000,
     limit: int | None = None,
+    max_rejects: float = 1.0,
+    check_sources: bool = False,
+    retry_rejected: bool = False,
     workers: int = 1,
     quiet: bool = True,
 ) -> ShardSummary:
@@ -92,10 +118,13 @@ def write_shards(
         split: Name of the split that is written.
         shard_size: Images per shard (positions in the plan; rejected images leave gaps).
         limit: Take the first ``limit`` images only.
+        max_rejects: Stop as soon as more than this share of the images had to be left out.
+        check_sources: Compare the photographs with what the shards were made from by their bytes, not by name and size.
+        retry_rejected: Make shards with rejected photographs again.
         workers: Processes; the bytes do not depend on it.
 
     Raises:
-        InputError: Missing or malformed input, or nothing left to write.
+        InputError: Missing or malformed input, too many rejects, or nothing left to write.
         OccupiedError: ``out`` holds something else, or is being written to.
         MismatchError: ``out`` was made with another config, or the split from another annotation.
         ResourceError: Disk full, not allowed.
@@ -105,6 +134,8 @@ def write_shards(
         raise InputError(f"--shard-size {shard_size}: must be at least 1.")
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: must be at least 1.")
+    if not 0 <= max_rejects <= 1:
+        raise InputError(f"--max-rejects {max_rejects}: a share between 0 and 1 is expected.")
     if not images.is_dir():
         raise InputError(f"{images}: no such folder (--images should name the folder that holds the photographs).")
     check_out(out)
@@ -119,7 +150,23 @@ def write_shards(
     with exclusive(out, split, f"writing split {split!r}"):
         _check_same(out, split, config, plan)
         _sweep(out, split, shards=-(-len(records) // shard_size) or 1)
-        return _write_split(images, records, plan_rejects, out, split, config, shard_size, workers, plan, quiet=quiet)
+        tasks = [
+            ShardTask(
+                out=out,
+                split=split,
+                index=index,
+                start=start,
+                records=tuple(records[start : start + shard_size]),
+                plan_rejects=tuple(plan_rejects) if index == 0 else (),
+                images=images,
+                config=config,
+                check_sources=check_sources,
+                retry_rejected=retry_rejected,
+            )
+            for index, start in enumerate(range(0, max(len(records), 1), shard_size))
+        ]
+        kept = _run(out, split, tasks, allowed=math.floor(max_rejects * len(records)), workers=workers, quiet=quiet)
+        return _finish(images, out, split, config, plan, shards=len(tasks), kept=kept)
 
 
 def check_out(out: Path) -> None:
@@ -156,7 +203,16 @@ def _check_same(out: Path, split: str, config: ShardConfig, plan: dict[str, Any]
 
 
 def _differences(there: dict[str, Any], now: dict[str, Any]) -> str:
+    there, now = _flat(there), _flat(now)
     return "; ".join(f"{key} is {there.get(key)!r} there, {now.get(key)!r} now" for key in {**there, **now} if there.get(key) != now.get(key))
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= {f"{key}.{name}": inner for name, inner in _flat(value).items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _sweep(out: Path, split: str, *, shards: int) -> None:
@@ -170,31 +226,38 @@ def _sweep(out: Path, split: str, *, shards: int) -> None:
                 path.unlink()
 
 
-def _write_split(
-    images: Path,
-    records: Sequence[CaptionedImage],
-    plan_rejects: Sequence[Reject],
-    out: Path,
-    split: str,
-    config: ShardConfig,
-    shard_size: int,
-    workers: int,
-    plan: dict[str, Any],
-    *,
-    quiet: bool,
-) -> ShardSummary:
-    starts = range(0, max(len(records), 1), shard_size)
-    tasks = [
-        (out, split, index, start, tuple(records[start : start + shard_size]), tuple(plan_rejects) if index == 0 else (), images, config)
-        for index, start in enumerate(starts)
-    ]
-    kept = rejected = 0
-    with Progress(f"Sharding {split}", total=len(records), unit="images", quiet=quiet) as progress:
-        for task, result in zip(tasks, run_tasks(write_shard, tasks, workers=workers), strict=True):
+def _run(out: Path, split: str, tasks: Sequence[ShardTask], *, allowed: int, workers: int, quiet: bool) -> int:
+    """Do the tasks; returns how many shards were kept as they were."""
+    kept = 0
+    reasons: Counter[str] = Counter()
+    total = sum(len(task.records) for task in tasks)
+    with (
+        closing(run_tasks(write_shard, [(task,) for task in tasks], workers=workers)) as results,
+        Progress(f"Sharding {split}", total=total, unit="images", quiet=quiet) as progress,
+    ):
+        for task, result in zip(tasks, results, strict=True):
             kept += result.kept
-            rejected += result.rejects
-            progress.advance(len(task[4]), note=f"{rejected} rejects")
-    sidecars = [read_sidecar(sidecar_path(shard_path(out, split, index))) for index in range(len(tasks))]
+            reasons.update(result.rejects)
+            progress.advance(len(task.records), note=f"{reasons.total()} rejects")
+            if reasons.total() > allowed:
+                break
+    if reasons.total() > allowed:
+        done = [shard_path(out, split, task.index) for task in tasks]
+        _write_rejects(out, split, [read_sidecar(sidecar_path(tar)) for tar in done if sidecar_path(tar).is_file()])
+        raise InputError(
+            f"{out}: stopped: {reasons.total()} of {total} photographs were left out ({_totals(reasons)}), --max-rejects allows {allowed}. "
+            f"Each has a line in {out / REJECTS_FILE}. Check --images, or give a larger --max-rejects; finished shards are kept."
+        )
+    return kept
+
+
+def _totals(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+
+
+def _finish(images: Path, out: Path, split: str, config: ShardConfig, plan: dict[str, Any], *, shards: int, kept: int) -> ShardSummary:
+    """All shards are there: commit the split."""
+    sidecars = [read_sidecar(sidecar_path(shard_path(out, split, index))) for index in range(shards)]
     reasons = Counter(reject.reason for sidecar in sidecars for reject in sidecar.rejects)
     summary = ShardSummary(
         shards=len(sidecars),
@@ -207,7 +270,7 @@ def _write_split(
     with exclusive(out, "dataset", f"finishing a split of {out.name}"):
         _commit_split(out, split, config, plan, summary, sidecars)
     if summary.images == 0:
-        totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items()) or "the annotation lists none"
+        totals = _totals(summary.rejects) or "the annotation lists none"
         raise InputError(f"{out}: no image of split {split!r} could be used ({totals}). See {out / REJECTS_FILE}; check --images {images}.")
     return summary
 
@@ -225,66 +288,88 @@ def _commit_split(out: Path, split: str, config: ShardConfig, plan: dict[str, An
     }
     splits = {**known, split: entry} if summary.images else known
     updated = DatasetFile(config=config.content(), splits=dict(sorted(splits.items())))
-    rejects = b"".join(_reject_lines(out, updated, split, sidecars))
-    rejects_path = out / REJECTS_FILE
-    if not rejects_path.is_file() or rejects_path.read_bytes() != rejects:
-        with committed_file(rejects_path) as file:
-            file.write(rejects)
+    _write_rejects(out, split, sidecars)
     if summary.images and known.get(split) != entry:
         updated.write(out)
 
 
-def _reject_lines(out: Path, dataset: DatasetFile, split: str, sidecars: Sequence[Sidecar]) -> Iterator[bytes]:
-    for name in sorted({*dataset.splits, split}):
+def _write_rejects(out: Path, split: str, sidecars: Sequence[Sidecar]) -> None:
+    """Gather ``rejects.jsonl`` from this split's sidecars and those of the splits that are there already."""
+    known = read_dataset_file(out).splits if (out / DATASET_FILE).is_file() else {}
+    lines = []
+    for name in sorted({*known, split}):
         of_split = sidecars
         if name != split:
-            of_split = [read_sidecar(sidecar_path(shard_path(out, name, index))) for index in range(dataset.splits[name]["shards"])]
-        for sidecar in of_split:
-            for reject in sidecar.rejects:
-                line = json.dumps({"split": name, **asdict(reject)}, ensure_ascii=True)
-                yield line.encode() + b"\n"
+            of_split = [read_sidecar(sidecar_path(shard_path(out, name, index))) for index in range(known[name]["shards"])]
+        lines += reject_lines(name, of_split)
+    path, content = out / REJECTS_FILE, b"".join(lines)
+    if not path.is_file() or path.read_bytes() != content:
+        with committed_file(path) as file:
+            file.write(content)
 
 
-def write_shard(
-    out: Path,
-    split: str,
-    index: int,
-    start: int,
-    records: Sequence[CaptionedImage],
-    plan_rejects: Sequence[Reject],
-    images: Path,
-    config: ShardConfig,
-) -> _Result:
-    """Make one shard and its sidecar, unless the very same is there already.
-
-    Args:
-        start: Position of ``records[0]`` in the split's plan; keys are positions.
-        plan_rejects: What the annotation file itself lost; kept in the first shard's sidecar.
-    """
-    tar = shard_path(out, split, index)
-    config_digest = digest(config.content())
-    sources = [[r.image_id, r.file_name, _file_size(images / r.file_name), [[c.id, c.text] for c in r.captions]] for r in records]
-    source_digest = digest([start, sources, [asdict(reject) for reject in plan_rejects]])
+def write_shard(task: ShardTask) -> _Result:
+    """Make one shard and its sidecar, unless the very same is there already."""
+    tar = shard_path(task.out, task.split, task.index)
+    config_digest = digest(task.config.content())
+    paths = [task.images / r.file_name for r in task.records]
+    sources = [[r.image_id, r.file_name, _file_size(path), [[c.id, c.text] for c in r.captions]] for r, path in zip(task.records, paths, strict=True)]
+    source_digest = digest([task.start, sources, [asdict(reject) for reject in task.plan_rejects]])
     versions = library_versions("pillow", "pillow-simd", "nltk")
     there = _whole_sidecar(tar)
     if there and (there.config_digest, there.source_digest, there.versions) == (config_digest, source_digest, versions):
-        return _Result(kept=True, images=len(there.samples), rejects=len(there.rejects))
-    sidecar_path(tar).unlink(missing_ok=True)  # so that an old sidecar never stands beside a new tar
-    rejects = list(plan_rejects)
-    samples, tar_bytes, tar_sha256 = write_tar(tar, _tar_records(start, records, images, config, rejects))
+        of_photographs = there.rejects[len(task.plan_rejects) :]
+        retry = task.retry_rejected and of_photographs
+        changed = task.check_sources and _photographs_sha256(paths) != there.photographs_sha256
+        if not retry and not changed:
+            return _Result(kept=True, rejects=_reasons(of_photographs))
+    with disk_errors(tar):
+        sidecar_path(tar).unlink(missing_ok=True)  # so that an old sidecar never stands beside a new tar
+    rejects: list[Reject] = []
+    read = PhotographsHash()
+    samples, tar_bytes, tar_sha256 = write_tar(tar, _tar_records(task, rejects, read))
     sidecar = Sidecar(
-        split=split,
-        index=index,
+        split=task.split,
+        index=task.index,
         config_digest=config_digest,
         source_digest=source_digest,
+        photographs_sha256=read.digest(),
         tar_bytes=tar_bytes,
         tar_sha256=tar_sha256,
         samples=samples,
-        rejects=tuple(rejects),
+        rejects=(*task.plan_rejects, *rejects),
         versions=versions,
     )
     write_json(sidecar_path(tar), sidecar.content())
-    return _Result(kept=False, images=len(samples), rejects=len(rejects))
+    return _Result(kept=False, rejects=_reasons(rejects))
+
+
+def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:
+    return dict(Counter(reject.reason for reject in rejects))
+
+
+class PhotographsHash:
+    """SHA-256 over a shard's photographs: over the SHA-256 of each file in order, zeros for one that cannot be read."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, data: bytes | None) -> None:
+        """Add the next photograph's bytes."""
+        self._hash.update(bytes(32) if data is None else hashlib.sha256(data).digest())
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _photographs_sha256(paths: Sequence[Path]) -> str:
+    found = PhotographsHash()
+    for path in paths:
+        try:
+            found.add(read_image_file(path))
+        except ImageError:
+            found.add(None)
+    return found.digest()
 
 
 def _file_size(path: Path) -> int | None:
@@ -304,19 +389,17 @@ def _whole_sidecar(tar: Path) -> Sidecar | None:
     return sidecar if whole else None
 
 
-def _tar_records(
-    start: int, records: Sequence[CaptionedImage], images: Path, config: ShardConfig, rejects: list[Reject]
-) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    for position, record in enumerate(records, start):
+def _tar_records(task: ShardTask, rejects: list[Reject], read: PhotographsHash) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    for position, record in enumerate(task.records, task.start):
+        data = None
         try:
-            data = read_image_file(images / record.file_name)
-            jpeg, width, height = stored_jpeg(data, record.file_name, config.resize, config.quality)
+            data = read_image_file(task.images / record.file_name)
+            jpeg, width, height = stored_jpeg(data, record.file_name, task.config.resize, task.config.quality)
         except ImageError as error:
             rejects.append(Reject(file=record.file_name, reason=error.reason, message=str(error)))
             continue
+        finally:
+            read.add(data)
         captions = [{"id": c.id, "text": c.text, "tokens": tokenize(c.text)} for c in record.captions]
-        yield (
-            f"{position:09d}",
-            jpeg,
-            {"image_id": record.image_id, "file_name": record.file_name, "width": width, "height": height, "captions": captions},
-        )
+        content = {"image_id": record.image_id, "file_name": record.file_name, "width": width, "height": height, "captions": captions}
+        yield f"{position:09d}", jpeg, content

@@ -115,7 +115,7 @@ def train(
                 backbone or (stored.network.backbone if stored else "resnet152"),
                 weights or (stored.network.weights if stored else "IMAGENET1K_V1"),
             )
-            data = open_raw(shards, out, backbone=chosen[0], weights=chosen[1], augment=config.augment, device=torch_device)
+            data = open_raw(shards, out, backbone=chosen[0], weights=chosen[1], augment=config.augment, device=torch_device, on_error=config.on_error)
         if stored is not None:
             vocabulary = stored_vocabulary
             given = read_vocabulary(vocab) if vocab is not None else vocabulary
@@ -221,10 +221,11 @@ def _train(
     torch.manual_seed(settings.seed)
     captioner = Captioner(config.decoder).to(device)
     optimizer = torch.optim.Adam(captioner.parameters(), lr=settings.lr)
-    notes: list[str] = []
+    notes: list[str] = list(data.notes)
     position = Position(epoch=0, step_in_epoch=0, step=0)
     if (out / "checkpoints").is_dir() and any((out / "checkpoints").glob("step-*")):
-        path, position, notes = find_checkpoint(out)
+        path, position, passed_over = find_checkpoint(out)
+        notes += passed_over
         load_model(path, captioner)
         load_training(path, optimizer)
     features_of = features_function(data)

@@ -15,7 +15,8 @@ from pipeline.cache_features import calibration_batches
 from shards.caption_table import table_of_split
 from shards.errors import InputError
 from shards.features import check_same_network, feature_path, open_features
-from shards.manifest import open_split, read_dataset_file
+from shards.manifest import read_dataset_file
+from shards.tar import OnError, open_samples
 
 
 class Features(Protocol):
@@ -35,6 +36,7 @@ class Data:
     network: Network
     frozen: FrozenBackbone | None
     split_digest: str
+    notes: tuple[str, ...] = ()
 
     @property
     def feature_dim(self) -> int:
@@ -64,7 +66,16 @@ def open_cached(features: Path) -> Data:
     )
 
 
-def open_raw(shards: Path, out: Path, *, backbone: str, weights: str, augment: Literal["tutorial", "none"], device: torch.device) -> Data:
+def open_raw(
+    shards: Path,
+    out: Path,
+    *,
+    backbone: str,
+    weights: str,
+    augment: Literal["tutorial", "none"],
+    device: torch.device,
+    on_error: OnError = "fail",
+) -> Data:
     """Open a shard dataset and the network that its pixels will go through.
 
     Random weights are calibrated on the training photographs and kept in ``out``.
@@ -72,7 +83,7 @@ def open_raw(shards: Path, out: Path, *, backbone: str, weights: str, augment: L
     Raises:
         InputError, DamageError, MismatchError, ResourceError: As the parts say.
     """
-    split = open_split(shards, "train")
+    split = open_samples(shards, "train", on_error)
     network, frozen = open_backbone(
         backbone=backbone,
         weights=weights,
@@ -81,8 +92,10 @@ def open_raw(shards: Path, out: Path, *, backbone: str, weights: str, augment: L
         sample=lambda crop: calibration_batches(split, crop),
     )
     val = None
+    notes = [split.skipped()]
     if "val" in read_dataset_file(shards).splits:
-        val_split = open_split(shards, "val")
+        val_split = open_samples(shards, "val", on_error)
+        notes.append(val_split.skipped())
         val = ShardSource(val_split, table_of_split(val_split), network.preprocessing, "none")
     return Data(
         kind="shards",
@@ -92,6 +105,7 @@ def open_raw(shards: Path, out: Path, *, backbone: str, weights: str, augment: L
         network=network,
         frozen=frozen.to(device),
         split_digest=split.digest,
+        notes=tuple(note for note in notes if note),
     )
 
 

@@ -4,6 +4,7 @@ A shard exists when its sidecar does (it is written after the tar); a split exis
 """
 
 import functools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -51,12 +52,16 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """All that is known of one tar without opening it; ``source_digest`` is over the inputs that it was made from."""
+    """All that is known of one tar without opening it.
+
+    ``source_digest`` is over the inputs that it was made from, by name and size; ``photographs_sha256`` over their bytes.
+    """
 
     split: str
     index: int
     config_digest: str
     source_digest: str
+    photographs_sha256: str
     tar_bytes: int
     tar_sha256: str
     samples: tuple[Sample, ...]
@@ -66,12 +71,13 @@ class Sidecar:
     def content(self) -> dict[str, Any]:
         """As JSON; samples are written as short rows: key, captions, then offset, size and CRC-32 of the JPEG and of the JSON."""
         rows = [[s.key, s.captions, s.jpg.offset, s.jpg.size, s.jpg.crc32, s.json.offset, s.json.size, s.json.crc32] for s in self.samples]
-        return {
+        content = {
             "format_version": FORMAT_VERSION,
             "split": self.split,
             "index": self.index,
             "config_digest": self.config_digest,
             "source_digest": self.source_digest,
+            "photographs_sha256": self.photographs_sha256,
             "tar_bytes": self.tar_bytes,
             "tar_sha256": self.tar_sha256,
             "versions": self.versions,
@@ -79,14 +85,16 @@ class Sidecar:
             "samples": rows,
             "rejects": [asdict(reject) for reject in self.rejects],
         }
+        return _sealed(content)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A tar and what its sidecar says."""
+    """A tar and what its sidecar says; ``skipped`` samples of it were damaged and are not in ``sidecar`` any more."""
 
     path: Path
     sidecar: Sidecar
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +115,14 @@ class Split:
     def captions(self) -> int:
         return sum(sample.captions for shard in self.shards for sample in shard.sidecar.samples)
 
+    def skipped(self) -> str | None:
+        """A line about the damaged samples that were left out, or None."""
+        lost = [f"{shard.path.name} {key}" for shard in self.shards for key in shard.skipped]
+        if not lost:
+            return None
+        shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+        return f"{self.folder}: skipped {len(lost)} damaged samples of split {self.name!r} ({shown}). The shard command, run again, repairs them."
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFile:
@@ -126,7 +142,19 @@ class DatasetFile:
             "config_digest": self.config_digest,
             "splits": self.splits,
         }
-        write_json(folder / DATASET_FILE, content)
+        write_json(folder / DATASET_FILE, _sealed(content))
+
+
+def _sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """``content`` with a digest over all of it: a bit that flips anywhere in the file is noticed."""
+    return {**content, "self_digest": digest(content)}
+
+
+def _check_seal(path: Path, content: dict[str, Any]) -> None:
+    written = content.get("self_digest")
+    found = digest({key: value for key, value in content.items() if key != "self_digest"})
+    if written != found:
+        raise DamageError(f"{path}: damaged: its content has digest {found}, it says {written}. Run the shard command again to rebuild it.")
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:
@@ -174,15 +202,13 @@ def read_dataset_file(folder: Path) -> DatasetFile:
     if not path.is_file():
         raise InputError(f"{folder}: not a shard dataset (there is no {DATASET_FILE}). Make one with: python cli.py shard --out {folder}")
     content = read_own_json(path, what="dataset file", format_version=FORMAT_VERSION)
+    _check_seal(path, content)
     try:
         found = DatasetFile(config=dict(content["config"]), splits={str(k): dict(v) for k, v in content["splits"].items()})
         for summary in found.splits.values():
             _natural(summary["shards"])
-        written = content["config_digest"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamageError(f"{path}: damaged ({error!r}). Run the shard command again to rebuild it.") from None
-    if written != found.config_digest:
-        raise DamageError(f"{path}: the config's digest is {found.config_digest}, the file says {written}. Run the shard command again.")
     return found
 
 
@@ -195,6 +221,7 @@ def read_sidecar(path: Path) -> Sidecar:
         MismatchError: Another format version.
     """
     content = read_own_json(path, what="shard sidecar", format_version=FORMAT_VERSION)
+    _check_seal(path, content)
     try:
         samples = []
         for row in content["samples"]:
@@ -213,6 +240,7 @@ def read_sidecar(path: Path) -> Sidecar:
             index=_natural(content["index"]),
             config_digest=str(content["config_digest"]),
             source_digest=str(content["source_digest"]),
+            photographs_sha256=str(content["photographs_sha256"]),
             tar_bytes=_natural(content["tar_bytes"]),
             tar_sha256=str(content["tar_sha256"]),
             samples=tuple(samples),
@@ -227,6 +255,12 @@ def read_sidecar(path: Path) -> Sidecar:
     return sidecar
 
 
+def reject_lines(split: str, sidecars: Sequence[Sidecar]) -> list[bytes]:
+    """A split's lines of ``rejects.jsonl``: ASCII, so that no text of a reject can break a line."""
+    rejects = [{"split": split, **asdict(reject)} for sidecar in sidecars for reject in sidecar.rejects]
+    return [json.dumps(reject, ensure_ascii=True).encode() + b"\n" for reject in rejects]
+
+
 def _natural(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"a count was expected, found {value!r}")
@@ -238,10 +272,13 @@ def split_digest(sidecars: Sequence[Sidecar]) -> str:
     return digest([sidecar.tar_sha256 for sidecar in sidecars])
 
 
-def open_split(folder: Path, split: str) -> Split:
+def open_split(folder: Path, split: str, *, whole: bool = True) -> Split:
     """Read a split's sidecars and check them against ``dataset.json`` and against the sizes of the tars.
 
     The tars' content is checked where it is read, member by member.
+
+    Args:
+        whole: Refuse a split with a tar that is missing or has another size.
 
     Raises:
         InputError: No such dataset or split.
@@ -256,13 +293,11 @@ def open_split(folder: Path, split: str) -> Split:
     shards = []
     for index in range(summary["shards"]):
         tar = shard_path(folder, split, index)
-        if not tar.is_file() or not sidecar_path(tar).is_file():
-            raise DamageError(f"{tar}: the tar or its sidecar is missing. Run the shard command again: it rebuilds this shard.")
+        if not sidecar_path(tar).is_file():
+            raise DamageError(f"{tar}: its sidecar is missing. Run the shard command again: it rebuilds this shard.")
         sidecar = read_sidecar(sidecar_path(tar))
-        if tar.stat().st_size != sidecar.tar_bytes:
-            raise DamageError(
-                f"{tar}: has {tar.stat().st_size} bytes, its sidecar says {sidecar.tar_bytes}. Run the shard command again: it rebuilds this shard."
-            )
+        if whole:
+            check_size(tar, sidecar)
         shards.append(Shard(path=tar, sidecar=sidecar))
     found = split_digest([shard.sidecar for shard in shards])
     if found != summary.get("digest"):
@@ -270,3 +305,18 @@ def open_split(folder: Path, split: str) -> Split:
             f"{folder}: the shards of split {split!r} have digest {found}, {DATASET_FILE} says {summary.get('digest')}. Run the shard command again."
         )
     return Split(name=split, folder=folder, shards=tuple(shards), digest=found, config=dataset.config)
+
+
+def check_size(tar: Path, sidecar: Sidecar) -> None:
+    """Refuse a tar of another size than its sidecar lists.
+
+    Raises:
+        DamageError: Names the tar and the first sample that is lost, if one is.
+    """
+    size = tar.stat().st_size if tar.is_file() else 0
+    if size == sidecar.tar_bytes:
+        return
+    lost = [sample.key for sample in sidecar.samples if max(sample.jpg.offset + sample.jpg.size, sample.json.offset + sample.json.size) > size]
+    samples = f" Sample {lost[0]} and what follows ({len(lost)} samples) are lost." if lost else ""
+    there = f"has {size} bytes" if tar.is_file() else "is missing"
+    raise DamageError(f"{tar}: {there}, its sidecar says {sidecar.tar_bytes} bytes.{samples} Run the shard command again: it rebuilds this shard.")

@@ -10,12 +10,13 @@ import json
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from shards.atomic import committed_file
+from shards.atomic import committed_file, digest
 from shards.errors import DamageError
-from shards.manifest import Member, Sample, Shard
+from shards.manifest import Member, Sample, Shard, Split, open_split
 
 
 class _HashingWriter(io.RawIOBase):
@@ -91,6 +92,47 @@ def read_member(file: IO[bytes], shard: Shard, key: str, ending: str, member: Me
     return check_member(shard, key, ending, member, file.read(member.size))
 
 
+OnError = Literal["fail", "skip"]
+
+
+def open_samples(folder: Path, name: str, on_error: OnError) -> Split:
+    """Open a split; with ``skip``, without the samples whose bytes are not those that the sidecars list.
+
+    Every tar is then read once, so that what is left out is known, counted and the same for the whole training. The split's digest
+    is another one if anything is: it is over the samples that are left out as well.
+
+    Raises:
+        InputError, DamageError, MismatchError: As :func:`shards.manifest.open_split`; a missing sidecar is no sample's damage.
+    """
+    if on_error == "fail":
+        return open_split(folder, name)
+    split = open_split(folder, name, whole=False)
+    shards = tuple(map(_without_damaged, split.shards))
+    skipped = [[shard.path.name, list(shard.skipped)] for shard in shards if shard.skipped]
+    return replace(split, shards=shards, digest=digest([split.digest, skipped]) if skipped else split.digest)
+
+
+def _without_damaged(shard: Shard) -> Shard:
+    samples = shard.sidecar.samples
+    if not shard.path.is_file():
+        return replace(shard, sidecar=replace(shard.sidecar, samples=()), skipped=tuple(sample.key for sample in samples))
+    with shard.path.open("rb") as file:
+        good = tuple(sample for sample in samples if not damaged_members(file, shard, sample))
+    kept = {sample.key for sample in good}
+    return replace(shard, sidecar=replace(shard.sidecar, samples=good), skipped=tuple(s.key for s in samples if s.key not in kept))
+
+
+def damaged_members(file: IO[bytes], shard: Shard, sample: Sample) -> list[DamageError]:
+    """What is wrong with a sample's two members."""
+    problems = []
+    for ending, member in (("jpg", sample.jpg), ("json", sample.json)):
+        try:
+            read_member(file, shard, sample.key, ending, member)
+        except DamageError as error:
+            problems.append(error)
+    return problems
+
+
 def parse_record(shard: Shard, key: str, data: bytes) -> dict[str, Any]:
     """A sample's JSON as a dictionary: {image_id, file_name, width, height, captions: [{id, text, tokens}]}.
 
@@ -115,6 +157,8 @@ def read_records(shard: Shard) -> Iterator[tuple[Sample, dict[str, Any]]]:
     Raises:
         DamageError: A record is damaged or missing.
     """
+    if not shard.sidecar.samples:
+        return
     with shard.path.open("rb") as file:
         for sample in shard.sidecar.samples:
             yield sample, parse_record(shard, sample.key, read_member(file, shard, sample.key, "json", sample.json))
