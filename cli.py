@@ -120,7 +120,7 @@ def synth(out: Path, images: int, seed: int, workers: int) -> None:
 @workers_option
 @click.option("--shard-size", type=int, default=1000, help="Images per shard.")
 @click.option("--limit", type=int, default=None, help="Take the first N images only.")
-@click.option("--max-rejects", type=float, default=0.5, help="Stop when more than this share of the images cannot be used.")
+@click.option("--max-rejects", type=float, default=1.0, help="Stop as soon as more than this share of the images had to be left out.")
 @click.option("--check-sources", is_flag=True, help="Compare photographs by their bytes with what the shards hold, not by name and size.")
 @click.option("--retry-rejected", is_flag=True, help="Make shards with rejected photographs again.")
 def shard(

@@ -50,7 +50,9 @@ class Whitening(nn.Module):
     def calibrate(self, features: Tensor) -> None:
         """Take mean and axes from a sample, float32 (images, dim)."""
         self.mean.copy_(features.mean(dim=0))
-        deviation = features.std(dim=0, correction=0).clamp_min(1e-6)
+        deviation = features.std(dim=0, correction=0)
+        # A unit that was silent for the whole sample must not shout when it speaks at last.
+        deviation = deviation.clamp_min(max(0.01 * float(deviation.mean()), 1e-6))
         standard = ((features - self.mean) / deviation).double()
         values, axes = torch.linalg.eigh(standard.T @ standard / len(standard))
         self.matrix.copy_((axes * (values.clamp_min(0) + 0.01).rsqrt()).float() / deviation[:, None])

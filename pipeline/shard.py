@@ -142,7 +142,7 @@ def write_shards(
     records, plan_rejects = read_coco(captions)
     records = records[:limit]
     plan = {
-        "images": len(records),
+        "planned": len(records),
         "shard_size": shard_size,
         "limit": limit,
         "plan_digest": digest([[r.image_id, r.file_name, [[c.id, c.text] for c in r.captions]] for r in records]),

@@ -5,6 +5,7 @@ from torch import nn
 from model.encoder import (
     BiasCorrectedBatchNorm1d,
     Projection,
+    Whitening,
     backbone_state,
     build_backbone,
     build_headless,
@@ -69,6 +70,17 @@ def test_calibrated_random_features_are_finite_white_and_survive_being_kept() ->
     again = build_headless("resnet18", backbone_state(frozen), PREPROCESSING)
     assert torch.equal(again(images), features)
     assert not frozen.training
+
+
+def test_a_unit_that_was_silent_in_the_sample_does_not_drown_the_others() -> None:
+    torch.manual_seed(0)
+    sample = torch.randn(8, 16)
+    sample[:, 3] = 0.0
+    whitening = Whitening(16)
+    whitening.calibrate(sample)
+    loud = sample[:1].clone()
+    loud[0, 3] = 1.0
+    assert whitening(loud).abs().max() < 2000  # finite in float16 by far; 1e-6 as a unit's deviation makes it ten million
 
 
 def test_evaluation_statistics_are_right_after_a_few_steps() -> None:
