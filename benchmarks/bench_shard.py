@@ -1,0 +1,299 @@
+"""How fast is sharding, and how near to the speed of decoding, resizing and encoding alone?
+
+Real photographs, replicated as hard links, in turns (A B C ours, A B C ours, ...):
+
+    A     the tutorial's way: one process resizes a folder into another (stock Pillow, where --tutorial-python has it; JPEG quality
+          75, the tutorial's), then webdataset's TarWriter copies them with their captions
+    B     img2dataset on the same files, two processes, its default resize mode, JPEG quality 95 (where --img2dataset-python has it)
+    C     the bare limit: processes that only decode, resize and encode, from memory to memory, started and filled before the clock
+    ours  `python cli.py shard` as a user types it: the whole call, from the interpreter's start to its end
+
+With --memory, instead: the peak memory of `shard` at 1,000 and at 20,000 images of one annotation file, and what the annotation
+file itself costs.
+
+    python -m benchmarks.bench_shard --photographs ../shared/data/coco-cc --out benchmarks/results
+"""
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import date
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.machine import machine, machine_line, table, write_report
+from shards.tar import write_tar
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE, QUALITY = 256, 95
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Sharding against its limit and its peers.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--photographs", type=Path, default=Path("../shared/data/coco-cc"), help="folder with images/ and captions.json (COCO)")
+    parser.add_argument("--images", type=int, default=4000, help="photographs per measurement of ours and of the limit")
+    parser.add_argument("--peer-images", type=int, default=1000, help="photographs per measurement of A")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each")
+    parser.add_argument("--shard-size", type=int, default=500, help="images per shard")
+    parser.add_argument("--tutorial-python", default=sys.executable, help="interpreter with stock Pillow, for A")
+    parser.add_argument("--img2dataset-python", default=None, help="interpreter with img2dataset, for B")
+    parser.add_argument("--memory", type=int, nargs="*", default=None, help="measure memory at these numbers of images instead (1000 20000)")
+    parser.add_argument("--out", type=Path, default=None, help="folder for a dated JSON and Markdown report")
+    settings = parser.parse_args(argv)
+    if not (settings.photographs / "captions.json").is_file():
+        parser.error(f"--photographs {settings.photographs}: there is no captions.json")
+    return settings
+
+
+def say(line: str) -> None:
+    """Progress, on standard error: what is measured takes minutes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def replicate(photographs: Path, folder: Path, count: int) -> None:
+    """``count`` hard links to the photographs (or copies, on another disk), with the captions of each, in COCO's format."""
+    source = json.loads((photographs / "captions.json").read_text())
+    captions: dict[int, list[str]] = {}
+    for annotation in source["annotations"]:
+        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    (folder / "images").mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index, image in zip(range(count), itertools.cycle(source["images"])):
+        name = f"{index:06d}.jpg"
+        original = photographs / "images" / image["file_name"]
+        try:
+            (folder / "images" / name).hardlink_to(original.resolve())
+        except OSError:
+            (folder / "images" / name).write_bytes(original.read_bytes())
+        images.append({"id": index, "file_name": name})
+        annotations += [{"id": len(annotations) + place, "image_id": index, "caption": text} for place, text in enumerate(captions[image["id"]])]
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+
+
+def ours(data: Path, out: Path, count: int, workers: int, shard_size: int) -> tuple[float, int]:
+    """Seconds of the whole command, and the peak memory of its largest process in bytes."""
+    options = ["--limit", count, "--workers", workers, "--shard-size", shard_size, "--size", SIZE, "--quality", QUALITY]
+    command = ["cli.py", "shard", "--images", data / "images", "--captions", data / "captions.json", "--out", out, *options]
+    started = time.perf_counter()
+    child = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - started
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode != 0:
+        raise RuntimeError(f"shard ended with exit code {child.returncode}")
+    return seconds, usage.ru_maxrss * 1024
+
+
+def bare(data: list[bytes], count: int, gate: Barrier) -> None:
+    """C, one process: nothing but Pillow."""
+    photographs = list(itertools.islice(itertools.cycle(data), count))
+    gate.wait()
+    for photograph in photographs:
+        image = Image.open(io.BytesIO(photograph)).convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+        image.save(io.BytesIO(), "JPEG", quality=QUALITY)
+    gate.wait()
+
+
+def limit(photographs: Path, count: int, workers: int) -> float:
+    """C: seconds of the work alone."""
+    data = [path.read_bytes() for path in sorted((photographs / "images").iterdir())]
+    context = multiprocessing.get_context("spawn")
+    gate = context.Barrier(workers + 1)
+    processes = [context.Process(target=bare, args=(data, count // workers, gate)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    gate.wait()
+    started = time.perf_counter()
+    gate.wait()
+    seconds = time.perf_counter() - started
+    for process in processes:
+        process.join()
+    return seconds
+
+
+def tutorial(data: Path, folder: Path, count: int, python: str) -> float:
+    """A: seconds of the two loops, without starting Python or importing anything."""
+    import webdataset
+
+    (folder / "resized").mkdir(parents=True)
+    command = [python, str(ROOT / "benchmarks" / "tutorial_resize.py"), str(data / "images"), str(folder / "resized"), str(count)]
+    seconds = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    annotation = json.loads((data / "captions.json").read_text())
+    captions: dict[int, list[str]] = {}
+    for entry in annotation["annotations"]:
+        captions.setdefault(entry["image_id"], []).append(entry["caption"])
+    started = time.perf_counter()
+    with webdataset.TarWriter(str(folder / "out.tar")) as sink:
+        for image in annotation["images"][:count]:
+            jpeg = (folder / "resized" / image["file_name"]).read_bytes()
+            sink.write({"__key__": f"{image['id']:09d}", "jpg": jpeg, "json": {"captions": captions[image["id"]]}})
+    return seconds + time.perf_counter() - started
+
+
+def img2dataset(data: Path, folder: Path, count: int, python: str) -> float:
+    """B: seconds of the whole call, as for ours."""
+    folder.mkdir(parents=True)
+    annotation = json.loads((data / "captions.json").read_text())
+    first = {entry["image_id"]: entry["caption"] for entry in reversed(annotation["annotations"])}
+    with (folder / "list.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["url", "caption"])
+        writer.writerows(((data / "images" / image["file_name"]).resolve().as_uri(), first[image["id"]]) for image in annotation["images"][:count])
+    options = {
+        "url_list": folder / "list.csv",
+        "input_format": "csv",
+        "url_col": "url",
+        "caption_col": "caption",
+        "output_format": "webdataset",
+        "output_folder": folder / "out",
+        "image_size": SIZE,
+        "encode_quality": QUALITY,
+        "processes_count": 2,
+        "thread_count": 8,
+        "number_sample_per_shard": 500,
+    }
+    code = "import json, sys\nfrom img2dataset import download\nif __name__ == '__main__':\n    download(**json.loads(sys.argv[1]))"
+    (folder / "call.py").write_text(code)  # a file: its worker processes import the main module
+    arguments = json.dumps({name: str(value) if isinstance(value, Path) else value for name, value in options.items()})
+    started = time.perf_counter()
+    subprocess.run([python, str(folder / "call.py"), arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds = time.perf_counter() - started
+    written = sum(json.loads(path.read_text())["successes"] for path in (folder / "out").glob("*_stats.json"))
+    if written != count:
+        raise RuntimeError(f"img2dataset wrote {written} of {count} images")
+    return seconds
+
+
+def speed(s: argparse.Namespace, base: Path) -> dict[str, Any]:
+    """Images/s of every way, in turns."""
+    data = base / "data"
+    replicate(s.photographs, data, s.images)
+    rates: dict[str, list[float]] = {}
+
+    def note(way: str, count: int, seconds: float) -> None:
+        rates.setdefault(way, []).append(count / seconds)
+        say(f"{way}: {count} images in {seconds:.1f} s")
+
+    for repeat in range(s.repeats):
+        for workers in s.workers:
+            whole = s.images // workers * workers
+            note(f"C, {workers}", whole, limit(s.photographs, whole, workers))
+            note(f"ours, {workers}", s.images, ours(data, base / f"ours-{repeat}-{workers}", s.images, workers, s.shard_size)[0])
+        if s.img2dataset_python:
+            note("B, 2", s.images, img2dataset(data, base / f"b-{repeat}", s.images, s.img2dataset_python))
+        note("A, 1", min(s.peer_images, s.images), tutorial(data, base / f"a-{repeat}", min(s.peer_images, s.images), s.tutorial_python))
+    medians = {way: statistics.median(values) for way, values in rates.items()}
+    ratios = {f"ours, {w} / C, {w}": medians[f"ours, {w}"] / medians[f"C, {w}"] for w in s.workers}
+    most = max(s.workers)
+    ratios |= {f"ours, {most} / {way}": medians[f"ours, {most}"] / medians[way] for way in ("A, 1", "B, 2") if way in medians}
+    return {"rates": rates, "medians": medians, "ratios": ratios}
+
+
+def version(python: str | None, package: str) -> str:
+    """A package's version in another environment."""
+    if python is None:
+        return "not run"
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "none"
+
+
+def memory(s: argparse.Namespace, base: Path) -> dict[str, Any]:
+    """Peak memory at several numbers of images, from one annotation file that lists the most."""
+    data = base / "data"
+    replicate(s.photographs, data, max(s.memory))
+    rows = []
+    for count in s.memory:
+        seconds, peak = ours(data, base / f"memory-{count}", count, 1, 1000)
+        rows.append({"images": count, "peak_bytes": peak, "seconds": seconds})
+        say(f"{count} images, one process: peak {peak / 1e6:.0f} MB")
+    own = []
+    for count in s.memory:
+        small = base / f"annotation-{count}"
+        replicate(s.photographs, small, count)
+        seconds, peak = plan(small)
+        own.append({"images": count, "peak_bytes": peak, "seconds": seconds, "file_bytes": (small / "captions.json").stat().st_size})
+        say(f"planning alone, {count} images: peak {peak / 1e6:.0f} MB")
+    return {"sharding": rows, "planning": own}
+
+
+def plan(data: Path) -> tuple[float, int]:
+    """Seconds and peak memory of reading the annotation file alone."""
+    code = "import sys; from pathlib import Path; from pipeline.captions import read_coco; read_coco(Path(sys.argv[1]))"
+    started = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-c", code, str(data / "captions.json")], cwd=ROOT)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return time.perf_counter() - started, usage.ru_maxrss * 1024
+
+
+def tar_rate(folder: Path) -> float:
+    """Bytes/s of writing a tar with its checksums and flushing it to the disk: how far away that limit is."""
+    jpeg = os.urandom(30_000)
+    started = time.perf_counter()
+    _, size, _ = write_tar(folder / "x.tar", ((f"{key:09d}", jpeg, {"captions": []}) for key in range(2000)))
+    return size / (time.perf_counter() - started)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    lines = [f"# Sharding, {report['date']}", ""]
+    if "medians" in report:
+        settings = report["settings"]
+        lines += [
+            f"{settings['images']} real photographs (A: {settings['peer_images']}), shards of {settings['shard_size']}, {SIZE}x{SIZE}, JPEG quality "
+            f"{QUALITY}. Median (min to max) of {settings['repeats']} interleaved measurements; warm page cache.",
+            "",
+            *table(
+                ["Way, processes", "images/s"],
+                [[way, f"{report['medians'][way]:,.0f} ({min(v):,.0f} to {max(v):,.0f})"] for way, v in sorted(report["rates"].items())],
+            ),
+            "",
+            *table(["Ratio", "times"], [[name, f"{value:.2f}"] for name, value in report["ratios"].items()]),
+            "",
+            f"Writing a tar alone, checksums and flush included: {report['tar_bytes_per_second'] / 1e6:,.0f} MB/s.",
+        ]
+    else:
+        for title, rows in (("Sharding, one process", report["sharding"]), ("Planning alone", report["planning"])):
+            cells = [[f"{row['images']:,}", f"{row['peak_bytes'] / 1e6:,.0f} MB", f"{row['seconds']:.1f}"] for row in rows]
+            lines += [f"## {title}", "", *table(["Images", "Peak memory", "Seconds"], cells), ""]
+    return "\n".join([*lines, "", machine_line(report["machine"]), ""])
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    settings = parse(argv)
+    with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
+        if settings.memory is not None:
+            settings.memory = settings.memory or [1000, 20_000]
+            report = memory(settings, Path(folder))
+        else:
+            report = {**speed(settings, Path(folder)), "tar_bytes_per_second": tar_rate(Path(folder))}
+    shown = ("images", "peer_images", "workers", "repeats", "shard_size")
+    report |= {
+        "date": date.today().isoformat(),
+        "settings": {name: getattr(settings, name) for name in shown},
+        "machine": machine("pillow-simd", "pillow", "nltk", "webdataset")
+        | {"A's pillow": version(settings.tutorial_python, "pillow"), "img2dataset": version(settings.img2dataset_python, "img2dataset")},
+    }
+    name = "bench_shard-memory" if settings.memory is not None else "bench_shard"
+    write_report(settings.out, f"{name}-{report['date']}", report, markdown(report))
+    return report
+
+
+if __name__ == "__main__":
+    main()

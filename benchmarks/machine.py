@@ -1,0 +1,46 @@
+"""What a benchmark's numbers were made on, and where they are written."""
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.executors import default_workers
+from shards.atomic import committed_file, write_json
+from shards.manifest import library_versions
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Processor, cores, Python, and the versions of ``packages``."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    vectors = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "vectors": " ".join(vectors) or "unknown",
+        "cores": default_workers(),
+        "python": platform.python_version(),
+        **library_versions(*packages),
+    }
+
+
+def machine_line(content: dict[str, Any]) -> str:
+    """A report's last line."""
+    return "Machine: " + "; ".join(f"{name} {value}" for name, value in content.items()) + "."
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """A Markdown table."""
+    header = list(header)
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def write_report(folder: Path | None, name: str, report: dict[str, Any], text: str) -> None:
+    """Print a report; with a folder, write NAME.json and NAME.md there."""
+    print(text)
+    if folder is not None:
+        write_json(folder / f"{name}.json", report)
+        with committed_file(folder / f"{name}.md") as file:
+            file.write(text.encode())

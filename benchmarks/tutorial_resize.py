@@ -1,0 +1,25 @@
+"""The tutorial's way of resizing, for an environment of its own (stock Pillow): one process, one folder into another.
+
+    python tutorial_resize.py FROM TO COUNT
+
+Prints the seconds that the loop took. Imports nothing of Capstream.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+
+def main(source: str, target: str, count: str) -> None:
+    names = sorted(path.name for path in Path(source).iterdir())[: int(count)]
+    started = time.perf_counter()
+    for name in names:
+        with Path(source, name).open("rb") as file, Image.open(file) as image:
+            image.resize((256, 256), Image.Resampling.LANCZOS).save(Path(target, name), image.format)
+    print(time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
