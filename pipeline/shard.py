@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.captions import CaptionedImage, read_coco
-from pipeline.executors import run_tasks
+from pipeline.executors import run_tasks, warm_up
 from pipeline.images import ImageError, Resize, read_image_file, stored_jpeg
 from pipeline.progress import Progress
 from pipeline.tokenizer import RULE, tokenize
@@ -139,6 +139,8 @@ def write_shards(
     if not images.is_dir():
         raise InputError(f"{images}: no such folder (--images should name the folder that holds the photographs).")
     check_out(out)
+    if workers > 1:
+        warm_up("pipeline.shard", "nltk.tokenize")
     records, plan_rejects = read_coco(captions)
     records = records[:limit]
     plan = {
