@@ -140,6 +140,10 @@ def shard(
     retry_rejected: bool,
 ) -> None:
     """Resize images and tokenize captions into WebDataset tars. Run again, it keeps what is whole and makes only the rest."""
+    from pipeline.executors import warm_up
+
+    if workers > 1:  # before the slow imports of this process: both go on side by side
+        warm_up("pipeline.shard", "nltk.tokenize")
     from pipeline.images import Resize
     from pipeline.shard import ShardConfig, write_shards
     from shards.manifest import REJECTS_FILE

@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     report |= {
         "date": date.today().isoformat(),
         "settings": {name: getattr(settings, name) for name in shown},
-        "machine": machine("pillow-simd", "pillow", "nltk", "webdataset")
+        "machine": machine("pillow-simd", "pillow", "simplejpeg", "nltk", "webdataset")
         | {"A's pillow": version(settings.tutorial_python, "pillow"), "img2dataset": version(settings.img2dataset_python, "img2dataset")},
     }
     name = "bench_shard-memory" if settings.memory is not None else "bench_shard"

@@ -15,7 +15,6 @@ memory, as a whole dataset's would not. Random weights are as fast as trained on
 """
 
 import argparse
-import platform
 import statistics
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.machine import machine, machine_line, write_report
 from model.decoder import Captioner, DecoderConfig
 from model.preprocessing import Preprocessing
 from model.vocabulary import END, START, Vocabulary
@@ -48,8 +48,7 @@ from pipeline.shard import ShardConfig, write_shards
 from pipeline.synthetic import synthesize
 from pipeline.training_data import Features, open_cached, open_raw
 from pipeline.vocab import vocabulary_of
-from shards.atomic import committed_file, write_json
-from shards.manifest import Split, library_versions, open_split
+from shards.manifest import Split, open_split
 
 EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT = 256, 512, 1e-3, 4  # the tutorial's
 WAYS = {"A": "A: tutorial, JPEG folder", "B": "B: raw shards", "C": "C: cached features"}
@@ -250,7 +249,10 @@ def run(s: Settings, folder: Path) -> dict[str, Any]:
         for way, stream in streams.items():
             done.append(measure(way, stream, s.cached_steps if way == "C" else s.raw_steps, device))
             say("repeat {} of {}: {way}, {captions} captions in {seconds:.1f} s".format(seed + 1, s.repeats, **done[-1]))
-    return summarize(s, done, split.images, table.captions, len(words), cache_seconds) | {"machine": machine(device)}
+    return summarize(s, done, split.images, table.captions, len(words), cache_seconds) | {
+        "machine": machine("torch", "torchvision", "pillow", "pillow-simd")
+        | {"torch_threads": torch.get_num_threads(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
+    }
 
 
 def summarize(s: Settings, done: Sequence[dict[str, Any]], images: int, captions: int, words: int, cache_seconds: float) -> dict[str, Any]:
@@ -273,20 +275,6 @@ def summarize(s: Settings, done: Sequence[dict[str, Any]], images: int, captions
         "times_faster": {f"{a} over {b}": epoch[b] / epoch[a] for a, b in ("BA", "CA", "CB")},
         "break_even_epochs": {f"against {way}": caching / (epoch[way] - epoch["C"]) if epoch[way] > epoch["C"] else None for way in "AB"},
         "measurements": list(done),
-    }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers were made on."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": default_workers(),
-        "torch_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "python": platform.python_version(),
-        **library_versions("torch", "torchvision", "pillow", "pillow-simd"),
     }
 
 
@@ -317,7 +305,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines += ["", f"The caching pass took {caching['seconds']:.1f} s on this data.", ""]
     for against, epochs in report["break_even_epochs"].items():
         lines.append(f"- Break-even {against}: " + (f"after {epochs:.2f} epochs." if epochs is not None else "never; C is not faster."))
-    lines += ["", "Machine: " + "; ".join(f"{name} {value}" for name, value in report["machine"].items()) + ".", ""]
+    lines += ["", machine_line(report["machine"]), ""]
     return "\n".join(lines)
 
 
@@ -326,13 +314,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     settings = parse(argv)
     with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
         report = run(settings, Path(folder))
-    text = markdown(report)
-    print(text)
-    if settings.out is not None:
-        name = f"raw_vs_cached-{settings.backbone}-{report['date']}"
-        write_json(settings.out / f"{name}.json", report)
-        with committed_file(settings.out / f"{name}.md") as file:
-            file.write(text.encode())
+    write_report(settings.out, f"raw_vs_cached-{settings.backbone}-{report['date']}", report, markdown(report))
     return report
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.captions import CaptionedImage, read_coco
-from pipeline.executors import run_tasks, warm_up
+from pipeline.executors import run_tasks
 from pipeline.images import ImageError, Resize, read_image_file, stored_jpeg
 from pipeline.progress import Progress
 from pipeline.tokenizer import RULE, tokenize
@@ -139,8 +139,6 @@ def write_shards(
     if not images.is_dir():
         raise InputError(f"{images}: no such folder (--images should name the folder that holds the photographs).")
     check_out(out)
-    if workers > 1:
-        warm_up("pipeline.shard", "nltk.tokenize")
     records, plan_rejects = read_coco(captions)
     records = records[:limit]
     plan = {
@@ -317,7 +315,7 @@ def write_shard(task: ShardTask) -> _Result:
     paths = [task.images / r.file_name for r in task.records]
     sources = [[r.image_id, r.file_name, _file_size(path), [[c.id, c.text] for c in r.captions]] for r, path in zip(task.records, paths, strict=True)]
     source_digest = digest([task.start, sources, [asdict(reject) for reject in task.plan_rejects]])
-    versions = library_versions("pillow", "pillow-simd", "nltk")
+    versions = library_versions("pillow", "pillow-simd", "simplejpeg", "nltk")
     there = _whole_sidecar(tar)
     if there and (there.config_digest, there.source_digest, there.versions) == (config_digest, source_digest, versions):
         of_photographs = there.rejects[len(task.plan_rejects) :]

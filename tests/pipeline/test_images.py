@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from pipeline import images
-from pipeline.images import ImageError, Resize, decode_image, encode_jpeg, load_photograph, read_image_file
+from pipeline.images import ImageError, Resize, decode_image, encode_jpeg, load_photograph, read_image_file, stored_jpeg
 from shards.errors import InputError
 
 
@@ -211,6 +211,30 @@ def test_scaled_decode_of_real_photographs_stays_within_its_bound(data: Path, mo
     assert len(ratios) > 250  # of 297: nearly all were decoded at a fraction
     assert min(ratios) >= 40
     assert np.median(ratios) >= 47 > np.median(encoding)
+
+
+def test_plain_jpegs_have_the_pixels_that_pillow_gives_them(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photographs = [path.read_bytes() for path in sorted((data / "coco-cc" / "images").iterdir())]
+    assert sum(images._decode_plain_jpeg(photograph, Resize()) is not None for photograph in photographs) > 90
+    for resize in (None, Resize(), Resize(mode="pad"), Resize(size=64, mode="shortest")):
+        ours = [decode_image(photograph, "x", resize) for photograph in photographs]
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "_decode_plain_jpeg", lambda _data, _resize: None)
+            pillows = [decode_image(photograph, "x", resize) for photograph in photographs]
+        for one, other in zip(ours, pillows, strict=True):
+            assert one.image.mode == other.image.mode == "RGB"
+            assert one.image.tobytes() == other.image.tobytes()
+            assert (one.width, one.height, one.as_stored) == (other.width, other.height, other.as_stored)
+
+
+def test_stored_images_carry_no_metadata() -> None:
+    exif = Image.Exif()
+    exif[images.ORIENTATION_TAG] = 1
+    exif[0x8298] = "somebody"
+    data = encoded(halves(), "JPEG", comment=b"made by somebody", exif=exif, icc_profile=b"somebody's profile", dpi=(72, 72))
+    jpeg, _, _ = stored_jpeg(data, "x", Resize(size=16), 95)
+    assert b"somebody" in data
+    assert b"somebody" not in jpeg
 
 
 @pytest.mark.parametrize("bad", [{"size": 15}, {"size": 5000}, {"mode": "crop"}, {"filter": "nearest"}])
