@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.images import ImageError, decode_image
 from shards.errors import DamageError
-from shards.manifest import Sample, Shard
+from shards.manifest import REPAIR_SHARD, Sample, Shard
 from shards.tar import check_member, parse_record, read_member
 
 
@@ -33,10 +33,10 @@ def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]
             try:
                 content = next(found, None)
             except Exception as error:  # whatever a foreign reader makes of a damaged tar is damage
-                raise DamageError(f"{shard.path}: damaged at sample {sample.key} ({error}). Run the shard command again.") from error
+                raise DamageError(f"{shard.path}: damaged at sample {sample.key} ({error}). {REPAIR_SHARD}") from error
             if content is None or content["__key__"] != sample.key:
                 there = "the tar ends" if content is None else f"sample {content['__key__']} stands"
-                raise DamageError(f"{shard.path}: {there} where sample {sample.key} should be. Run the shard command again: it rebuilds this shard.")
+                raise DamageError(f"{shard.path}: {there} where sample {sample.key} should be. {REPAIR_SHARD}")
             jpeg = check_member(shard, sample.key, "jpg", sample.jpg, content.get("jpg", b""))
             text = check_member(shard, sample.key, "json", sample.json, content.get("json", b""))
             yield sample, jpeg, parse_record(shard, sample.key, text)
@@ -60,4 +60,4 @@ def decode_sample(shard: Shard, key: str, jpeg: bytes) -> NDArray[np.uint8]:
     try:
         return np.array(decode_image(jpeg, f"{shard.path}: {key}.jpg").image, dtype=np.uint8)
     except ImageError as error:
-        raise DamageError(f"{error}. Run the shard command again: it rebuilds this shard.") from None
+        raise DamageError(f"{error}. {REPAIR_SHARD}") from None

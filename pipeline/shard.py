@@ -243,7 +243,8 @@ def _run(out: Path, split: str, tasks: Sequence[ShardTask], *, allowed: int, wor
                 break
     if reasons.total() > allowed:
         done = [shard_path(out, split, task.index) for task in tasks]
-        _write_rejects(out, split, [read_sidecar(sidecar_path(tar)) for tar in done if sidecar_path(tar).is_file()])
+        with exclusive(out, "dataset", f"finishing a split of {out.name}"):
+            _write_rejects(out, split, [read_sidecar(sidecar_path(tar)) for tar in done if sidecar_path(tar).is_file()])
         raise InputError(
             f"{out}: stopped: {reasons.total()} of {total} photographs were left out ({_totals(reasons)}), --max-rejects allows {allowed}. "
             f"Each has a line in {out / REJECTS_FILE}. Check --images, or give a larger --max-rejects; finished shards are kept."

@@ -120,13 +120,14 @@ def write_json(path: Path, content: Any) -> None:
         file.write(json_bytes(content))
 
 
-def read_json(path: Path, *, what: str, error: type[CapstreamError] = InputError) -> Any:
+def read_json(path: Path, *, what: str, error: type[CapstreamError] = InputError, repair: str = "") -> Any:
     """Read a JSON file, whatever it holds.
 
     Args:
         path: The file.
         what: What the file should be, for messages ("COCO caption file").
         error: Raised for content that is not JSON: :class:`InputError` for users' files, :class:`DamageError` for ours.
+        repair: The next step, for the message about such content.
 
     Raises:
         InputError: The file is missing, unreadable or larger than ``MAX_JSON_BYTES``.
@@ -140,7 +141,7 @@ def read_json(path: Path, *, what: str, error: type[CapstreamError] = InputError
     except OSError as problem:
         raise InputError(f"{path}: cannot be read as a {what}: {problem.strerror}.") from None
     except (ValueError, RecursionError) as problem:
-        raise error(f"{path}: not a {what}: it is not valid JSON ({problem}).") from None
+        raise error(f"{path}: not a {what}: it is not valid JSON ({problem}). {repair}".rstrip()) from None
 
 
 def digest(content: Any) -> str:
@@ -155,17 +156,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_own_json(path: Path, *, what: str, format_version: int) -> dict[str, Any]:
-    """Read a JSON object that Capstream wrote and check its ``format_version``.
+def read_own_json(path: Path, *, what: str, format_version: int, repair: str = "") -> dict[str, Any]:
+    """Read a JSON object that Capstream wrote and check its ``format_version``; ``repair`` says what to do about a damaged one.
 
     Raises:
         InputError: The file is missing.
         DamageError: It is not a JSON object.
         MismatchError: It was written in another format version.
     """
-    content = read_json(path, what=what, error=DamageError)
+    content = read_json(path, what=what, error=DamageError, repair=repair)
     if not isinstance(content, dict):
-        raise DamageError(f"{path}: not a {what}: a JSON object was expected, found {type(content).__name__}.")
+        raise DamageError(f"{path}: not a {what}: a JSON object was expected, found {type(content).__name__}. {repair}".rstrip())
     found = content.get("format_version")
     if found != format_version:
         raise MismatchError(f"{path}: format version {found!r}, this program reads {format_version}. Make it again with this version.")

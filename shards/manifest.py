@@ -18,6 +18,8 @@ from shards.errors import DamageError, InputError, MismatchError
 FORMAT_VERSION = 1
 DATASET_FILE = "dataset.json"
 REJECTS_FILE = "rejects.jsonl"
+REPAIR_SHARD = "Run the shard command again: it rebuilds this shard."
+REPAIR_DATASET = "Delete it, then run the shard command of each split again: whole shards are kept."
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
 SHARD_FILE = re.compile(rf"({SPLIT_NAME.pattern})-(\d{{6}})\.(tar|json)")
 
@@ -150,11 +152,11 @@ def _sealed(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "self_digest": digest(content)}
 
 
-def _check_seal(path: Path, content: dict[str, Any]) -> None:
+def _check_seal(path: Path, content: dict[str, Any], repair: str) -> None:
     written = content.get("self_digest")
     found = digest({key: value for key, value in content.items() if key != "self_digest"})
     if written != found:
-        raise DamageError(f"{path}: damaged: its content has digest {found}, it says {written}. Run the shard command again to rebuild it.")
+        raise DamageError(f"{path}: damaged: its content has digest {found}, it says {written}. {repair}")
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:
@@ -201,14 +203,14 @@ def read_dataset_file(folder: Path) -> DatasetFile:
     path = folder / DATASET_FILE
     if not path.is_file():
         raise InputError(f"{folder}: not a shard dataset (there is no {DATASET_FILE}). Make one with: python cli.py shard --out {folder}")
-    content = read_own_json(path, what="dataset file", format_version=FORMAT_VERSION)
-    _check_seal(path, content)
+    content = read_own_json(path, what="dataset file", format_version=FORMAT_VERSION, repair=REPAIR_DATASET)
+    _check_seal(path, content, REPAIR_DATASET)
     try:
         found = DatasetFile(config=dict(content["config"]), splits={str(k): dict(v) for k, v in content["splits"].items()})
         for summary in found.splits.values():
             _natural(summary["shards"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamageError(f"{path}: damaged ({error!r}). Run the shard command again to rebuild it.") from None
+        raise DamageError(f"{path}: damaged ({error!r}). {REPAIR_DATASET}") from None
     return found
 
 
@@ -220,8 +222,8 @@ def read_sidecar(path: Path) -> Sidecar:
         DamageError: It is damaged.
         MismatchError: Another format version.
     """
-    content = read_own_json(path, what="shard sidecar", format_version=FORMAT_VERSION)
-    _check_seal(path, content)
+    content = read_own_json(path, what="shard sidecar", format_version=FORMAT_VERSION, repair=REPAIR_SHARD)
+    _check_seal(path, content, REPAIR_SHARD)
     try:
         samples = []
         for row in content["samples"]:
@@ -251,7 +253,7 @@ def read_sidecar(path: Path) -> Sidecar:
         if any(member.offset + member.size > sidecar.tar_bytes for member in members):
             raise ValueError("a member ends beyond its tar")
     except (KeyError, TypeError, ValueError) as error:
-        raise DamageError(f"{path}: damaged sidecar ({error}). Run the shard command again: it rebuilds this shard.") from None
+        raise DamageError(f"{path}: damaged sidecar ({error}). {REPAIR_SHARD}") from None
     return sidecar
 
 
@@ -294,7 +296,7 @@ def open_split(folder: Path, split: str, *, whole: bool = True) -> Split:
     for index in range(summary["shards"]):
         tar = shard_path(folder, split, index)
         if not sidecar_path(tar).is_file():
-            raise DamageError(f"{tar}: its sidecar is missing. Run the shard command again: it rebuilds this shard.")
+            raise DamageError(f"{tar}: its sidecar is missing. {REPAIR_SHARD}")
         sidecar = read_sidecar(sidecar_path(tar))
         if whole:
             check_size(tar, sidecar)
@@ -319,4 +321,4 @@ def check_size(tar: Path, sidecar: Sidecar) -> None:
     lost = [sample.key for sample in sidecar.samples if max(sample.jpg.offset + sample.jpg.size, sample.json.offset + sample.json.size) > size]
     samples = f" Sample {lost[0]} and what follows ({len(lost)} samples) are lost." if lost else ""
     there = f"has {size} bytes" if tar.is_file() else "is missing"
-    raise DamageError(f"{tar}: {there}, its sidecar says {sidecar.tar_bytes} bytes.{samples} Run the shard command again: it rebuilds this shard.")
+    raise DamageError(f"{tar}: {there}, its sidecar says {sidecar.tar_bytes} bytes.{samples} {REPAIR_SHARD}")

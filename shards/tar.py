@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 
 from shards.atomic import committed_file, digest
 from shards.errors import DamageError
-from shards.manifest import Member, Sample, Shard, Split, open_split
+from shards.manifest import REPAIR_SHARD, Member, Sample, Shard, Split, open_split
 
 
 def write_tar(path: Path, records: Iterable[tuple[str, bytes, dict[str, Any]]]) -> tuple[tuple[Sample, ...], int, str]:
@@ -69,7 +69,7 @@ def check_member(shard: Shard, key: str, ending: str, member: Member, data: byte
     if len(data) != member.size or zlib.crc32(data) != member.crc32:
         raise DamageError(
             f"{shard.path}: sample {key}.{ending} is damaged ({len(data)} bytes, CRC-32 {zlib.crc32(data):08x}; its sidecar says "
-            f"{member.size} bytes, {member.crc32:08x}). Run the shard command again: it rebuilds this shard."
+            f"{member.size} bytes, {member.crc32:08x}). {REPAIR_SHARD}"
         )
     return data
 

@@ -297,6 +297,20 @@ def test_two_runs_on_one_split_at_once_one_is_refused(small: Small, tmp_path: Pa
     assert [report.whole for report in verify(tmp_path / "out", deep=True)] == [True, True]
 
 
+@pytest.mark.parametrize("damage", [b"{", b"[]", None])
+def test_a_damaged_dataset_file_says_what_to_do_and_that_works(small: Small, tmp_path: Path, damage: bytes | None) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(small.shards, out)
+    path = out / "dataset.json"
+    path.write_bytes(path.read_bytes().replace(b'"limit": null', b'"limit": 1234') if damage is None else damage)
+    with pytest.raises(DamageError, match=r"Delete it, then run the shard command of each split again: whole shards are kept"):
+        shard_small(small.source, out, "train")
+    path.unlink()
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}
+    finish_and_compare(small, out)
+    assert {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")} == before
+
+
 def photographs(folder: Path, count: int) -> list[Path]:
     """Small noisy JPEGs and their caption file."""
     (folder / "images").mkdir(parents=True)
