@@ -190,7 +190,8 @@ def verify(folder: Path, deep: bool, workers: int) -> None:
             click.echo(f"{folder}: split {report.name}: {problem}", err=True)
         for shard in report.damaged:
             more = f" (and {len(shard.problems) - 1} more)" if len(shard.problems) > 1 else ""
-            click.echo(f"{shard.tar}: {shard.problems[0]}{more}", err=True)
+            first = shard.problems[0]
+            click.echo((first if first.startswith(str(shard.tar)) else f"{shard.tar}: {first}") + more, err=True)
     bad = [report.name for report in reports if not report.whole]
     if bad:
         raise click.ClickException(

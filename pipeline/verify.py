@@ -119,12 +119,14 @@ def _against_tar(tar: Path, sidecar: Sidecar) -> list[str]:
         check_size(tar, sidecar)
     except CapstreamError as error:
         return [str(error)]
-    found = file_sha256(tar)
-    problems = [f"SHA-256 is {found}, the sidecar says {sidecar.tar_sha256}"] if found != sidecar.tar_sha256 else []
+    problems: list[str] = []
     shard = Shard(path=tar, sidecar=sidecar)
     with tar.open("rb") as file:
         for sample in sidecar.samples:
             problems += map(str, damaged_members(file, shard, sample))
+    found = file_sha256(tar)
+    if found != sidecar.tar_sha256:
+        problems.append(f"SHA-256 is {found}, the sidecar says {sidecar.tar_sha256}")
     return problems
 
 
