@@ -16,6 +16,7 @@ from shards.errors import CapstreamError
 
 if TYPE_CHECKING:
     from pipeline.cache_features import CacheSummary
+    from pipeline.verify import FeatureReport, SplitReport
     from shards.tar import OnError
 
 P = ParamSpec("P")
@@ -172,15 +173,35 @@ def shard(
     )
 
 
-@command("verify", "python cli.py verify data/shards --deep")
-@click.argument("folder", type=Folder)
-@click.option("--deep", is_flag=True, help="Decode every image too.")
+@command("verify", "python cli.py verify data/shards --deep", "python cli.py verify data/features")
+@click.argument("path", type=Folder)
+@click.option("--deep", is_flag=True, help="Of shards: decode every image too.")
 @workers_option
-def verify(folder: Path, deep: bool, workers: int) -> None:
-    """Check every tar of the shard dataset FOLDER against its sidecar, to the byte."""
-    from pipeline.verify import verify
+def verify(path: Path, deep: bool, workers: int) -> None:
+    """Check a shard dataset, a feature file or a folder of feature files to the byte."""
+    from pipeline.verify import feature_files, verify, verify_features
 
-    reports = verify(folder, deep=deep, workers=workers, quiet=False)
+    if files := feature_files(path):
+        report_features([verify_features(file) for file in files])
+        next_step(f"python cli.py train --features {files[0].parent} --out runs/first")
+        return
+    report_shards(path, verify(path, deep=deep, workers=workers, quiet=False))
+    say("Everything is whole" + (", and every image decodes." if deep else "."))
+    next_step(f"python cli.py cache-features --shards {path} --out {path}-features")
+
+
+def report_features(reports: "list[FeatureReport]") -> None:
+    """A line for each feature file; an error that names the damaged ones."""
+    for report in reports:
+        what = f"{report.images:,} images, {report.captions:,} captions, {report.views} view(s) of {report.dim} features ({report.network})"
+        click.echo(f"{report.path}: whole: {what}" if report.problem is None else report.problem, err=report.problem is not None)
+    bad = [str(report.path) for report in reports if report.problem is not None]
+    if bad:
+        raise click.ClickException(f"{', '.join(bad)}: damaged; the lines above say what to do.")
+
+
+def report_shards(folder: Path, reports: "list[SplitReport]") -> None:
+    """A table of the splits; a line for each problem, and an error that says what to do."""
     say(f"{'split':<16}{'shards':>8}{'images':>10}{'captions':>10}{'MB':>10}{'damaged':>9}")
     for report in reports:
         images, captions, size = (sum(getattr(shard, name) for shard in report.shards) for name in ("images", "captions", "bytes"))
@@ -198,8 +219,6 @@ def verify(folder: Path, deep: bool, workers: int) -> None:
             f"{folder}: damaged (split {', '.join(bad)}). Run the shard command of that split again, with the options of the first time and "
             f"--out {folder}: it keeps what is whole and makes only the rest anew."
         )
-    say("Everything is whole" + (", and every image decodes." if deep else "."))
-    next_step(f"python cli.py cache-features --shards {folder} --out {folder}-features")
 
 
 @command("vocab", "python cli.py vocab --shards data/shards --min-count 4 --out data/vocab.json")
@@ -215,6 +234,19 @@ def vocab(shards: Path, split: str, min_count: int, out: Path) -> None:
     size = len(summary.vocabulary)
     say(f"{out}: {size} words (4 of them special) of {summary.distinct} distinct ones; they cover {100 * summary.coverage:.2f}% of all tokens.")
     next_step(f"python cli.py cache-features --shards {shards} --out {shards}-features, then train with --vocab {out}")
+
+
+@command("backbones", "python cli.py backbones resnet")
+@click.argument("pattern", default="")
+def backbones(pattern: str) -> None:
+    """List the networks that --backbone takes, or those with PATTERN in their name."""
+    from pipeline.backbones import list_backbones
+
+    listed = list_backbones(pattern)
+    say(f"{'network':<22}{'features':>9}{'parameters':>13}  published weights")
+    for name, dim, parameters, weights in listed:
+        say(f"{name:<22}{dim:>9,}{parameters / 1e6:>11,.1f} M  {', '.join(weights)}")
+    next_step("python cli.py cache-features --shards data/shards --out data/features --backbone resnet152")
 
 
 @command("cache-features", "python cli.py cache-features --shards data/shards --out data/features --backbone resnet152")

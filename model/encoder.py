@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from model.preprocessing import Preprocessing, normalize
 from model.torchvision_loading import torchvision_models
@@ -297,6 +298,33 @@ def feature_dim(backbone: FrozenBackbone) -> int:
     crop = backbone.preprocessing.crop
     device = next(backbone.parameters()).device
     return int(backbone(torch.zeros(1, crop, crop, 3, dtype=torch.uint8, device=device)).shape[1])
+
+
+class _WithoutData(TorchFunctionMode):
+    """Makes parameters and buffers without memory, and computes everything else: some networks ask for numbers while they are built."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones):
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+def describe(backbone: str) -> tuple[int, int]:
+    """Features per image and number of frozen parameters of a network, found by building it without memory for its weights.
+
+    >>> describe("resnet18")
+    (512, 11176512)
+    """
+    preprocessing = Preprocessing(size=224, mode="squash", filter="lanczos", crop=224, mean=RANDOM_MEAN, std=RANDOM_STD)
+    try:
+        with torch.device("meta"):
+            frozen = FrozenBackbone(_empty_network(backbone), preprocessing)
+    except NotImplementedError:  # "no data": RegNet reckons its widths with tensors
+        with _WithoutData():
+            frozen = FrozenBackbone(_empty_network(backbone), preprocessing)
+    with torch.device("meta"):
+        return feature_dim(frozen), sum(parameter.numel() for parameter in frozen.parameters())
 
 
 def with_crop(info: WeightsInfo, *, size: int, mode: str, filter: str) -> Preprocessing:

@@ -1,7 +1,7 @@
 """From what a user says of a backbone (a name, some weights) to the frozen network, and back from what an artefact recorded."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from model.encoder import (
     build_backbone,
     build_headless,
     calibrate,
+    describe,
     download_state,
     feature_dim,
     published_weights,
@@ -75,6 +76,18 @@ def parse_preprocessing(content: dict[str, Any]) -> Preprocessing:
     return Preprocessing(
         size=int(content["size"]), mode=str(content["mode"]), filter=str(content["filter"]), crop=int(content["crop"]), mean=mean, std=std
     )
+
+
+def list_backbones(pattern: str = "") -> Iterator[tuple[str, int, int, list[str]]]:
+    """Name, features per image, frozen parameters and published weights of each network whose name contains ``pattern``.
+
+    Raises:
+        InputError: There is none.
+    """
+    names = [name for name in backbone_names() if pattern in name]
+    if not names:
+        raise InputError(f"{pattern}: no classification network of torchvision has this in its name. Leave it away to see all.")
+    return ((name, *describe(name), weights_names(name)) for name in names)
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,6 +1,6 @@
-"""Shard dataset -> what is damaged in it: every tar against its sidecar, every sidecar against ``dataset.json``.
+"""Shard dataset or feature files -> what is damaged in them: tars against sidecars, blocks against their checksums.
 
-Nothing is repaired here: the shard command, run again, keeps what is whole and makes the rest anew.
+Nothing is repaired here: the command that made them, run again, keeps what is whole and makes the rest anew.
 """
 
 import tarfile
@@ -12,7 +12,9 @@ from pipeline.images import ImageError, Resize, decode_image
 from pipeline.progress import Progress
 from shards.atomic import file_sha256
 from shards.errors import CapstreamError, InputError
+from shards.features import open_features
 from shards.manifest import (
+    DATASET_FILE,
     REJECTS_FILE,
     SHARD_FILE,
     DatasetFile,
@@ -55,6 +57,44 @@ class SplitReport:
     @property
     def whole(self) -> bool:
         return not self.damaged and not self.problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureReport:
+    """One feature file: what it holds, or what is wrong with it."""
+
+    path: Path
+    problem: str | None
+    images: int = 0
+    captions: int = 0
+    views: int = 0
+    dim: int = 0
+    network: str = ""
+
+
+def feature_files(path: Path) -> list[Path]:
+    """The feature files that ``path`` is or holds; none where it is a shard dataset."""
+    if path.is_dir():
+        return [] if (path / DATASET_FILE).is_file() else sorted(path.glob("*.h5"))
+    return [path] if path.suffix == ".h5" else []
+
+
+def verify_features(path: Path) -> FeatureReport:
+    """Check a feature file to the last block, as every reader does when it opens one."""
+    try:
+        file = open_features(path)
+    except CapstreamError as error:
+        return FeatureReport(path=path, problem=str(error))
+    made = file.provenance
+    return FeatureReport(
+        path=path,
+        problem=None,
+        images=file.table.images,
+        captions=file.table.captions,
+        views=len(made.views),
+        dim=file.dim,
+        network=f"{made.backbone}, {made.weights}, {made.precision}",
+    )
 
 
 def verify(folder: Path, *, deep: bool = False, workers: int = 1, quiet: bool = True) -> list[SplitReport]:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from model.encoder import (
     build_backbone,
     build_headless,
     calibrate,
+    describe,
     feature_dim,
     random_info,
     random_state,
@@ -81,6 +84,13 @@ def test_a_unit_that_was_silent_in_the_sample_does_not_drown_the_others() -> Non
     loud = sample[:1].clone()
     loud[0, 3] = 1.0
     assert whitening(loud).abs().max() < 2000  # finite in float16 by far; 1e-6 as a unit's deviation makes it ten million
+
+
+@pytest.mark.parametrize(("name", "dim"), [("resnet152", 2048), ("mobilenet_v3_small", 576), ("swin_t", 768), ("regnet_y_400mf", 440)])
+def test_a_network_is_described_as_it_is_when_built_with_its_weights(name: str, dim: int) -> None:
+    built = build_backbone(name, random_state(name, seed=0), dataclasses.replace(PREPROCESSING, size=224, crop=224))
+    assert describe(name) == (dim, sum(parameter.numel() for parameter in built.parameters()))
+    assert feature_dim(built) == dim
 
 
 def test_evaluation_statistics_are_right_after_a_few_steps() -> None:

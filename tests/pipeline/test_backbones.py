@@ -1,14 +1,15 @@
-"""Published weights by torchvision's own download, from a real HTTP server."""
+"""The networks there are; published weights by torchvision's own download, from a real HTTP server."""
 
 import functools
 import http.server
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import Result
 
 from model.torchvision_loading import torchvision_models
 from pipeline.backbones import Network, open_backbone, read_weights, reopen_backbone
@@ -87,3 +88,12 @@ def test_a_run_finds_moved_weights_and_refuses_others(data: Path, tmp_path: Path
     torch.save(state, path)
     with pytest.raises(MismatchError, match=network.weights_sha256):
         reopen_backbone(network, kept=tmp_path / "kept")
+
+
+def test_backbones_lists_what_there_is(run_cli: Callable[..., Result]) -> None:
+    result = run_cli("backbones", "resnet1")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["resnet101", "resnet152", "resnet18", "wide_resnet101_2"]
+    assert lines[2].split() == ["resnet152", "2,048", "58.1", "M", "IMAGENET1K_V1,", "IMAGENET1K_V2"]
+    assert lines[-1].startswith("Next: python cli.py cache-features")

@@ -176,6 +176,31 @@ def test_the_command_names_each_damaged_shard_and_what_to_do(shards: Path, run_c
     assert "Run the shard command of that split again" in " ".join(result.output.split())
 
 
+def test_feature_files_are_verified_alone_and_by_the_folder(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    folder = tmp_path / "features"
+    shutil.copytree(small.features, folder)
+    result = run_cli("verify", folder)
+    assert result.exit_code == 0
+    assert "train.h5: whole: 36 images, 180 captions, 1 view(s) of 512 features (resnet18, random, fp32)" in result.output
+    assert "val.h5: whole: 4 images" in result.output
+    assert run_cli("verify", folder / "val.h5").exit_code == 0
+
+    file = open_features(folder / "train.h5")
+    place = file.features.offset + 700  # type: ignore[attr-defined]
+    content = bytearray((folder / "train.h5").read_bytes())
+    content[place] ^= 2
+    (folder / "train.h5").write_bytes(bytes(content))
+    result = run_cli("verify", folder)
+    assert result.exit_code == 1
+    output = " ".join(result.output.split())
+    assert "/features: block 0 of 1 does not have its CRC-32" in output
+    assert f"Delete it and run again: python cli.py cache-features --out {folder}" in output
+    assert "val.h5: whole" in output
+    assert run_cli("verify", folder / "val.h5").exit_code == 0
+    (folder / "val.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    assert run_cli("verify", folder / "val.h5").exit_code == 1
+
+
 def test_skipping_trains_on_what_is_left_and_reports_the_count(shards: Path, tmp_path: Path) -> None:
     tar = shards / TAR
     sidecar = read_sidecar(tar.with_suffix(".json"))
