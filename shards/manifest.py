@@ -209,6 +209,10 @@ def read_dataset_file(folder: Path) -> DatasetFile:
         found = DatasetFile(config=dict(content["config"]), splits={str(k): dict(v) for k, v in content["splits"].items()})
         for summary in found.splits.values():
             _natural(summary["shards"])
+        resize = found.config["resize"]
+        if set(resize) != {"size", "mode", "filter"} or not (isinstance(resize["mode"], str) and isinstance(resize["filter"], str)):
+            raise ValueError("config.resize is not {size, mode, filter}")
+        _natural(resize["size"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamageError(f"{path}: damaged ({error!r}). {REPAIR_DATASET}") from None
     return found

@@ -147,6 +147,18 @@ def test_what_no_single_tar_tells_is_found(small: Small, shards: Path, tmp_path:
     assert any("the sidecar is that of train-000000" in problem for problem in problems(shards))
 
 
+@pytest.mark.parametrize(
+    "resize", [None, [], {}, {"size": 64}, {"size": "64", "mode": "squash", "filter": "lanczos"}, {"size": 64, "mode": 1, "filter": ""}]
+)
+def test_a_strangers_dataset_file_with_a_fitting_digest_and_a_nonsensical_config_is_damage(shards: Path, resize: object) -> None:
+    raw = json.loads((shards / "dataset.json").read_text())
+    raw["config"]["resize"] = resize
+    del raw["self_digest"]
+    (shards / "dataset.json").write_text(json.dumps({**raw, "self_digest": digest(raw)}))
+    with pytest.raises(DamageError, match=r"dataset\.json"):
+        verify(shards, deep=True)
+
+
 def test_deep_decodes_every_image(shards: Path) -> None:
     """A shard whose JPEG is broken under checksums that fit: only a decoder finds that."""
     tar, sidecar_file = shards / "val-000000.tar", shards / "val-000000.json"
