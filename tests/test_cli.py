@@ -4,9 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import Result
 
+from cli import cli
+from pipeline.images import FILTERS, RESIZE_MODES
+from pipeline.shard import ShardConfig
 from tests.conftest import Small
 
 Run = Callable[..., Result]
@@ -91,3 +95,13 @@ def test_a_mistake_is_one_paragraph_and_exit_code_1(run_cli: Run, small: Small, 
 )
 def test_wrong_usage_is_exit_code_2(run_cli: Run, arguments: list[str]) -> None:
     assert run_cli(*arguments).exit_code == 2
+
+
+def test_shards_options_and_defaults_are_those_of_its_config() -> None:
+    options = {option.name: option for option in cli.commands["shard"].params}
+    config = ShardConfig()
+    assert isinstance(options["mode"].type, click.Choice)
+    assert isinstance(options["filter_"].type, click.Choice)
+    assert (tuple(options["mode"].type.choices), tuple(options["filter_"].type.choices)) == (RESIZE_MODES, FILTERS)
+    defaults = [options[name].default for name in ("size", "mode", "filter_", "quality")]
+    assert defaults == [config.resize.size, config.resize.mode, config.resize.filter, config.quality]

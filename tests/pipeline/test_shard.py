@@ -173,31 +173,41 @@ def test_limit_takes_the_first_images(small: Small, tmp_path: Path) -> None:
     assert len(open_split(tmp_path, "train").shards) == 3
 
 
-def kill_and_compare(small: Small, out: Path, delay: float) -> None:
+KILLED_SHARD_SIZE = 2  # 18 shards: time enough for a kill in the midst of them
+
+
+def kill_and_compare(small: Small, folder: Path, finished: int, delay: float) -> None:
+    """Kill a run with two workers ``delay`` seconds after so many shards are there; then finish it."""
     code = (
         "import sys; from pathlib import Path; from tests.conftest import shard_small\n"
         "if __name__ == '__main__':\n"
-        "    shard_small(Path(sys.argv[1]), Path(sys.argv[2]), 'train', workers=2)\n"
-        "    shard_small(Path(sys.argv[1]), Path(sys.argv[2]), 'val')\n"
+        f"    shard_small(Path(sys.argv[1]), Path(sys.argv[2]), 'train', workers=2, shard_size={KILLED_SHARD_SIZE})"
     )
+    out = folder / "killed"
     child = subprocess.Popen([sys.executable, "-c", code, str(small.source), str(out)], cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("train-*.json"))) < finished:
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     time.sleep(delay)
     os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    for split in ("train", "val"):
-        shard_small(small.source, out, split)
-    assert contents(out) == contents(small.shards)
+    assert child.wait() == -signal.SIGKILL  # it was not done yet
+    for name in ("killed", "whole"):
+        shard_small(small.source, folder / name, "train", shard_size=KILLED_SHARD_SIZE)
+    assert contents(out) == contents(folder / "whole")
 
 
-@pytest.mark.parametrize("delay", [2.6, 3.0])
-def test_a_killed_run_goes_on_to_the_same_bytes(small: Small, tmp_path: Path, delay: float) -> None:
-    kill_and_compare(small, tmp_path / "out", delay)
+@pytest.mark.parametrize("finished", [1, 9])
+def test_a_killed_run_goes_on_to_the_same_bytes(small: Small, tmp_path: Path, finished: int) -> None:
+    kill_and_compare(small, tmp_path, finished, 0)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(20))
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(small: Small, tmp_path: Path, seed: int) -> None:
-    kill_and_compare(small, tmp_path / "out", float(np.random.default_rng(seed).uniform(0.5, 5)))
+    random = np.random.default_rng(seed)
+    kill_and_compare(small, tmp_path, int(random.integers(0, 15)), float(random.uniform(0, 0.02)))
 
 
 # Kills itself at the n-th time that it is about to open for writing, rename or remove something in the dataset's folder.
