@@ -145,7 +145,7 @@ def _cache_split(split: Split, out: Path, network: Network, frozen: FrozenBackbo
                 f"{provenance.backbone} with {provenance.weights_sha256}. Choose another --out."
             )
         return CacheSummary(
-            split=split.name, path=target, images=there.table.images, dim=there.dim, kept=True, note=split.skipped(), images_per_second=0.0
+            split=split.name, path=target, images=there.table.images, dim=there.dim, kept=True, note=split.skipped_note(), images_per_second=0.0
         )
     folder = out / f".{split.name}.parts"
     parts = [folder / f"{index:06d}.h5" for index in range(len(split.shards))]
@@ -161,7 +161,7 @@ def _cache_split(split: Split, out: Path, network: Network, frozen: FrozenBackbo
     table = concatenate([part.table for part in opened])
     write_features(target, (part.features for part in opened), dim=dim, table=table, provenance=provenance)
     shutil.rmtree(folder)
-    return CacheSummary(split=split.name, path=target, images=table.images, dim=dim, kept=False, note=split.skipped(), images_per_second=rate)
+    return CacheSummary(split=split.name, path=target, images=table.images, dim=dim, kept=False, note=split.skipped_note(), images_per_second=rate)
 
 
 def _part_is_whole(part: Path, shard: Shard, provenance: Provenance) -> bool:

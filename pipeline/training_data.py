@@ -92,10 +92,10 @@ def open_raw(
         sample=lambda crop: calibration_batches(split, crop),
     )
     val = None
-    notes = [split.skipped()]
+    notes = [split.skipped_note()]
     if "val" in read_dataset_file(shards).splits:
         val_split = open_samples(shards, "val", on_error)
-        notes.append(val_split.skipped())
+        notes.append(val_split.skipped_note())
         val = ShardSource(val_split, table_of_split(val_split), network.preprocessing, "none")
     return Data(
         kind="shards",

@@ -117,7 +117,7 @@ class Split:
     def captions(self) -> int:
         return sum(sample.captions for shard in self.shards for sample in shard.sidecar.samples)
 
-    def skipped(self) -> str | None:
+    def skipped_note(self) -> str | None:
         """A line about the damaged samples that were left out, or None."""
         lost = [f"{shard.path.name} {key}" for shard in self.shards for key in shard.skipped]
         if not lost:
