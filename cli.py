@@ -44,6 +44,10 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             click.echo("Stopped. What was finished is kept: run the same command again (train: with --resume) to go on.", err=True)
             sys.exit(INTERRUPTED)
+        except PermissionError as error:
+            raise click.ClickException(
+                f"{error.filename}: not allowed ({error.strerror}). Check who may read it, or choose another folder."
+            ) from None
         except MemoryError:
             raise click.ClickException("Out of memory. Try a smaller --batch-size or fewer --workers.") from None
 
@@ -253,15 +257,43 @@ def backbones(pattern: str) -> None:
 @click.option("--shards", type=Folder, required=True, help="A shard dataset.")
 @click.option("--out", type=Folder, required=True, help="Folder for SPLIT.h5.")
 @click.option("--split", "splits", multiple=True, help="Which split; may be given several times. [default: all]")
-@click.option("--backbone", default="resnet152", help="torchvision's name of a classification network.")
-@click.option("--weights", default="IMAGENET1K_V1", help="A published name, random, or the path of a .pth or .safetensors file.")
-@click.option("--batch-size", type=int, default=32, help="Images per forward pass.")
+@click.option("--backbone", default="resnet152", help="torchvision's name of a classification network, or timm:NAME; see the backbones command.")
+@click.option(
+    "--weights",
+    default=None,
+    show_default="IMAGENET1K_V1, or the network's first ones",
+    help="A published name, random, or the path of a .pth or .safetensors file.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    help="Arithmetic of the network; auto: the fastest that the device does well and that agrees with fp32.",
+)
+@click.option("--views", default="center", help="Crops to store of each image: center, flip, ten-crop or random:K. Training draws one of them.")
+@click.option("--batch-size", type=int, default=None, show_default="32 on a CPU, 256 on a GPU", help="Views per forward pass.")
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="At damaged samples; skipped ones are counted and named.")
-@device_option
+@click.option(
+    "--workers", type=click.IntRange(1), default=None, show_default="1 beside a CPU, all cores beside GPUs", help="Processes that decode, a device."
+)
+@click.option("--device", default="auto", help="auto (all GPUs, else the CPU), cpu, cuda:0, cuda:0,cuda:1 ...: one process each.")
 def cache_features(
-    shards: Path, out: Path, splits: tuple[str, ...], backbone: str, weights: str, batch_size: int, on_error: "OnError", device: str
+    shards: Path,
+    out: Path,
+    splits: tuple[str, ...],
+    backbone: str,
+    weights: str | None,
+    precision: str,
+    views: str,
+    batch_size: int | None,
+    on_error: "OnError",
+    workers: int | None,
+    device: str,
 ) -> None:
     """Put every image through the frozen network once and keep its pooled features."""
+    from pipeline.executors import warm_up
+
+    warm_up("pipeline.pixels")  # before torch's slow import: both go on side by side
     from pipeline.cache_features import cache_features
 
     summaries = cache_features(
@@ -270,14 +302,17 @@ def cache_features(
         splits=splits,
         backbone=backbone,
         weights=weights,
+        precision=precision,
+        views=views,
         batch_size=batch_size,
         device=device,
+        workers=workers,
         on_error=on_error,
         quiet=False,
     )
+    for note in dict.fromkeys(note for summary in summaries for note in summary.notes):
+        click.echo(note, err=True)
     for summary in summaries:
-        if summary.note:
-            click.echo(summary.note, err=True)
         say(describe_cache(summary))
     next_step(f"python cli.py train --features {out} --out runs/first")
 
@@ -285,7 +320,8 @@ def cache_features(
 def describe_cache(summary: "CacheSummary") -> str:
     """One line for a split's feature file."""
     how = "was there already" if summary.kept else f"{summary.images_per_second:,.1f} images/s"
-    return f"{summary.path}: {summary.images} images, {summary.dim} features each ({how})."
+    views = f"{summary.views} views of " if summary.views > 1 else ""
+    return f"{summary.path}: {summary.images} images, {views}{summary.dim} features each, {summary.precision} ({how})."
 
 
 @command(
@@ -315,7 +351,7 @@ def describe_cache(summary: "CacheSummary") -> str:
 @click.option("--checkpoint-every", type=int, default=None, help="Steps between checkpoints; there is one at the end too. [default: 1000]")
 @click.option("--seed", type=int, default=None, help="Of initial weights and of the order of training. [default: 0]")
 @click.option("--backbone", default=None, help="With --shards: the frozen network. [default: resnet152]")
-@click.option("--weights", default=None, help="With --shards: as for cache-features. [default: IMAGENET1K_V1]")
+@click.option("--weights", default=None, help="With --shards: as for cache-features. [default: IMAGENET1K_V1, or the network's first ones]")
 @click.option(
     "--augment", type=click.Choice(["tutorial", "none"]), default=None, help="With --shards: random crop and flip, or none. [default: tutorial]"
 )

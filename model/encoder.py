@@ -4,32 +4,15 @@
 ever moves, and its forward pass records no gradients.
 """
 
-import dataclasses
-import hashlib
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
+from model.networks import WeightsInfo, build_network
 from model.preprocessing import Preprocessing, normalize
-from model.torchvision_loading import torchvision_models
-
-HEAD_NAMES = ("fc", "classifier", "heads", "head")
-RANDOM_MEAN = (0.485, 0.456, 0.406)
-RANDOM_STD = (0.229, 0.224, 0.225)
-
-
-class _PooledHead(nn.Module):
-    """Stands in for a network's classifier: what would have been classified, averaged over space if it still has space."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        # features: (images, dim) or (images, dim, height, width)
-        return features.mean(dim=(2, 3)) if features.dim() == 4 else features
 
 
 class Whitening(nn.Module):
@@ -67,7 +50,7 @@ class FrozenBackbone(nn.Module):
     """A classification network without its classifier, always in eval mode.
 
     Args:
-        network: As torchvision builds it; its head is replaced here.
+        network: Normalised pixels -> pooled features, as :func:`model.networks.build_network` makes it.
         preprocessing: What the weights were trained with.
     """
 
@@ -75,12 +58,6 @@ class FrozenBackbone(nn.Module):
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
-        head = next((name for name in HEAD_NAMES if hasattr(network, name)), None)
-        if head is None:
-            raise ValueError(f"{type(network).__name__} has no classifier under any of the names {', '.join(HEAD_NAMES)}")
-        setattr(network, head, _PooledHead())
-        if isinstance(getattr(network, "avgpool", None), nn.AdaptiveAvgPool2d):
-            network.avgpool = nn.AdaptiveAvgPool2d(1)  # VGG and AlexNet pool to 7x7 and 6x6
         self.network = network.requires_grad_(False)
         self.preprocessing = preprocessing
         self.whitening = None
@@ -106,130 +83,31 @@ class FrozenBackbone(nn.Module):
         return features if self.whitening is None else self.whitening(features)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightsInfo:
-    """Where weights come from, and what they want."""
-
-    name: str
-    crop: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-def backbone_names() -> list[str]:
-    """Names of torchvision's classification networks that this module can freeze."""
-    models = torchvision_models()
-    return [name for name in models.list_models(module=models) if not name.startswith("quantized_")]
-
-
-def weights_names(backbone: str) -> list[str]:
-    """Names of a network's published weights, the tutorial's (IMAGENET1K_V1) first where there are several.
-
-    Raises:
-        KeyError: torchvision has no such network.
-    """
-    if backbone not in backbone_names():
-        raise KeyError(backbone)
-    return [member.name for member in torchvision_models().get_model_weights(backbone)]
-
-
-def published_weights(backbone: str, name: str) -> WeightsInfo:
-    """Crop, mean and deviation of published weights, as their own transforms say."""
-    transforms = torchvision_models().get_model_weights(backbone)[name].transforms()
-    return WeightsInfo(name=name, crop=int(transforms.crop_size[0]), mean=tuple(transforms.mean), std=tuple(transforms.std))
-
-
-def download_state(backbone: str, name: str) -> dict[str, Tensor]:
-    """Published weights by torchvision's own download, checked against the hash in their file name.
-
-    Raises:
-        OSError: No network (urllib's URLError is one), or no space.
-        RuntimeError: The download does not have its hash.
-    """
-    member = torchvision_models().get_model_weights(backbone)[name]
-    state: dict[str, Tensor] = member.get_state_dict(progress=False, check_hash=True)
-    return state
-
-
-def random_state(backbone: str, *, seed: int) -> dict[str, Tensor]:
-    """Freshly initialised weights; the same seed gives the same tensors and leaves torch's global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return dict(_empty_network(backbone).state_dict())
-
-
 def build_backbone(backbone: str, state: Mapping[str, Tensor], preprocessing: Preprocessing) -> FrozenBackbone:
-    """Build the network, load ``state`` strictly (but for the auxiliary heads of the Inception family), and freeze it.
+    """Build a network with its weights and freeze it.
+
+    Args:
+        backbone, state: As for :func:`model.networks.build_network`, or what :func:`backbone_state` gave.
 
     Raises:
-        KeyError: torchvision has no such network.
-        RuntimeError: ``state`` does not fit; lists the keys.
+        KeyError, ValueError, AssertionError, RuntimeError: As :func:`model.networks.build_network`.
     """
-    network = _empty_network(backbone)
-    wanted = set(network.state_dict())
-    _load(network, {key: value for key, value in _upgraded(state).items() if key in wanted or not key.lower().startswith("aux")}, state)
-    return FrozenBackbone(network.to(memory_format=torch.channels_last), preprocessing)  # type: ignore[call-overload]
-
-
-def _load(network: nn.Module, state: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> None:
-    """Load strictly. Some networks read their version from the state's metadata, which only torch's own files carry."""
-    complete = OrderedDict(state)
-    metadata = getattr(original, "_metadata", None) or network.state_dict()._metadata  # type: ignore[attr-defined]
-    complete._metadata = metadata  # type: ignore[attr-defined]
-    network.load_state_dict(complete)
-
-
-def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """DenseNet's published files still use the names of torch 0.3 ("norm.1.weight"); torchvision's own loader renames them."""
-    parts = ("norm", "relu", "conv")
-    renamed = {}
-    for key, value in state.items():
-        name = key
-        if "denselayer" in key:
-            for part in parts:
-                for digit in ("1", "2"):
-                    name = name.replace(f".{part}.{digit}.", f".{part}{digit}.")
-        renamed[name] = value
-    return renamed
-
-
-def _empty_network(backbone: str) -> nn.Module:
-    if backbone not in backbone_names():
-        raise KeyError(backbone)
-    options: dict[str, Any] = {"weights": None}
-    if backbone in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": True, "transform_input": False}  # normalisation is ours
-    network: nn.Module = torchvision_models().get_model(backbone, **options)
-    return network
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over names, types, shapes and bytes of the tensors, by sorted name: the same for .pth and .safetensors."""
-    total = hashlib.sha256()
-    for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        total.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return total.hexdigest()
-
-
-def backbone_state(backbone: FrozenBackbone) -> dict[str, Tensor]:
-    """The network's tensors, as :func:`build_backbone` takes them back (without the head, which is gone)."""
-    state = backbone.network.state_dict()
-    if backbone.whitening is not None:
-        state |= {f"whitening.{key}": value for key, value in backbone.whitening.state_dict().items()}
-    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
-
-
-def build_headless(backbone: str, state: Mapping[str, Tensor], preprocessing: Preprocessing) -> FrozenBackbone:
-    """Like :func:`build_backbone`, for a state from :func:`backbone_state`: the head's tensors may be missing, no others."""
-    frozen = FrozenBackbone(_empty_network(backbone).to(memory_format=torch.channels_last), preprocessing)  # type: ignore[call-overload]
     whitening = {key.removeprefix("whitening."): value for key, value in state.items() if key.startswith("whitening.")}
-    _load(frozen.network, {key: value for key, value in state.items() if not key.startswith("whitening.")}, state)
+    if whitening:
+        state = {key: value for key, value in state.items() if not key.startswith("whitening.")}
+    frozen = FrozenBackbone(build_network(backbone, state, crop=preprocessing.crop), preprocessing)
     if whitening:
         frozen.whitening = Whitening(len(whitening["mean"])).requires_grad_(False)
         frozen.whitening.load_state_dict(whitening)
     return frozen
+
+
+def backbone_state(backbone: FrozenBackbone) -> dict[str, Tensor]:
+    """The network's tensors, as :func:`build_backbone` takes them back (without the head, which is gone, and with the whitening)."""
+    state = backbone.network.state_dict()
+    if backbone.whitening is not None:
+        state |= {f"whitening.{key}": value for key, value in backbone.whitening.state_dict().items()}
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 
 @torch.no_grad()
@@ -300,44 +178,10 @@ def feature_dim(backbone: FrozenBackbone) -> int:
     return int(backbone(torch.zeros(1, crop, crop, 3, dtype=torch.uint8, device=device)).shape[1])
 
 
-class _WithoutData(TorchFunctionMode):
-    """Makes parameters and buffers without memory, and computes everything else: some networks ask for numbers while they are built."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.empty, torch.zeros, torch.ones):
-            kwargs = {**kwargs, "device": "meta"}
-        return func(*args, **kwargs)
-
-
-def describe(backbone: str) -> tuple[int, int]:
-    """Features per image and number of frozen parameters of a network, found by building it without memory for its weights.
-
-    >>> describe("resnet18")
-    (512, 11176512)
-    """
-    preprocessing = Preprocessing(size=224, mode="squash", filter="lanczos", crop=224, mean=RANDOM_MEAN, std=RANDOM_STD)
-    try:
-        with torch.device("meta"):
-            frozen = FrozenBackbone(_empty_network(backbone), preprocessing)
-    except NotImplementedError:  # "no data": RegNet reckons its widths with tensors
-        with _WithoutData():
-            frozen = FrozenBackbone(_empty_network(backbone), preprocessing)
-    with torch.device("meta"):
-        return feature_dim(frozen), sum(parameter.numel() for parameter in frozen.parameters())
-
-
 def with_crop(info: WeightsInfo, *, size: int, mode: str, filter: str) -> Preprocessing:
     """The preprocessing of weights on shards of a size.
 
     Raises:
         ValueError: The shards are smaller than the crop.
     """
-    content = dataclasses.asdict(info)
-    del content["name"]
-    return Preprocessing(size=size, mode=mode, filter=filter, **content)
-
-
-def random_info(size: int) -> WeightsInfo:
-    """What random weights want: 7/8 of the shards' size (224 of 256), ImageNet's usual mean and deviation."""
-    return WeightsInfo(name="random", crop=size * 7 // 8, mean=RANDOM_MEAN, std=RANDOM_STD)
+    return Preprocessing(size=size, mode=mode, filter=filter, crop=info.crop, mean=info.mean, std=info.std)

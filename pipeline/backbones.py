@@ -1,7 +1,9 @@
 """From what a user says of a backbone (a name, some weights) to the frozen network, and back from what an artefact recorded."""
 
+import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,23 +13,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from model.encoder import (
-    FrozenBackbone,
+from model.encoder import FrozenBackbone, backbone_state, build_backbone, calibrate, feature_dim, with_crop
+from model.networks import (
+    TIMM,
     WeightsInfo,
     backbone_names,
-    backbone_state,
-    build_backbone,
-    build_headless,
-    calibrate,
     describe,
     download_state,
-    feature_dim,
+    info_of_file,
     published_weights,
     random_info,
     random_state,
     state_digest,
     weights_names,
-    with_crop,
 )
 from model.preprocessing import Preprocessing
 from shards.atomic import committed_file
@@ -36,6 +34,7 @@ from shards.features import Provenance
 
 RANDOM = "random"
 KEPT_FILE = "backbone.safetensors"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +80,44 @@ def parse_preprocessing(content: dict[str, Any]) -> Preprocessing:
 def list_backbones(pattern: str = "") -> Iterator[tuple[str, int, int, list[str]]]:
     """Name, features per image, frozen parameters and published weights of each network whose name contains ``pattern``.
 
+    ``timm:PATTERN`` lists timm's instead of torchvision's.
+
     Raises:
-        InputError: There is none.
+        InputError: There is none, or timm is not installed.
     """
-    names = [name for name in backbone_names() if pattern in name]
+    with _timm_wanted(pattern):
+        names = backbone_names(pattern)
     if not names:
-        raise InputError(f"{pattern}: no classification network of torchvision has this in its name. Leave it away to see all.")
+        library = "timm" if pattern.startswith(TIMM) else "torchvision"
+        raise InputError(f"{pattern}: no classification network of {library} has this in its name. Leave it away to see all.")
     return ((name, *describe(name), weights_names(name)) for name in names)
+
+
+@contextmanager
+def _timm_wanted(backbone: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"{backbone}: needs timm ({error}). Install it with: pip install '.[timm]'") from None
+
+
+def known_weights(backbone: str) -> list[str]:
+    """Names of a network's published weights, the default first.
+
+    Raises:
+        InputError: There is no such network; names those that are near.
+    """
+    try:
+        with _timm_wanted(backbone):
+            return weights_names(backbone)
+    except KeyError:
+        library = "timm" if backbone.startswith(TIMM) else "torchvision"
+        names = backbone_names(TIMM if backbone.startswith(TIMM) else "")
+        near = difflib.get_close_matches(backbone, names, n=4, cutoff=0.4)
+        raise InputError(
+            f"--backbone {backbone}: {library} has no classification network of this name{' with these weights' if '.' in backbone else ''}. "
+            f"Near it: {', '.join(near) or 'none'}. See: python cli.py backbones"
+        ) from None
 
 
 def pick_device(name: str) -> torch.device:
@@ -106,10 +136,39 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_devices(name: str) -> list[torch.device]:
+    """Where to run one process each: ``auto`` and ``cuda`` are all GPUs, ``cuda:0,cuda:2`` some of them.
+
+    Raises:
+        InputError: As :func:`pick_device`.
+    """
+    if name in ("auto", "cuda") and torch.cuda.device_count() > 1:
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [pick_device(part.strip()) for part in name.split(",")]
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """``auto`` is bf16 where the device multiplies bfloat16 at full speed, fp16 on GPUs that only have that, else fp32.
+
+    On CPUs, AVX-512 BF16 and AMX are looked for: without them bfloat16 is several times slower than float32.
+
+    Raises:
+        InputError: No such precision.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {precision}: must be one of {', '.join(PRECISIONS)}.")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "fp32"
+
+
 def open_backbone(
     *,
     backbone: str,
-    weights: str,
+    weights: str | None,
     resize: dict[str, Any],
     kept: Path,
     sample: Callable[[int], Iterable[Tensor]],
@@ -118,8 +177,8 @@ def open_backbone(
     """Find a network's weights and freeze it.
 
     Args:
-        backbone: torchvision's name of a classification network.
-        weights: A published name, ``random``, or the path of a .pth or .safetensors file.
+        backbone: torchvision's name of a classification network, or ``timm:NAME``.
+        weights: A published name, ``random``, or the path of a .pth or .safetensors file; None takes the first published ones.
         resize: The shards' resize settings (size, mode, filter).
         kept: Where random weights are kept; taken from there if they are there already.
         sample: Gives, for a crop, a few batches of uint8 (images, crop, crop, 3) to calibrate random weights with.
@@ -129,25 +188,24 @@ def open_backbone(
         ResourceError: Published weights cannot be downloaded.
         MismatchError: The kept weights are of another network.
     """
-    try:
-        published = weights_names(backbone)
-    except KeyError:
-        close = ", ".join(name for name in backbone_names() if name[:4] == backbone[:4]) or "resnet18, resnet50, resnet152, mobilenet_v2"
-        raise InputError(f"--backbone {backbone}: torchvision has no classification network of this name. Near it: {close}.") from None
+    published = known_weights(backbone)
     if weights == RANDOM:
         return _random_backbone(backbone, resize, kept, sample, seed)
+    choices = ", ".join([*published[:6], RANDOM]) + ", or a path of a .pth or .safetensors file"
+    if weights is None:
+        if not published:
+            raise InputError(f"--backbone {backbone}: there are no published weights of it. Give --weights: {choices}.")
+        weights = published[0]
     if weights in published:
-        state, info = _download(backbone, weights), published_weights(backbone, weights)
+        # Before the download: shards that are too small for these weights are the user's first problem.
+        preprocessing = _fit(published_weights(backbone, weights), resize)
+        state = _download(backbone, weights)
     else:
         path = Path(weights)
         if not path.is_file():
-            raise InputError(
-                f"--weights {weights}: neither a file nor published weights of {backbone}. Choose {', '.join(published)}, random, or a "
-                "path of a .pth or .safetensors file."
-            )
-        state, info = read_weights(path), published_weights(backbone, published[0])
-        weights = str(path.resolve())
-    preprocessing = _fit(info, resize)
+            raise InputError(f"--weights {weights}: neither a file nor published weights of {backbone}. Choose {choices}.")
+        preprocessing = _fit(info_of_file(backbone, path.name), resize)
+        state, weights = read_weights(path), str(path.resolve())
     frozen = _build(backbone, weights, state, preprocessing)
     return Network(backbone=backbone, weights=weights, weights_sha256=state_digest(state), preprocessing=preprocessing), frozen
 
@@ -165,10 +223,9 @@ def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None)
     """
     if network.weights == RANDOM:
         state, source = _read_kept(kept, network.backbone), str(kept)
-        frozen = build_headless(network.backbone, state, network.preprocessing)
     else:
         source = weights or network.weights
-        if source in weights_names(network.backbone):
+        if source in known_weights(network.backbone):
             state = _download(network.backbone, source)
         elif Path(source).is_file():
             state = read_weights(Path(source))
@@ -177,11 +234,10 @@ def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None)
                 f"{source}: the weights that this run's features were made with are gone (SHA-256 of their tensors: "
                 f"{network.weights_sha256}). Put them back, or say where they are with --weights PATH."
             )
-        frozen = _build(network.backbone, source, state, network.preprocessing)
     found = state_digest(state)
     if found != network.weights_sha256:
         raise MismatchError(f"{source}: these weights have digest {found}, the features were made with {network.weights_sha256}.")
-    return frozen
+    return _build(network.backbone, source, state, network.preprocessing)
 
 
 def _fit(info: WeightsInfo, resize: dict[str, Any]) -> Preprocessing:
@@ -195,22 +251,23 @@ def _fit(info: WeightsInfo, resize: dict[str, Any]) -> Preprocessing:
 
 
 def _build(backbone: str, source: str, state: dict[str, Tensor], preprocessing: Preprocessing) -> FrozenBackbone:
+    """Build a network and try it on one image of its crop."""
     try:
         frozen = build_backbone(backbone, state, preprocessing)
-    except RuntimeError as error:
-        raise InputError(f"{source}: these weights do not fit {backbone}. {str(error)[:1500]}") from None
-    _check_crop(frozen, backbone)
+    except ValueError as error:
+        raise InputError(f"{source}: these weights do not fit {backbone}. {error}. Take the weights of this very network.") from None
+    except (RuntimeError, AssertionError) as error:
+        raise _crop_error(backbone, preprocessing, error) from None
+    try:
+        feature_dim(frozen)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _crop_error(backbone, preprocessing, error) from None
     return frozen
 
 
-def _check_crop(frozen: FrozenBackbone, backbone: str) -> None:
-    """Try the network on one image of its crop: some need larger ones."""
-    try:
-        feature_dim(frozen)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{backbone} cannot take images of {frozen.preprocessing.crop} pixels ({_first_line(error)}). Make the shards again with a larger --size."
-        ) from None
+def _crop_error(backbone: str, preprocessing: Preprocessing, error: Exception) -> InputError:
+    crop = preprocessing.crop
+    return InputError(f"{backbone} cannot take images of {crop} pixels ({_first_line(error)}). Make the shards again with a larger --size.")
 
 
 def _download(backbone: str, name: str) -> dict[str, Tensor]:
@@ -249,10 +306,13 @@ def _random_backbone(
 ) -> tuple[Network, FrozenBackbone]:
     preprocessing = _fit(random_info(int(resize["size"])), resize)
     if kept.is_file():
-        frozen = build_headless(backbone, _read_kept(kept, backbone), preprocessing)
+        frozen = _build(backbone, str(kept), _read_kept(kept, backbone), preprocessing)
     else:
-        frozen = build_backbone(backbone, random_state(backbone, seed=seed), preprocessing)
-        _check_crop(frozen, backbone)
+        try:
+            state = random_state(backbone, seed=seed, crop=preprocessing.crop)
+        except (RuntimeError, AssertionError) as error:
+            raise _crop_error(backbone, preprocessing, error) from None
+        frozen = _build(backbone, RANDOM, state, preprocessing)
         calibrate(frozen, sample(preprocessing.crop))
         keep_weights(frozen, backbone, kept)
     digest = state_digest(backbone_state(frozen))

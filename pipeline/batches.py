@@ -118,7 +118,7 @@ class Source(Protocol):
     feature_dim: int | None
 
     def images(self, order: Order, start: int, stop: int, draws: NDArray[np.float64]) -> Tensor:
-        """Images of units start to stop; ``draws`` are uniform numbers, float64 (units, 3), for augmentation."""
+        """Images of units start to stop; ``draws`` are uniform numbers, float64 (units, 3), for crop and mirror image, or for the cached view."""
         ...
 
     @property
@@ -128,17 +128,26 @@ class Source(Protocol):
 
 
 class FeatureSource:
-    """Cached features, whole in memory: float16 (images, dim) of the first view."""
+    """Cached features, whole in memory: float16 (images, views, dim).
+
+    Args:
+        file: The feature file.
+        draw_views: Draw one of the views for each unit, as training does; otherwise take the first, the centre crop.
+    """
 
     threads = 0
 
-    def __init__(self, file: FeatureFile) -> None:
+    def __init__(self, file: FeatureFile, *, draw_views: bool = False) -> None:
         self.table = file.table
         self.feature_dim: int | None = file.dim
-        self.features = torch.from_numpy(np.array(file.features[:, 0]))
+        features = file.features if draw_views else file.features[:, :1]
+        self.views = features.shape[1]
+        # (images, views, dim) -> (images * views, dim): a unit's features are one row.
+        self.features = torch.from_numpy(np.array(features)).flatten(0, 1)
 
-    def images(self, order: Order, start: int, stop: int, draws: NDArray[np.float64]) -> Tensor:  # noqa: ARG002 - views are not drawn yet
-        return self.features[torch.from_numpy(order.image_rows[start:stop])]
+    def images(self, order: Order, start: int, stop: int, draws: NDArray[np.float64]) -> Tensor:
+        views = (draws[start:stop, 0] * self.views).astype(np.int64)
+        return self.features[torch.from_numpy(order.image_rows[start:stop] * self.views + views)]
 
 
 class ShardSource:

@@ -4,35 +4,37 @@ A shard is one task, and its result a feature file of its own (a part); the last
 file. A run that was killed goes on behind its last finished part. Batches never cross a shard, so parts are the same whoever made them.
 """
 
-import itertools
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from model.encoder import FrozenBackbone, feature_dim
-from model.preprocessing import center_crop
-from pipeline.backbones import KEPT_FILE, Network, open_backbone, pick_device
+from model.encoder import FrozenBackbone, backbone_state, feature_dim
+from model.networks import state_digest
+from model.precision import Lowered, folded, lower
+from pipeline.allocator import keep_freed_memory
+from pipeline.backbones import KEPT_FILE, Network, open_backbone, pick_devices, pick_precision
 from pipeline.executors import default_workers
-from pipeline.prefetch import ahead
+from pipeline.feature_parts import Plan, cache_parts, part_is_whole
+from pipeline.pixels import decode_into
 from pipeline.progress import Progress
-from pipeline.reading import decode_sample, shard_samples
+from pipeline.views import CENTER, view_names
 from shards.atomic import disk_errors, exclusive
-from shards.caption_table import CaptionTable, concatenate, table_from_records
-from shards.errors import CapstreamError, DamageError, InputError, MismatchError, OccupiedError
+from shards.errors import InputError, MismatchError, OccupiedError
 from shards.features import FeatureFile, Provenance, feature_path, open_features, write_features
 from shards.manifest import SPLIT_NAME, Sample, Shard, Split, library_versions, read_dataset_file
 from shards.tar import OnError, open_samples
 
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
-VIEWS = ("center",)
+# Half of them correct the network of lower precision, the others judge it.
+AGREEMENT_IMAGES = 32
+BATCH_SIZES = {"cpu": 32, "cuda": 256}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,10 @@ class CacheSummary:
     path: Path
     images: int
     dim: int
+    views: int
+    precision: str
     kept: bool
-    note: str | None
+    notes: tuple[str, ...]
     images_per_second: float
 
 
@@ -54,9 +58,12 @@ def cache_features(
     out: Path,
     splits: Sequence[str] = (),
     backbone: str = "resnet152",
-    weights: str = "IMAGENET1K_V1",
-    batch_size: int = 32,
+    weights: str | None = None,
+    precision: str = "auto",
+    views: str = CENTER,
+    batch_size: int | None = None,
     device: str = "auto",
+    workers: int | None = None,
     on_error: OnError = "fail",
     quiet: bool = True,
 ) -> list[CacheSummary]:
@@ -67,38 +74,59 @@ def cache_features(
         out: A new or empty folder, or one with feature files of the same network.
         splits: Which splits; all by default.
         backbone, weights: As for :func:`pipeline.backbones.open_backbone`.
-        batch_size: Images per forward pass.
-        device: ``auto``, ``cpu``, ``cuda``...
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``. ``auto`` goes back to fp32 where the faster one does not agree with it.
+        views: As for :func:`pipeline.views.view_names`.
+        batch_size: Views per forward pass; by default what suits the device.
+        device: ``auto``, ``cpu``, ``cuda``, or several with commas between them: one process each.
+        workers: Processes that decode, for each device; by default one beside a CPU, and its share of the cores beside a GPU.
         on_error: ``fail`` at a damaged sample, or ``skip`` it.
 
     Raises:
         InputError: Wrong names, sizes or folders.
         OccupiedError: ``out`` holds something else, or is being written to.
-        MismatchError: ``out`` holds features of other shards or of another network.
+        MismatchError: ``out`` holds features of other shards, of another network, or of other views.
         DamageError: A shard is damaged, or the network gave no finite number; names the sample.
         ResourceError: Weights cannot be downloaded, disk full, not allowed.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: must be at least 1.")
+    names = view_names(views)
+    devices = pick_devices(device)
+    dtype = pick_precision(precision, devices[0])
+    batch_size = batch_size if batch_size is not None else BATCH_SIZES.get(devices[0].type, 32)
+    if workers is None:
+        workers = 1 if devices[0].type == "cpu" else max(1, default_workers() // len(devices))
+    for option, value in (("--batch-size", batch_size), ("--workers", workers)):
+        if value < 1:
+            raise InputError(f"{option} {value}: must be at least 1.")
     dataset = read_dataset_file(shards)
-    names = list(splits) or sorted(dataset.splits, key=lambda name: (name != "train", name))
-    opened = [open_samples(shards, name, on_error) for name in names]
+    wanted = list(splits) or sorted(dataset.splits, key=lambda name: (name != "train", name))
+    opened = [open_samples(shards, name, on_error) for name in wanted]
     if not opened:
         raise InputError(f"{shards}: holds no split yet. Run the shard command to its end first.")
     _check_out(out)
-    torch_device = pick_device(device)
+    keep_freed_memory()
     with exclusive(out, "cache", "caching features"):
-        resize = dataset.config["resize"]
-        network, frozen = open_backbone(
+        network, exact = open_backbone(
             backbone=backbone,
             weights=weights,
-            resize=resize,
+            resize=dataset.config["resize"],
             kept=out / KEPT_FILE,
             sample=lambda crop: calibration_batches(opened[0], crop),
         )
-        frozen.to(torch_device)
-        dim = feature_dim(frozen)
-        return [_cache_split(split, out, network, frozen, dim, batch_size, quiet=quiet) for split in opened]
+        there = {split.name: _file_there(split, out, network, names, precision) for split in opened}
+        missing = [split for split in opened if there[split.name] is None]
+        plan = None
+        if missing:
+            sample = _sample_images(opened[0], network.preprocessing.crop, AGREEMENT_IMAGES)
+            plan = _plan(exact, network, dtype, sample, names=names, batch_size=batch_size, devices=devices, workers=workers, asked=precision)
+        summaries = []
+        for split in opened:
+            file = there[split.name]
+            if file is not None:
+                summaries.append(_kept_summary(split, file))
+            else:
+                assert plan is not None
+                summaries.append(_cache_split(split, out, plan, quiet=quiet))
+        return summaries
 
 
 def _check_out(out: Path) -> None:
@@ -115,99 +143,164 @@ def _check_out(out: Path) -> None:
         raise OccupiedError(f"{out}: holds something else than feature files ({strangers[0]}). Choose a new or empty folder for --out.")
 
 
+def _file_there(split: Split, out: Path, network: Network, names: tuple[str, ...], precision: str) -> FeatureFile | None:
+    """The split's feature file if there is one; another one than is asked for is refused."""
+    target = feature_path(out, split.name)
+    if not target.is_file():
+        return None
+    file = open_features(target)
+    check_made_from(file, split)
+    found = file.provenance
+    sides = [
+        ("backbone", found.backbone, network.backbone),
+        ("digest of the weights", found.weights_sha256, network.weights_sha256),
+        ("preprocessing", found.preprocessing, network.content()["preprocessing"]),
+        ("views", ", ".join(found.views), ", ".join(names)),
+        ("precision", found.precision, found.precision if precision == "auto" else precision),
+    ]
+    for what, holds, asked in sides:
+        if holds != asked:
+            raise MismatchError(f"{target}: holds features with another {what}: {holds} there, {asked} asked for. Choose another --out.")
+    return file
+
+
+def _kept_summary(split: Split, file: FeatureFile) -> CacheSummary:
+    return CacheSummary(
+        split=split.name,
+        path=file.path,
+        images=file.table.images,
+        dim=file.dim,
+        views=len(file.provenance.views),
+        precision=file.provenance.precision,
+        kept=True,
+        notes=tuple(filter(None, [split.skipped_note()])),
+        images_per_second=0.0,
+    )
+
+
 def calibration_batches(split: Split, crop: int) -> Iterator[Tensor]:
     """Up to ``CALIBRATION_IMAGES`` photographs of a split, from its start, as uint8 (images, crop, crop, 3)."""
-    samples = itertools.islice(((shard, s, jpeg) for shard in split.shards for s, jpeg, _ in shard_samples(shard)), CALIBRATION_IMAGES)
-    pixels = [torch.from_numpy(decode_sample(shard, s.key, jpeg)) for shard, s, jpeg in samples]
-    for start in range(0, len(pixels), CALIBRATION_BATCH):
-        yield center_crop(pixels[start : start + CALIBRATION_BATCH], crop)
+    left = CALIBRATION_IMAGES
+    for shard in split.shards:
+        samples = shard.sidecar.samples[:left]
+        left -= len(samples)
+        for start in range(0, len(samples), CALIBRATION_BATCH):
+            yield _center_crops(shard, samples[start : start + CALIBRATION_BATCH], crop)
+        if not left:
+            return
 
 
-def _cache_split(split: Split, out: Path, network: Network, frozen: FrozenBackbone, dim: int, batch_size: int, *, quiet: bool) -> CacheSummary:
-    target = feature_path(out, split.name)
+def _center_crops(shard: Shard, samples: Sequence[Sample], crop: int) -> Tensor:
+    pixels = np.empty((len(samples), 1, crop, crop, 3), dtype=np.uint8)
+    decode_into(pixels, shard, samples, (CENTER,))
+    return torch.from_numpy(pixels[:, 0])
+
+
+def _sample_images(split: Split, crop: int, count: int) -> Tensor:
+    """Up to ``count`` photographs, evenly spaced over the split: uint8 (images, crop, crop, 3)."""
+    samples = [(shard, sample) for shard in split.shards for sample in shard.sidecar.samples]
+    rows = sorted({int(row) for row in np.linspace(0, len(samples) - 1, min(count, len(samples)))})
+    return torch.cat([_center_crops(shard, [sample], crop) for shard, sample in (samples[row] for row in rows)] or [torch.empty(0, crop, crop, 3)])
+
+
+def _plan(
+    exact: FrozenBackbone,
+    network: Network,
+    precision: str,
+    sample: Tensor,
+    *,
+    names: tuple[str, ...],
+    batch_size: int,
+    devices: Sequence[torch.device],
+    workers: int,
+    asked: str,
+) -> Plan:
+    """Fold and lower the network, see whether the result agrees with float32, and say what came out."""
+    device = devices[0]
+    frozen = folded(exact.to(device))
+    lowered, notes = None, []
+    if precision != "fp32" and len(sample):
+        lowered, note = _lowered(frozen, precision, sample.to(device), asked)
+        notes.append(note)
+    if lowered is None:
+        precision = "fp32"
+    frozen = (lowered.backbone if lowered is not None else frozen).cpu()
+    batch_images = max(1, batch_size // len(names))
     provenance = Provenance(
         backbone=network.backbone,
         weights=network.weights,
         weights_sha256=network.weights_sha256,
         preprocessing=network.content()["preprocessing"],
-        views=VIEWS,
-        precision="fp32",
-        split=split.name,
-        split_digest=split.digest,
-        versions=library_versions("torch", "torchvision", "h5py"),
+        views=names,
+        precision=precision,
+        arithmetic={
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "images_per_pass": batch_images,
+            "fp32_layers": lowered.fp32_layers if lowered is not None else None,
+            "smallest_cosine": round(lowered.cosine, 7) if lowered is not None else None,
+            "tensors_sha256": state_digest(backbone_state(frozen)),
+        },
+        split="",
+        split_digest="",
+        versions=library_versions("torch", "torchvision", "timm", "h5py"),
     )
-    if target.is_file():
-        there = open_features(target)
-        check_made_from(there, split)
-        if there.provenance.network() != provenance.network():
-            raise MismatchError(
-                f"{target}: holds features of {there.provenance.backbone} with weights {there.provenance.weights_sha256}, asked for "
-                f"{provenance.backbone} with {provenance.weights_sha256}. Choose another --out."
-            )
-        return CacheSummary(
-            split=split.name, path=target, images=there.table.images, dim=there.dim, kept=True, note=split.skipped_note(), images_per_second=0.0
-        )
+    return Plan(
+        frozen=frozen,
+        provenance=provenance,
+        dim=feature_dim(frozen),
+        batch_images=batch_images,
+        devices=tuple(devices),
+        workers=workers,
+        notes=tuple(notes),
+    )
+
+
+def _lowered(frozen: FrozenBackbone, precision: str, sample: Tensor, asked: str) -> tuple[Lowered | None, str]:
+    """The network in ``precision`` if it can be used, and a line about it."""
+    try:
+        lowered = lower(frozen, precision, sample)
+    except (RuntimeError, TypeError, ValueError) as error:  # a layer that has no such arithmetic here
+        if asked != "auto":
+            raise InputError(f"--precision {precision}: this network cannot run in it here ({str(error)[:200]}). Take --precision fp32.") from None
+        return None, f"Precision fp32: {precision} does not work with this network here ({str(error)[:200]})."
+    layers = f", the first {lowered.fp32_layers} layers in fp32" if lowered.fp32_layers else ""
+    agreement = f"smallest cosine similarity to fp32 features {lowered.cosine:.5f} on {len(sample)} images"
+    if lowered.agrees:
+        return lowered, f"Precision {precision}{layers}: {agreement}."
+    if asked == "auto":
+        return None, f"Precision fp32: {precision} does not agree well enough with this network ({agreement})."
+    return lowered, f"Precision {precision}{layers}, as asked for, though it agrees badly: {agreement}."
+
+
+def _cache_split(split: Split, out: Path, plan: Plan, *, quiet: bool) -> CacheSummary:
+    target = feature_path(out, split.name)
+    plan = replace(plan, provenance=replace(plan.provenance, split=split.name, split_digest=split.digest))
     folder = out / f".{split.name}.parts"
     parts = [folder / f"{index:06d}.h5" for index in range(len(split.shards))]
     with Progress(f"Caching {split.name}", total=split.images, unit="images", quiet=quiet) as progress:
+        tasks = []
         for shard, part in zip(split.shards, parts, strict=True):
-            if not _part_is_whole(part, shard, provenance):
-                features, table = _shard_features(shard, frozen, dim, batch_size, progress)
-                write_features(part, [features], dim=dim, table=table, provenance=provenance)
-            else:
+            if part_is_whole(part, shard, plan.provenance):
                 progress.advance(len(shard.sidecar.samples), note="kept from the last run")
-        rate = progress.rate
-    opened = [open_features(part) for part in parts]
-    table = concatenate([part.table for part in opened])
-    write_features(target, (part.features for part in opened), dim=dim, table=table, provenance=provenance)
-    shutil.rmtree(folder)
-    return CacheSummary(split=split.name, path=target, images=table.images, dim=dim, kept=False, note=split.skipped_note(), images_per_second=rate)
-
-
-def _part_is_whole(part: Path, shard: Shard, provenance: Provenance) -> bool:
-    if not part.is_file():
-        return False
-    try:
-        there = open_features(part)
-    except CapstreamError:
-        return False
-    return asdict(there.provenance) == asdict(provenance) and there.table.keys == tuple(s.key for s in shard.sidecar.samples)
-
-
-def _shard_features(shard: Shard, frozen: FrozenBackbone, dim: int, batch_size: int, progress: Progress) -> tuple[NDArray[np.float16], CaptionTable]:
-    """All features of one shard, float16 (images, 1, dim), and its captions."""
-    device = next(frozen.parameters()).device
-    crop = frozen.preprocessing.crop
-    samples = list(shard_samples(shard))
-    batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-
-    def decode(batch: list[tuple[Sample, bytes, dict[str, Any]]]) -> Tensor:
-        return center_crop((torch.from_numpy(decode_sample(shard, sample.key, jpeg)) for sample, jpeg, _ in batch), crop)
-
-    rows = []
-    for batch, pixels in zip(batches, ahead(decode, batches, threads=default_workers()), strict=True):
-        rows.append(half_features(frozen, pixels.to(device), [f"{shard.path}: sample {sample.key}" for sample, _, _ in batch]))
-        progress.advance(len(batch))
-    features = np.concatenate(rows) if rows else np.zeros((0, dim), dtype="<f2")
-    table = table_from_records([[(sample.key, record) for sample, _, record in samples]])
-    return features[:, None, :], table
-
-
-def half_features(frozen: FrozenBackbone, images: Tensor, names: Sequence[str]) -> NDArray[np.float16]:
-    """Features of uint8 (images, crop, crop, 3), rounded to float16 as they are stored.
-
-    Raises:
-        DamageError: A feature is not finite in float16; names the image.
-    """
-    features = frozen(images).half().cpu()
-    finite = features.isfinite().all(dim=1)
-    if not finite.all():
-        name = names[int((~finite).nonzero()[0])]
-        raise DamageError(
-            f"{name}: the network's features are not finite in float16. The weights do not suit this network or its input; take other --weights."
-        )
-    rows: NDArray[np.float16] = features.numpy()
-    return rows
+            else:
+                tasks.append((shard, part))
+        before, progress.started = progress.done, time.monotonic()
+        cache_parts(tasks, plan, progress.advance)
+        rate = (progress.done - before) / max(time.monotonic() - progress.started, 1e-9)
+    images, _ = write_features(target, lambda: ((f.features, f.table) for f in map(open_features, parts)), dim=plan.dim, provenance=plan.provenance)
+    shutil.rmtree(folder, ignore_errors=True)
+    notes = (*plan.notes, *filter(None, [split.skipped_note()]))
+    return CacheSummary(
+        split=split.name,
+        path=target,
+        images=images,
+        dim=plan.dim,
+        views=len(plan.provenance.views),
+        precision=plan.provenance.precision,
+        kept=False,
+        notes=notes,
+        images_per_second=rate,
+    )
 
 
 def check_made_from(features: FeatureFile, split: Split) -> None:

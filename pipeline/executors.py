@@ -10,17 +10,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 from shards.errors import ResourceError
 
 Args = TypeVarTuple("Args")
 R = TypeVar("R")
-_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def default_workers() -> int:
@@ -30,23 +31,30 @@ def default_workers() -> int:
 
 def warm_up(*modules: str) -> None:
     """Begin to import what workers will need, in the background, while this process does something else."""
-    if _METHOD == "forkserver":
+    if START_METHOD == "forkserver":
         multiprocessing.set_forkserver_preload(list(modules))
         forkserver.ensure_running()
 
 
-def _begin_worker() -> None:
+def _begin_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
     # Ctrl-C goes to the whole terminal's group; the parent alone answers it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
+    if initializer is not None:
+        initializer(*initargs)
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for tasks for ever, or write where the next run writes."""
+def end_with_parent() -> None:
+    """End this process when the one that started it ends: it would wait for ever, or write where the next run writes."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
+
+    def watch() -> None:
+        assert parent is not None
         parent.join()
         os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def run_tasks(function: Callable[[*Args], R], tasks: Sequence[tuple[*Args]], *, workers: int) -> Generator[R, None, None]:
@@ -60,21 +68,35 @@ def run_tasks(function: Callable[[*Args], R], tasks: Sequence[tuple[*Args]], *, 
         Exception: Whatever a task raised; tasks that have not begun are dropped.
     """
     if workers <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            yield function(*task)
-        return
-    context = multiprocessing.get_context(_METHOD)
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_begin_worker)
+        return (function(*task) for task in tasks)
+    # A window of tasks in flight, so that a million tasks are not a million futures.
+    return run_ahead(function, tasks, workers=min(workers, len(tasks)), ahead=4 * workers - 1)
+
+
+def run_ahead(
+    function: Callable[[*Args], R],
+    tasks: Iterable[tuple[*Args]],
+    *,
+    workers: int,
+    ahead: int,
+    initializer: Callable[..., None] | None = None,
+    initargs: tuple[Any, ...] = (),
+) -> Generator[R, None, None]:
+    """Like :func:`run_tasks`, always in processes: when a result is taken, at most ``ahead`` tasks behind it have been begun.
+
+    Args:
+        initializer, initargs: Called once in each process as it starts.
+    """
+    context = multiprocessing.get_context(START_METHOD)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(initializer, initargs))
+    waiting: deque[Future[R]] = deque()
+    remaining = iter(tasks)
     try:
-        waiting: list[Future[R]] = []
-        remaining = iter(tasks)
         while True:
-            # A window of tasks in flight, so that a million tasks are not a million futures.
-            room = 4 * workers - len(waiting)
-            waiting.extend(pool.submit(function, *task) for task in itertools.islice(remaining, room))
+            waiting.extend(pool.submit(function, *task) for task in itertools.islice(remaining, ahead + 1 - len(waiting)))
             if not waiting:
                 break
-            yield waiting.pop(0).result()
+            yield waiting.popleft().result()
     except BrokenProcessPool:
         raise ResourceError("A worker process was killed, perhaps for memory. Run the command again with fewer --workers.") from None
     finally:

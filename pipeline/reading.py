@@ -1,10 +1,10 @@
-"""A sequential pass over a shard through webdataset's own readers, with every sample checked against the sidecar.
+"""Samples of a shard, each checked against the sidecar: a sequential pass through webdataset's own readers, or some by their places.
 
 webdataset ends quietly at a cut tar and passes flipped bits on; here each sample must be the one that the sidecar lists next, to
 the byte, and the last one must come.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     if shard.skipped:  # no sequential reader finds its way through a damaged tar
-        yield from _samples_by_offset(shard)
+        yield from read_samples(shard, shard.sidecar.samples)
         return
     with shard.path.open("rb") as stream:
         found = group_by_keys(tar_file_expander([{"url": str(shard.path), "stream": stream}]))
@@ -42,11 +42,22 @@ def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]
             yield sample, jpeg, parse_record(shard, sample.key, text)
 
 
-def _samples_by_offset(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]]:
-    if not shard.sidecar.samples:
+def read_samples(shard: Shard, samples: Sequence[Sample]) -> Iterator[tuple[Sample, bytes, dict[str, Any]]]:
+    """Yield (sample, JPEG bytes, JSON record) of some samples of a shard, read where the sidecar says that they are.
+
+    webdataset, whose import brings torch, is not needed: a worker process starts at once.
+
+    Raises:
+        DamageError: A sample is not what the sidecar says, or the tar is gone.
+    """
+    if not samples:
         return
-    with shard.path.open("rb") as file:
-        for sample in shard.sidecar.samples:
+    try:
+        file = shard.path.open("rb")
+    except FileNotFoundError:
+        raise DamageError(f"{shard.path}: is gone. {REPAIR_SHARD}") from None
+    with file:
+        for sample in samples:
             jpeg = read_member(file, shard, sample.key, "jpg", sample.jpg)
             yield sample, jpeg, parse_record(shard, sample.key, read_member(file, shard, sample.key, "json", sample.json))
 

@@ -113,7 +113,7 @@ def train(
             assert shards is not None
             chosen = (
                 backbone or (stored.network.backbone if stored else "resnet152"),
-                weights or (stored.network.weights if stored else "IMAGENET1K_V1"),
+                weights or (stored.network.weights if stored else None),
             )
             data = open_raw(shards, out, backbone=chosen[0], weights=chosen[1], augment=config.augment, device=torch_device, on_error=config.on_error)
         if stored is not None:

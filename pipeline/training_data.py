@@ -58,7 +58,7 @@ def open_cached(features: Path) -> Data:
     return Data(
         kind="features",
         path=features,
-        source=FeatureSource(train),
+        source=FeatureSource(train, draw_views=True),
         val=FeatureSource(val) if val is not None else None,
         network=recorded_network(train.provenance),
         frozen=None,
@@ -71,7 +71,7 @@ def open_raw(
     out: Path,
     *,
     backbone: str,
-    weights: str,
+    weights: str | None,
     augment: Literal["tutorial", "none"],
     device: torch.device,
     on_error: OnError = "fail",

@@ -1,6 +1,6 @@
 """All captions of a split as flat arrays: what training gathers from, whether it came from shards or from a feature file."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,28 +127,3 @@ def table_of_split(split: Split) -> CaptionTable:
         DamageError: A record is not what its sidecar says.
     """
     return table_from_records(((sample.key, record) for sample, record in read_records(shard)) for shard in split.shards)
-
-
-def concatenate(tables: Sequence[CaptionTable]) -> CaptionTable:
-    """One table over several, images and captions in order; equal to building it from all records at once."""
-    word_rows: dict[str, int] = {}
-    mapped, lengths, rows, first_image = [], [], [], 0
-    for table in tables:
-        mapping = np.array([word_rows.setdefault(word, len(word_rows)) for word in table.words], dtype=np.int32)
-        mapped.append(mapping[table.tokens] if len(table.tokens) else table.tokens)
-        lengths.append(np.diff(table.offsets))
-        rows.append(table.image_rows + np.int32(first_image))
-        first_image += table.images
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths), dtype=np.int64)])
-    return CaptionTable(
-        keys=tuple(key for table in tables for key in table.keys),
-        image_ids=np.concatenate([table.image_ids for table in tables]),
-        file_names=tuple(name for table in tables for name in table.file_names),
-        shard_images=np.concatenate([table.shard_images for table in tables]),
-        words=tuple(word_rows),
-        tokens=np.concatenate(mapped).astype(np.int32),
-        offsets=offsets,
-        image_rows=np.concatenate(rows).astype(np.int32),
-        caption_ids=np.concatenate([table.caption_ids for table in tables]),
-        texts=tuple(text for table in tables for text in table.texts),
-    )

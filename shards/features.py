@@ -4,9 +4,11 @@ Contiguous and uncompressed, so that readers can map the features or load them w
 of times slower. CRC-32 by blocks of each dataset's bytes; attributes are covered by a digest.
 """
 
+import contextlib
+import io
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,10 +21,11 @@ from shards.atomic import committed, digest
 from shards.caption_table import CaptionTable
 from shards.errors import DamageError, InputError, MismatchError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BLOCK_BYTES = 4 << 20
 CAPTION_COLUMNS = ("words", "tokens", "offsets", "image_rows", "caption_ids", "texts")
 DATASETS = ("features", "keys", "image_ids", "file_names", "shard_images", *(f"captions/{name}" for name in CAPTION_COLUMNS))
+OBJECTS = ("preprocessing", "arithmetic", "versions")
 NUMBERS: dict[str, str] = {
     "features": "<f2",
     "image_ids": "<i8",
@@ -36,15 +39,17 @@ NUMBERS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What made a feature file. Two files belong together if all but ``split`` and ``split_digest`` are equal.
+    """What made a feature file. Two files belong together if :meth:`network` is equal.
 
     Attributes:
         backbone: The network's name.
         weights: The weights' name, "random" or the path that was given.
         weights_sha256: Digest over the weights' tensors (names, shapes, bytes), whatever file they came in.
         preprocessing: Size, resize mode, filter, crop, mean and deviation.
-        views: Names of the views, in the features' order.
-        precision: Arithmetic of the forward pass.
+        views: Names of the views, in the features' order; the first is the centre crop.
+        precision: Arithmetic of the forward pass: fp32, bf16 or fp16.
+        arithmetic: What else decides the last bits: the device, images per pass, how many layers stayed float32, the digest of the
+            tensors that were really used, and the smallest cosine similarity to float32 features that was found on a sample.
         split: The split's name.
         split_digest: The shards' digest.
         versions: Library versions.
@@ -56,6 +61,7 @@ class Provenance:
     preprocessing: dict[str, Any]
     views: tuple[str, ...]
     precision: str
+    arithmetic: dict[str, Any]
     split: str
     split_digest: str
     versions: dict[str, str]
@@ -66,7 +72,6 @@ class Provenance:
             "backbone": self.backbone,
             "weights_sha256": self.weights_sha256,
             "preprocessing": self.preprocessing,
-            "views": list(self.views),
         }
 
     @classmethod
@@ -75,8 +80,8 @@ class Provenance:
         for name in ("backbone", "weights", "weights_sha256", "precision", "split", "split_digest"):
             if not isinstance(content[name], str):
                 raise TypeError(f"{name} is not a text")
-        if not isinstance(content["preprocessing"], dict) or not isinstance(content["versions"], dict):
-            raise TypeError("preprocessing or versions is not an object")
+        if not all(isinstance(content[name], dict) for name in OBJECTS):
+            raise TypeError(f"one of {', '.join(OBJECTS)} is not an object")
         return cls(**{**content, "views": tuple(str(view) for view in content["views"])})
 
 
@@ -94,55 +99,131 @@ class FeatureFile:
         return int(self.features.shape[2])
 
 
-def write_features(path: Path, features: Iterable[NDArray[np.float16]], *, dim: int, table: CaptionTable, provenance: Provenance) -> None:
-    """Commit a feature file. The same content makes the same bytes.
+Piece = tuple[NDArray[np.float16], CaptionTable]
+
+
+def write_features(path: Path, pieces: Callable[[], Iterable[Piece]], *, dim: int, provenance: Provenance) -> tuple[int, int]:
+    """Commit a feature file. The same pieces make the same bytes.
 
     Args:
         path: The final name.
-        features: float16 (some images, views, dim), together ``table.images`` rows; taken one at a time.
+        pieces: Gives features, float16 (images, views, dim), and their captions, piece by piece; called twice, and only one piece is
+            held at a time.
         dim: Features per view.
-        table: The images and captions, in the features' order.
         provenance: What made the features.
 
+    Returns:
+        The number of images and of captions.
+
     Raises:
-        ValueError: The rows do not add up to the table's images.
+        ValueError: A piece has features of another shape than its table's images.
         ResourceError: Disk full, not allowed.
     """
-    shape = (table.images, len(provenance.views), dim)
-    with committed(path) as temporary, h5py.File(temporary, "w") as file:
-        # The oldest layout, h5py's default: newer ones write the time into every group, and bytes would differ from run to run.
-        target = file.create_dataset("features", shape=shape, dtype="<f2")
-        crc = _BlockCrc()
-        row = 0
-        for part in features:
-            rows = np.ascontiguousarray(part, dtype="<f2")
-            target[row : row + len(rows)] = rows
-            crc.update(rows.tobytes())
-            row += len(rows)
-        if row != table.images:
-            raise ValueError(f"{row} rows of features for {table.images} images")
-        file["crc32/features"] = crc.finish()
-        columns = {
-            "keys": table.keys,
-            "image_ids": table.image_ids,
-            "file_names": [name.encode("utf-8", "replace").decode() for name in table.file_names],
-            "shard_images": table.shard_images,
-            **{f"captions/{name}": getattr(table, name) for name in CAPTION_COLUMNS},
-        }
+    words: dict[str, int] = {}
+    images = captions = tokens = shards = 0
+    for _, table in pieces():
+        for word in table.words:
+            words.setdefault(word, len(words))
+        images, captions, tokens = images + table.images, captions + table.captions, tokens + len(table.tokens)
+        shards += len(table.shard_images)
+    lengths = {"features": images, "keys": images, "image_ids": images, "file_names": images, "shard_images": shards}
+    lengths |= {f"captions/{name}": captions for name in CAPTION_COLUMNS}
+    lengths |= {"captions/words": len(words), "captions/tokens": tokens, "captions/offsets": captions + 1}
+    with committed(path) as temporary, _hdf5_writer(temporary) as file:
+        columns = {name: _Column(file, name, length, (len(provenance.views), dim)) for name, length in lengths.items()}
+        columns["captions/offsets"].add(np.zeros(1, np.int64))
+        columns["captions/words"].add(list(words))
+        first_image = first_token = 0
+        for features, table in pieces():
+            if features.shape != (table.images, len(provenance.views), dim):
+                raise ValueError(f"features of shape {features.shape} for {table.images} images, {len(provenance.views)} views, {dim} features")
+            columns["features"].add(features)
+            columns["keys"].add(table.keys)
+            columns["image_ids"].add(table.image_ids)
+            columns["file_names"].add([name.encode("utf-8", "replace").decode() for name in table.file_names])
+            columns["shard_images"].add(table.shard_images)
+            columns["captions/tokens"].add(np.array([words[word] for word in table.words], np.int64)[table.tokens])
+            columns["captions/offsets"].add(table.offsets[1:] + first_token)
+            columns["captions/image_rows"].add(table.image_rows + first_image)
+            columns["captions/caption_ids"].add(table.caption_ids)
+            columns["captions/texts"].add(table.texts)
+            first_image, first_token = first_image + table.images, first_token + len(table.tokens)
         for name, column in columns.items():
-            if name in NUMBERS:
-                data = np.ascontiguousarray(column, dtype=NUMBERS[name])
-                file.create_dataset(name, data=data)
-                raw = data.tobytes()
-            else:
-                file.create_dataset(name, data=list(column), shape=(len(column),), dtype=h5py.string_dtype())
-                raw = _string_bytes(column)
-            file[f"crc32/{name}"] = _BlockCrc().update(raw).finish()
+            file[f"crc32/{name}"] = column.crc.finish()
         content = asdict(provenance) | {"views": list(provenance.views)}
         file.attrs["format_version"] = FORMAT_VERSION
         for name, value in content.items():
             file.attrs[name] = value if isinstance(value, str) else json.dumps(value)
         file.attrs["digest"] = digest(content)
+    return images, captions
+
+
+class _ErrorKeepingFile(io.FileIO):
+    """A file that remembers the first error and swallows it, and all writes after it."""
+
+    problem: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while self.problem is None and done < len(view):
+                done += super().write(view[done:])
+        except OSError as error:
+            self.problem = error
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            if self.problem is None:
+                return super().truncate(size)
+        except OSError as error:
+            self.problem = error
+        return size or 0
+
+
+@contextlib.contextmanager
+def _hdf5_writer(path: Path) -> Iterator[h5py.File]:
+    """Open a new HDF5 file; a write that the system refuses is raised at the end.
+
+    HDF5 cannot take a refusal: on a full disk it was seen to print tracebacks of its own and to crash. So it never hears of one.
+
+    Raises:
+        OSError: The system's refusal.
+    """
+    with _ErrorKeepingFile(path, "w+") as raw:
+        try:
+            # The oldest layout, h5py's default: newer ones write the time into every group, and bytes would differ from run to run.
+            with h5py.File(raw, "w") as file:
+                yield file
+        finally:
+            if raw.problem is not None:
+                raise raw.problem
+
+
+class _Column:
+    """A dataset that is filled from its start, with the checksums of what it got."""
+
+    def __init__(self, file: h5py.File, name: str, length: int, inner: tuple[int, int]) -> None:
+        self._type = NUMBERS.get(name)
+        shape = (length, *inner) if name == "features" else (length,)
+        self._dataset = file.create_dataset(name, shape=shape, dtype=self._type or h5py.string_dtype())
+        self._filled = 0
+        self.crc = _BlockCrc()
+
+    def add(self, values: Any) -> None:
+        """Append some rows."""
+        if not len(values):
+            return
+        if self._type is None:
+            rows: Any = list(values)
+            raw = _string_bytes(rows)
+        else:
+            rows = np.ascontiguousarray(values, dtype=self._type)
+            raw = rows.tobytes()
+        self._dataset[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
+        self.crc.update(raw)
 
 
 class _BlockCrc:
@@ -218,7 +299,7 @@ def _read_provenance(file: h5py.File) -> Provenance:
     content: dict[str, Any] = {}
     for name in Provenance.__dataclass_fields__:
         value = file.attrs[name]
-        content[name] = json.loads(value) if name in ("preprocessing", "views", "versions") else value
+        content[name] = json.loads(value) if name in (*OBJECTS, "views") else value
     if digest(content) != file.attrs["digest"]:
         raise ValueError("its attributes do not have the digest that it lists")
     return Provenance.parse(content)

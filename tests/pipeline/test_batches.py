@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.encoder import random_info, with_crop
+from model.encoder import with_crop
+from model.networks import random_info
 from model.vocabulary import END, PAD, START
 from pipeline.batches import (
     Encoded,

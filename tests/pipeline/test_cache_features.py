@@ -1,26 +1,46 @@
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from safetensors.torch import save_file
+from torch.nn import functional
 
-from model.encoder import backbone_state, random_state
+from model.networks import random_state
 from pipeline.backbones import KEPT_FILE, open_backbone
-from pipeline.cache_features import cache_features, calibration_batches, half_features
+from pipeline.cache_features import cache_features, calibration_batches
+from pipeline.images import Resize
 from pipeline.reading import decode_sample, shard_samples
+from pipeline.shard import ShardConfig, write_shards
+from pipeline.views import places
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError, ResourceError
 from shards.features import open_features
 from shards.manifest import open_split
 from tests.conftest import Small, shard_small
 
 ROOT = Path(__file__).parent.parent.parent
+RESNET: dict[str, Any] = {"backbone": "resnet18", "weights": "random", "device": "cpu", "precision": "fp32"}
+
+
+def with_kept_weights(small: Small, out: Path) -> Path:
+    """A folder that holds the random weights of the small dataset's cache, and nothing else."""
+    out.mkdir(parents=True)
+    shutil.copy(small.features / KEPT_FILE, out / KEPT_FILE)
+    return out
+
+
+def features_of(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    return np.asarray(open_features(path).features, dtype=np.float32)
 
 
 def test_features_are_those_of_the_frozen_network_on_the_centre_crop(small: Small) -> None:
@@ -39,8 +59,8 @@ def test_features_are_those_of_the_frozen_network_on_the_centre_crop(small: Smal
     for shard in split.shards:
         for sample, jpeg, record in shard_samples(shard):
             pixels = decode_sample(shard, sample.key, jpeg)[4:60, 4:60]
-            expected = half_features(frozen, torch.from_numpy(pixels[None].copy()), ["x"])[0]
-            np.testing.assert_allclose(file.features[row, 0].astype(np.float32), expected.astype(np.float32), atol=0.02)
+            expected = frozen(torch.from_numpy(pixels[None].copy()))[0].numpy()
+            np.testing.assert_allclose(file.features[row, 0].astype(np.float32), expected, atol=0.02)
             assert (file.table.keys[row], file.table.image_ids[row], file.table.file_names[row]) == (
                 sample.key,
                 record["image_id"],
@@ -61,6 +81,48 @@ def test_both_splits_share_the_weights_and_a_second_run_does_nothing(small: Smal
     assert len({open_features(small.features / f"{s}.h5").provenance.weights_sha256 for s in ("train", "val")}) == 1
 
 
+def test_the_file_does_not_depend_on_the_number_of_decoding_processes(small: Small, tmp_path: Path) -> None:
+    files = []
+    for workers in (1, 3):
+        out = with_kept_weights(small, tmp_path / str(workers))
+        cache_features(shards=small.shards, out=out, splits=["train"], workers=workers, batch_size=4, **RESNET)
+        files.append((out / "train.h5").read_bytes())
+    assert files[0] == files[1]
+
+
+# Views
+
+
+def test_every_view_holds_the_features_of_its_crop(small: Small, tmp_path: Path) -> None:
+    split = open_split(small.shards, "val")
+    for views in ("flip", "ten-crop", "random:3"):
+        out = with_kept_weights(small, tmp_path / views.replace(":", "-"))
+        summary = cache_features(shards=small.shards, out=out, splits=["val"], views=views, **RESNET)[0]
+        file = open_features(out / "val.h5")
+        assert file.features.shape == (4, summary.views, 512)
+        np.testing.assert_allclose(file.features[:, 0], open_features(small.features / "val.h5").features[:, 0], atol=0.02)
+        _, frozen = open_backbone(backbone="resnet18", weights="random", resize=split.config["resize"], kept=out / KEPT_FILE, sample=lambda _: [])
+        for row, (sample, jpeg, _) in enumerate(shard_samples(split.shards[0])):
+            pixels = torch.from_numpy(decode_sample(split.shards[0], sample.key, jpeg))
+            where = places(file.provenance.views, position=row, height=64, width=64, crop=56)
+            crops = [pixels[p.top : p.top + 56, p.left : p.left + 56].flip(1 if p.flipped else ()) for p in where]
+            np.testing.assert_allclose(file.features[row].astype(np.float32), frozen(torch.stack(crops)).numpy(), atol=0.02)
+
+
+def test_random_views_are_the_same_whatever_the_shards_and_batches(small: Small, tmp_path: Path) -> None:
+    shard_small(small.source, tmp_path / "shards", "val", shard_size=3)
+    found = []
+    for shards, batch_size in ((small.shards, 32), (tmp_path / "shards", 1)):
+        out = with_kept_weights(small, tmp_path / str(batch_size))
+        cache_features(shards=shards, out=out, splits=["val"], views="random:2", batch_size=batch_size, **RESNET)
+        found.append(features_of(out / "val.h5"))
+    np.testing.assert_allclose(found[0], found[1], atol=0.02)
+    assert np.abs(found[0][:, 1] - found[0][:, 2]).max() > 0.1
+
+
+# What does not fit
+
+
 def test_a_cache_of_other_shards_is_refused_with_both_digests(small: Small, tmp_path: Path) -> None:
     shutil.copytree(small.features, tmp_path / "features")
     shard_small(small.source, tmp_path / "shards", "val")
@@ -70,18 +132,52 @@ def test_a_cache_of_other_shards_is_refused_with_both_digests(small: Small, tmp_
         cache_features(shards=tmp_path / "shards", out=tmp_path / "features", backbone="resnet18", weights="random", device="cpu")
 
 
-def test_another_network_on_the_same_folder_is_refused(small: Small) -> None:
+def test_another_network_views_or_precision_on_the_same_folder_are_refused(small: Small) -> None:
     with pytest.raises(MismatchError, match=r"random weights of resnet18, asked for alexnet"):
         cache_features(shards=small.shards, out=small.features, backbone="alexnet", weights="random", device="cpu")
+    with pytest.raises(MismatchError, match=r"another views: center there, center, center-flipped asked for"):
+        cache_features(shards=small.shards, out=small.features, views="flip", **RESNET)
+    with pytest.raises(MismatchError, match=r"another precision: fp32 there, fp16 asked for"):
+        cache_features(shards=small.shards, out=small.features, **{**RESNET, "precision": "fp16"})
 
 
-def test_wrong_names_say_what_there_is(small: Small, tmp_path: Path) -> None:
+def test_other_weights_on_the_same_folder_are_refused_with_both_digests(small: Small, tmp_path: Path) -> None:
+    shard_small(small.source, tmp_path / "shards", "val")
+    paths = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]
+    resize = Resize(size=256)
+    write_shards(
+        images=small.source / "images",
+        captions=small.source / "captions_val.json",
+        out=tmp_path / "large",
+        split="val",
+        config=ShardConfig(resize=resize),
+    )
+    for seed, path in enumerate(paths):
+        save_file(random_state("squeezenet1_1", seed=seed), path)
+    common: dict[str, Any] = {"shards": tmp_path / "large", "out": tmp_path / "out", "backbone": "squeezenet1_1", "device": "cpu"}
+    cache_features(weights=str(paths[0]), **common)
+    first = open_features(tmp_path / "out" / "val.h5").provenance.weights_sha256
+    with pytest.raises(MismatchError, match=rf"digest of the weights: {first} there, (?!{first})[0-9a-f]{{64}} asked for"):
+        cache_features(weights=str(paths[1]), **common)
+
+
+def test_wrong_names_and_numbers_say_what_there_is(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     with pytest.raises(InputError, match="resnet152"):
-        cache_features(shards=small.shards, out=tmp_path / "a", backbone="resnet1520", weights="random")
+        cache_features(shards=small.shards, out=out, backbone="resnet1520", weights="random")
     with pytest.raises(InputError, match="IMAGENET1K_V1, IMAGENET1K_V2, random"):
-        cache_features(shards=small.shards, out=tmp_path / "b", backbone="resnet152", weights="IMAGENET")
+        cache_features(shards=small.shards, out=out, backbone="resnet152", weights="IMAGENET")
     with pytest.raises(InputError, match=r"no split 'test' \(there: train, val\)"):
-        cache_features(shards=small.shards, out=tmp_path / "c", splits=["test"])
+        cache_features(shards=small.shards, out=out, splits=["test"])
+    with pytest.raises(InputError, match=r"--views five-crop: must be center, flip, ten-crop or random:K"):
+        cache_features(shards=small.shards, out=out, views="five-crop")
+    with pytest.raises(InputError, match=r"--precision int8: must be one of auto, fp32, bf16, fp16"):
+        cache_features(shards=small.shards, out=out, precision="int8")
+    with pytest.raises(InputError, match=r"--batch-size 0: must be at least 1"):
+        cache_features(shards=small.shards, out=out, batch_size=0)
+    with pytest.raises(InputError, match=r"--device cpu,tpu:7|--device tpu:7"):
+        cache_features(shards=small.shards, out=out, device="cpu,tpu:7")
+    assert not list(out.glob("*"))
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "thesis.tex").write_text("x")
     with pytest.raises(OccupiedError, match=r"thesis\.tex"):
@@ -97,32 +193,23 @@ def test_a_crop_larger_than_the_shards_names_the_size_that_would_do(small: Small
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no", b"\x80\x02cos\nsystem\n."])
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_weights_that_are_none_are_refused_by_name(small: Small, tmp_path: Path, content: bytes, ending: str) -> None:
+def test_weights_that_are_none_are_refused_by_name(tmp_path: Path, content: bytes, ending: str) -> None:
     path = tmp_path / f"evil.{ending}"
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"evil\.{ending}: not a file of weights"):
-        cache_features(shards=small.shards, out=tmp_path / "out", backbone="resnet18", weights=str(path))
-
-
-def test_weights_of_another_network_list_the_keys(tmp_path: Path) -> None:
-    save_file(random_state("alexnet", seed=0), tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match=r"(?s)do not fit resnet18.*Missing key"):
         open_backbone(
             backbone="resnet18",
-            weights=str(tmp_path / "w.safetensors"),
+            weights=str(path),
             resize={"size": 256, "mode": "squash", "filter": "lanczos"},
             kept=tmp_path / KEPT_FILE,
             sample=lambda _: [],
         )
 
 
-def test_without_network_the_error_names_the_other_choices(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_error_names_the_other_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
-    shard_small_at_224 = small.shards
-    with pytest.raises((ResourceError, InputError), match=r"--weights PATH|--size 256"):
-        cache_features(shards=shard_small_at_224, out=tmp_path / "out", backbone="resnet18", weights="IMAGENET1K_V1")
     with pytest.raises(ResourceError, match=r"IMAGENET1K_V1 of resnet18.*--weights PATH.*--weights random"):
         open_backbone(
             backbone="resnet18",
@@ -133,36 +220,237 @@ def test_without_network_the_error_names_the_other_choices(small: Small, tmp_pat
         )
 
 
-def test_a_network_that_gives_no_finite_number_names_the_image(small: Small) -> None:
-    split = open_split(small.shards, "train")
-    _, frozen = open_backbone(
-        backbone="resnet18", weights="random", resize=split.config["resize"], kept=small.features / KEPT_FILE, sample=lambda _: []
+def test_a_network_that_gives_no_number_stops_the_pass_and_the_sample_is_named(small: Small, tmp_path: Path) -> None:
+    state = random_state("squeezenet1_1", seed=0)
+    state["features.0.weight"][0, 0, 0, 0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    write_shards(
+        images=small.source / "images",
+        captions=small.source / "captions_val.json",
+        out=tmp_path / "shards",
+        split="val",
+        config=ShardConfig(resize=Resize(size=256)),
     )
-    assert frozen.whitening is not None
-    frozen.whitening.matrix.fill_(float("nan"))
-    with pytest.raises(DamageError, match="second"):
-        half_features(frozen, torch.zeros(1, 56, 56, 3, dtype=torch.uint8), ["second"])
-    assert backbone_state(frozen)["whitening.matrix"].isnan().all()
+    common: dict[str, Any] = {"shards": tmp_path / "shards", "out": tmp_path / "out", "backbone": "squeezenet1_1", "device": "cpu"}
+    with pytest.raises(DamageError, match=r"val-000000\.tar: sample 000000000: the network's features are not finite.*--weights"):
+        cache_features(weights=str(tmp_path / "nan.safetensors"), **common)
+    assert not (tmp_path / "out" / "val.h5").exists()
 
 
-@pytest.mark.parametrize("after_parts", [1, 3])
-def test_a_killed_pass_goes_on_to_the_same_bytes(small: Small, tmp_path: Path, after_parts: int) -> None:
-    code = (
-        "import sys; from pathlib import Path; from pipeline.cache_features import cache_features\n"
-        "cache_features(shards=Path(sys.argv[1]), out=Path(sys.argv[2]), splits=['train'], backbone='resnet18', weights='random', device='cpu')"
-    )
-    out = tmp_path / "features"
-    command = [sys.executable, "-c", f"import torch; torch.set_num_threads(2)\n{code}", str(small.shards), str(out)]
-    child = subprocess.Popen(command, cwd=ROOT)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob(".train.parts/0*.h5"))) < after_parts and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
+# Precision
+
+
+@pytest.fixture(scope="module")
+def photographs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 99 real photographs as shards of 256 pixels."""
+    out = tmp_path_factory.mktemp("photographs") / "shards"
+    folder = data / "coco-cc"
+    write_shards(images=folder / "images", captions=folder / "captions.json", out=out, config=ShardConfig(), shard_size=40, workers=2)
+    return out
+
+
+@pytest.fixture(scope="module")
+def real(photographs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """Features of the real photographs by the real MobileNetV2 weights, in any precision."""
+    base = tmp_path_factory.mktemp("real")
+
+    def cached(precision: str) -> Path:
+        out = base / precision
+        weights = data / "weights" / "mobilenet_v2_tf2ptq-2d2ba5d1.pth"
+        cache_features(shards=photographs, out=out, backbone="mobilenet_v2", weights=str(weights), device="cpu", precision=precision)
+        return out / "train.h5"
+
+    return cached
+
+
+def test_bf16_features_of_real_photographs_by_real_weights_agree_with_fp32(real: Callable[[str], Path]) -> None:
+    exact, lowered = (torch.from_numpy(features_of(real(precision))).squeeze(1).double() for precision in ("fp32", "bf16"))
+    cosine = functional.cosine_similarity(exact, lowered, dim=1)
+    assert len(cosine) == 99
+    assert cosine.min() >= 0.9995
+    assert not torch.equal(exact, lowered)
+    provenance = open_features(real("bf16")).provenance
+    assert provenance.precision == "bf16"
+    assert provenance.arithmetic["smallest_cosine"] >= 0.9995
+    assert provenance.arithmetic["fp32_layers"] <= 8
+
+
+def test_auto_goes_back_to_fp32_where_the_faster_arithmetic_does_not_agree(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    out = with_kept_weights(small, tmp_path / "out")
+    summary = cache_features(shards=small.shards, out=out, splits=["val"], **{**RESNET, "precision": "auto"})[0]
+    assert summary.precision == "fp32"  # whitened features of random weights
+    assert any("bf16 does not agree well enough" in note for note in summary.notes)
+    assert open_features(out / "val.h5").provenance.precision == "fp32"
+
+
+# Interruptions and damage
+
+COMMAND = """
+import sys, torch
+from pathlib import Path
+from pipeline.cache_features import cache_features
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    cache_features(shards=Path(sys.argv[1]), out=Path(sys.argv[2]), splits=["train"], backbone="resnet18", weights="random",
+                   device="cpu", precision="fp32", batch_size=2)
+"""
+
+
+def run_pass(shards: Path, out: Path) -> list[str]:
+    return [sys.executable, "-c", COMMAND, str(shards), str(out)]
+
+
+@pytest.fixture(scope="module")
+def many_parts(small: Small, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """Shards of 2 images, 18 of them, and the bytes of an uninterrupted pass over them."""
+    base = tmp_path_factory.mktemp("many")
+    shard_small(small.source, base / "shards", "train", shard_size=2)
+    out = with_kept_weights(small, base / "out")
+    subprocess.run(run_pass(base / "shards", out), cwd=ROOT, check=True)
+    return base / "shards", (out / "train.h5").read_bytes()
+
+
+def kill_and_compare(small: Small, many_parts: tuple[Path, bytes], out: Path, finished: int, wait: float) -> None:
+    """Kill a pass ``wait`` seconds after so many parts are there; another pass then ends with the uninterrupted one's bytes."""
+    shards, whole = many_parts
+    out = with_kept_weights(small, out)
+    child = subprocess.Popen(run_pass(shards, out), cwd=ROOT)
+    parts = out / ".train.parts"
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("0*.h5"))) < finished and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    time.sleep(wait)
     os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    subprocess.run(command, cwd=ROOT, check=True)
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    shutil.copy(out / KEPT_FILE, whole / KEPT_FILE)
-    subprocess.run([*command[:-1], str(whole)], cwd=ROOT, check=True)
-    assert (out / "train.h5").read_bytes() == (whole / "train.h5").read_bytes()
+    assert child.wait() == -signal.SIGKILL  # it was not done yet
+    kept = {p.name: p.stat().st_mtime_ns for p in parts.glob("0*.h5")}
+    code = COMMAND.replace(
+        "    torch.set", "    import shutil; shutil.rmtree = lambda *a, **k: None  # the parts stay, to be looked at\n    torch.set"
+    )
+    subprocess.run([sys.executable, "-c", code, str(shards), str(out)], cwd=ROOT, check=True)
+    assert (out / "train.h5").read_bytes() == whole
+    now = {p.name: p.stat().st_mtime_ns for p in parts.glob("0*.h5")}
+    assert {name: now[name] for name in kept} == kept
+    assert len(now) == 18
+
+
+@pytest.mark.parametrize("finished", [1, 9, 18])
+def test_a_killed_pass_goes_on_behind_its_finished_parts_to_the_same_bytes(
+    small: Small, many_parts: tuple[Path, bytes], tmp_path: Path, finished: int
+) -> None:
+    kill_and_compare(small, many_parts, tmp_path / "out", finished, 0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(20))
+def test_a_pass_killed_at_any_moment_goes_on_to_the_same_bytes(small: Small, many_parts: tuple[Path, bytes], tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    kill_and_compare(small, many_parts, tmp_path / "out", int(random.integers(0, 18)), float(random.uniform(0, 0.02)))
+
+
+def test_a_damaged_part_is_made_anew_and_nothing_is_left_over(small: Small, many_parts: tuple[Path, bytes], tmp_path: Path) -> None:
+    shards, whole = many_parts
+    out = with_kept_weights(small, tmp_path / "out")
+    keep_parts = COMMAND.replace("    torch.set", "    import shutil; shutil.rmtree = lambda *a, **k: None\n    torch.set")
+    subprocess.run([sys.executable, "-c", keep_parts, str(shards), str(out)], cwd=ROOT, check=True)
+    parts = sorted((out / ".train.parts").glob("0*.h5"))
+    (out / "train.h5").unlink()
+    for number, part in enumerate(parts[:4]):
+        content = bytearray(part.read_bytes())
+        if number == 0:
+            content = content[: len(content) // 2]
+        elif number < 3:
+            content[content.index(open_features(part).features.tobytes()) + 100 * number] ^= 4
+        part.write_bytes(content if number < 3 else b"")
+    subprocess.run(run_pass(shards, out), cwd=ROOT, check=True)
+    assert (out / "train.h5").read_bytes() == whole
     assert sorted(p.name for p in out.iterdir()) == ["backbone.safetensors", "train.h5"]
+
+
+@pytest.mark.parametrize("fits", ["no part", "parts, but not the whole"])
+def test_a_full_disk_is_a_clear_error_and_a_second_run_ends_with_the_same_bytes(
+    small: Small, many_parts: tuple[Path, bytes], tmp_path: Path, fits: str
+) -> None:
+    shards, whole = many_parts
+    out = with_kept_weights(small, tmp_path / "out")
+    limit = 4096 if fits == "no part" else len(whole) - 1
+    code = (
+        "import resource, sys; from cli import cli; import pipeline.feature_parts as parts\n"
+        "make = parts.pixel_batches\n"
+        "def limited(*args, **kwargs):\n"  # the shared memory of the workers is a file too: the limit comes after it
+        "    batches = make(*args, **kwargs)\n    first = next(batches)\n"
+        f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "    yield first\n    yield from batches\n"
+        "parts.pixel_batches = limited\n"
+        "if __name__ == '__main__':\n"
+        "    cli(['cache-features', '--shards', sys.argv[1], '--out', sys.argv[2], '--split', 'train', '--backbone', 'resnet18',"
+        " '--weights', 'random', '--device', 'cpu', '--precision', 'fp32', '--batch-size', '2'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(shards), str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"(000000|train)\.h5: no space left \(File too large\)", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert not (out / "train.h5").exists()
+    assert len(list((out / ".train.parts").glob("0*.h5"))) == (0 if fits == "no part" else 18)
+    subprocess.run(run_pass(shards, out), cwd=ROOT, check=True)
+    assert (out / "train.h5").read_bytes() == whole
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+@pytest.mark.parametrize("closed", ["out", "shards"])
+def test_a_folder_that_may_not_be_used_is_a_clear_error(small: Small, tmp_path: Path, closed: str) -> None:
+    out, shards = with_kept_weights(small, tmp_path / "out"), tmp_path / "shards"
+    shutil.copytree(small.shards, shards)
+    (tmp_path / closed).chmod(0o555 if closed == "out" else 0)
+    code = (
+        "import os, sys; from cli import cli; import pipeline.cache_features\n"
+        "if __name__ == '__main__':\n"
+        "    if os.getuid() == 0: os.setgroups([]); os.setegid(65534); os.seteuid(65534)\n"  # root may do anything anywhere
+        "    cli(['cache-features', '--shards', sys.argv[1], '--out', sys.argv[2], '--backbone', 'resnet18', '--weights', 'random'])"
+    )
+    for folder in (tmp_path, *tmp_path.parents):
+        if os.getuid() == 0 and not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o001)
+    arguments = [sys.executable, "-c", code, str(shards), str(out)]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.search(rf"{tmp_path / closed}.*: not allowed", done.stderr)
+
+
+# Several devices
+
+
+def test_several_devices_share_the_shards_and_the_file_is_the_same_within_rounding(small: Small, tmp_path: Path) -> None:
+    out = with_kept_weights(small, tmp_path / "out")
+    summary = cache_features(shards=small.shards, out=out, splits=["train"], **{**RESNET, "device": "cpu,cpu"})[0]
+    assert summary.images == 36
+    one, two = open_features(small.features / "train.h5"), open_features(out / "train.h5")
+    assert one.table.keys == two.table.keys
+    assert one.table.texts == two.table.texts
+    np.testing.assert_allclose(one.features.astype(np.float32), two.features.astype(np.float32), atol=0.02)
+
+
+def test_damage_that_one_of_several_devices_meets_stops_all_of_them(small: Small, tmp_path: Path) -> None:
+    shutil.copytree(small.shards, tmp_path / "shards")
+    split = open_split(tmp_path / "shards", "train")
+    place = split.shards[1].sidecar.samples[3].jpg.offset + 50
+    with split.shards[1].path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte[0] ^ 1]))
+    out = with_kept_weights(small, tmp_path / "out")
+    with pytest.raises(DamageError, match=r"train-000001\.tar: sample 000000013"):
+        cache_features(shards=tmp_path / "shards", out=out, splits=["train"], **{**RESNET, "device": "cpu,cpu"})
+
+
+def test_the_command_says_what_it_did_and_what_comes_next(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    out = with_kept_weights(small, tmp_path / "out")
+    options = ["--backbone", "resnet18", "--weights", "random", "--device", "cpu", "--views", "flip", "--split", "val"]
+    result = run_cli("cache-features", "--shards", small.shards, "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    assert f"{out / 'val.h5'}: 4 images, 2 views of 512 features each, fp32" in result.output
+    assert result.output.splitlines()[-1] == f"Next: python cli.py train --features {out} --out runs/first"
+    again = run_cli("cache-features", "--shards", small.shards, "--out", out, *options)
+    assert "(was there already)" in again.output

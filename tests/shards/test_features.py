@@ -1,13 +1,15 @@
+import dataclasses
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from shards.caption_table import CaptionTable, concatenate, table_from_records
+from shards.caption_table import CaptionTable, table_from_records
 from shards.errors import DamageError, InputError, MismatchError
-from shards.features import Provenance, check_same_network, open_features, write_features
+from shards.features import Piece, Provenance, check_same_network, open_features, write_features
 
 
 def table(first: int, images: int) -> CaptionTable:
@@ -26,6 +28,7 @@ def provenance(weights: str = "a" * 64) -> Provenance:
         preprocessing={"size": 64, "crop": 56},
         views=("center",),
         precision="fp32",
+        arithmetic={"device": "cpu"},
         split="train",
         split_digest="d",
         versions={"torch": "2"},
@@ -36,9 +39,14 @@ def features(images: int, dim: int = 8) -> "np.ndarray[tuple[int, ...], np.dtype
     return np.random.default_rng(images).standard_normal((images, 1, dim)).astype(np.float16)
 
 
+def whole(images: int, dim: int = 8) -> Callable[[], Iterable[Piece]]:
+    return lambda: [(features(images, dim), table(0, images))]
+
+
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     rows = features(7)
-    write_features(tmp_path / "a.h5", [rows[:3], rows[3:]], dim=8, table=table(0, 7), provenance=provenance())
+    counts = write_features(tmp_path / "a.h5", lambda: [(rows[:3], table(0, 3)), (rows[3:], table(3, 4))], dim=8, provenance=provenance())
+    assert counts == (7, len(table(0, 7).texts))
     opened = open_features(tmp_path / "a.h5")
     np.testing.assert_array_equal(opened.features, rows)
     assert opened.provenance == provenance()
@@ -49,21 +57,30 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         assert file["features"].dtype == np.float16
 
 
-def test_joining_parts_gives_the_same_bytes_as_writing_at_once(tmp_path: Path) -> None:
+def test_the_same_pieces_make_the_same_bytes_and_the_same_table_as_one_piece(tmp_path: Path) -> None:
     rows = features(9)
-    whole = table(0, 9)
-    parts = concatenate([table(0, 4), table(4, 5)])
-    assert parts.words == whole.words
-    assert parts.references() == whole.references()
-    write_features(tmp_path / "once.h5", [rows], dim=8, table=parts, provenance=provenance())
+    pieces = [(rows[:4], table(0, 4)), (rows[4:], table(4, 5))]
+    write_features(tmp_path / "a.h5", lambda: pieces, dim=8, provenance=provenance())
     time.sleep(1.1)  # HDF5 can write times, in seconds, into a file
-    write_features(tmp_path / "parts.h5", [rows[:4], rows[4:]], dim=8, table=parts, provenance=provenance())
-    assert (tmp_path / "once.h5").read_bytes() == (tmp_path / "parts.h5").read_bytes()
+    write_features(tmp_path / "b.h5", lambda: pieces, dim=8, provenance=provenance())
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    opened, at_once = open_features(tmp_path / "a.h5"), table(0, 9)
+    np.testing.assert_array_equal(opened.features, rows)
+    assert opened.table.shard_images.tolist() == [4, 5]
+    for column in dataclasses.fields(at_once):
+        if column.name != "shard_images":
+            np.testing.assert_array_equal(getattr(opened.table, column.name), getattr(at_once, column.name))
+
+
+def test_features_that_do_not_fit_their_captions_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(3, 1, 8\) for 4 images"):
+        write_features(tmp_path / "a.h5", lambda: [(features(3), table(0, 4))], dim=8, provenance=provenance())
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_flipped_byte_of_the_data_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    write_features(path, [features(40, 64)], dim=64, table=table(0, 40), provenance=provenance())
+    write_features(path, whole(40, 64), dim=64, provenance=provenance())
     good = path.read_bytes()
     with h5py.File(path) as file:
         spans = [(d.id.get_offset(), d.nbytes) for d in (file["features"], file["captions/tokens"], file["captions/offsets"], file["image_ids"])]
@@ -80,7 +97,7 @@ def test_every_flipped_byte_of_the_data_is_detected(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
 def test_a_cut_file_is_damaged(tmp_path: Path, keep: float) -> None:
     path = tmp_path / "a.h5"
-    write_features(path, [features(40, 64)], dim=64, table=table(0, 40), provenance=provenance())
+    write_features(path, whole(40, 64), dim=64, provenance=provenance())
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
     with pytest.raises(DamageError, match=r"a\.h5"):
         open_features(path)
@@ -88,7 +105,7 @@ def test_a_cut_file_is_damaged(tmp_path: Path, keep: float) -> None:
 
 def test_a_link_out_of_the_file_is_refused(tmp_path: Path) -> None:
     for name in ("a", "other"):
-        write_features(tmp_path / f"{name}.h5", [features(3)], dim=8, table=table(0, 3), provenance=provenance())
+        write_features(tmp_path / f"{name}.h5", whole(3), dim=8, provenance=provenance())
     with h5py.File(tmp_path / "a.h5", "a") as file:
         del file["features"]
         file["features"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/features")
@@ -106,7 +123,7 @@ def test_other_hdf5_and_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_features_of_other_weights_do_not_belong_together(tmp_path: Path) -> None:
-    write_features(tmp_path / "a.h5", [features(3)], dim=8, table=table(0, 3), provenance=provenance("a" * 64))
-    write_features(tmp_path / "b.h5", [features(3)], dim=8, table=table(0, 3), provenance=provenance("b" * 64))
+    write_features(tmp_path / "a.h5", whole(3), dim=8, provenance=provenance("a" * 64))
+    write_features(tmp_path / "b.h5", whole(3), dim=8, provenance=provenance("b" * 64))
     with pytest.raises(MismatchError, match=f"{'a' * 64}.*{'b' * 64}"):
         check_same_network(open_features(tmp_path / "a.h5"), open_features(tmp_path / "b.h5"))

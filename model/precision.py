@@ -1,0 +1,204 @@
+"""The frozen network in half the bits: BatchNorm folded, bfloat16 or float16 where it agrees with float32.
+
+Rounding a network's weights shifts what each layer gives on average, and shifts add up through the layers while random errors cancel.
+So each lowered layer's bias is corrected by the difference of the two means over some photographs (Nagel et al., "Data-free
+quantization through weight equalization and bias correction", ICCV 2019, section 4.2, in its empirical form). If that is not enough,
+the first layers stay float32, as few as needed: an error in the first layers goes through all others.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from model.encoder import FrozenBackbone
+from model.networks import PooledHead
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AGREEMENT = 0.9995
+# On the few photographs that are tried, less disagreement than is allowed at all: among many others some will disagree more.
+WANTED = 1 - 0.7 * (1 - AGREEMENT)
+# Where lowering all layers leaves less than this, a few more in float32 will not help.
+HOPELESS = 0.99
+# More layers than this in float32 cost more than the others gain.
+MOST_FP32_SHARE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """A network of lower precision.
+
+    Attributes:
+        backbone: The network.
+        fp32_layers: How many of its first convolutions and linear layers stayed float32.
+        cosine: The smallest cosine similarity to float32 features on photographs that the correction had not seen.
+    """
+
+    backbone: FrozenBackbone
+    fp32_layers: int
+    cosine: float
+
+    @property
+    def agrees(self) -> bool:
+        return self.cosine >= WANTED
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, PooledHead) or super().is_leaf_module(m, module_qualified_name)
+
+
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """A copy whose BatchNorms are part of the convolutions before them, where a convolution feeds nothing else.
+
+    A network that cannot be traced comes back as it is: it works, and is slower.
+    """
+    network = copy.deepcopy(network)
+    try:
+        graph = _Tracer().trace(network)
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, NameError, AttributeError, AssertionError):
+        return network  # control flow that depends on values, which tracing cannot follow
+    modules = dict(network.named_modules())
+    calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    for node in list(graph.nodes):
+        if node.op != "call_module" or type(modules[str(node.target)]) is not nn.BatchNorm2d:
+            continue
+        before = node.args[0]
+        if before.op != "call_module" or len(before.users) != 1 or calls.count(str(before.target)) != 1 or calls.count(str(node.target)) != 1:
+            continue
+        convolution = modules[str(before.target)]
+        if type(convolution) is nn.Conv2d:
+            parent, _, name = str(before.target).rpartition(".")
+            setattr(modules[parent], name, fuse_conv_bn_eval(convolution, modules[str(node.target)]))
+            node.replace_all_uses_with(before)
+            graph.erase_node(node)
+    return fx.GraphModule(network, graph)
+
+
+def folded(backbone: FrozenBackbone) -> FrozenBackbone:
+    """The same float32 network with its BatchNorms folded."""
+    return _with_network(backbone, fold_batch_norms(backbone.network))
+
+
+def _with_network(backbone: FrozenBackbone, network: nn.Module) -> FrozenBackbone:
+    other = FrozenBackbone(network.to(memory_format=torch.channels_last), backbone.preprocessing)  # type: ignore[call-overload]
+    other.whitening = backbone.whitening
+    return other
+
+
+def lower(backbone: FrozenBackbone, precision: str, sample: Tensor) -> Lowered:
+    """Bring a network to ``precision`` so that its features agree with float32, if they can.
+
+    Args:
+        backbone: A float32 network, folded.
+        precision: ``bf16`` or ``fp16``.
+        sample: Photographs, uint8 (images, crop, crop, 3) on the network's device: every second one corrects, the others judge.
+
+    Returns:
+        The network with the fewest float32 layers that agrees, or else the one that comes nearest.
+    """
+    correcting, judging = sample[0::2], sample[1::2] if len(sample) > 1 else sample
+    wanted = backbone(judging)
+    with _recorded_means(backbone.network) as means:
+        backbone(correcting)
+    order = list(means)
+    best: Lowered | None = None
+    for fp32_layers in _prefixes(len(order)):
+        network = _cast(backbone.network, DTYPES[precision], keep=order[:fp32_layers])
+        lowered = _with_network(backbone, network)
+        with _corrected(network, {name: means[name] for name in order[fp32_layers:]}):
+            lowered(correcting)
+        cosine = float(functional.cosine_similarity(wanted.double(), lowered(judging).double(), dim=1).nan_to_num(-1.0).min())
+        if best is None or cosine > best.cosine:
+            best = Lowered(backbone=lowered, fp32_layers=fp32_layers, cosine=cosine)
+        if best.agrees or best.cosine < HOPELESS:
+            break
+    assert best is not None
+    return best
+
+
+def _prefixes(layers: int) -> Iterator[int]:
+    yield 0
+    count = 1
+    while count <= layers * MOST_FP32_SHARE:
+        yield count
+        count *= 2
+
+
+def _cast(network: nn.Module, dtype: torch.dtype, *, keep: list[str]) -> nn.Module:
+    """A copy in ``dtype``, but for BatchNorms, whose statistics cannot be rounded, and the layers named in ``keep``."""
+    network = copy.deepcopy(network)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d) or name in keep:
+            continue
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        for tensor in own:
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+        if own and (isinstance(module, nn.MultiheadAttention) or next(module.children(), None) is None):
+            module.register_forward_pre_hook(_match_weights)
+    for name in keep:
+        network.get_submodule(name).register_forward_pre_hook(_match_weights)
+    return network
+
+
+def _match_weights(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Bring a layer's inputs to the type of its weights."""
+    dtype = next(module.parameters()).dtype
+    return tuple(value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value for value in inputs)
+
+
+def _layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    return {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+
+
+def _channel_means(module: nn.Module, output: Tensor) -> Tensor:
+    # (images, channels, height, width) of a convolution, (..., channels) of a linear layer -> (channels,)
+    channels = 1 if isinstance(module, nn.Conv2d) else output.dim() - 1
+    return output.float().mean(dim=[dim for dim in range(output.dim()) if dim != channels])
+
+
+@contextmanager
+def _recorded_means(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Each layer's mean output per channel, in the order of their first calls; layers that are called again are not corrected."""
+    means: dict[str, Tensor] = {}
+
+    def record(name: str) -> Any:
+        def hook(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            means[name] = means[name] * torch.nan if name in means else _channel_means(module, output)
+
+        return hook
+
+    handles = [module.register_forward_hook(record(name)) for name, module in _layers(network).items()]
+    yield means
+    for handle in handles:
+        handle.remove()
+
+
+@contextmanager
+def _corrected(network: nn.Module, means: dict[str, Tensor]) -> Iterator[None]:
+    """During one forward pass, shift each layer's bias so that its output has the recorded mean; later layers see the shifted output."""
+
+    def correct(wanted: Tensor) -> Any:
+        def hook(module: nn.Conv2d | nn.Linear, _inputs: Any, output: Tensor) -> Tensor:
+            before = module.bias.float() if module.bias is not None else torch.zeros_like(wanted)
+            bias = (before + wanted - _channel_means(module, output)).to(module.weight.dtype)
+            module.bias = nn.Parameter(bias, requires_grad=False)
+            shift = bias.float() - before
+            if isinstance(module, nn.Conv2d):
+                shift = shift[:, None, None]
+            return (output.float() + shift).to(output.dtype)
+
+        return hook
+
+    layers = _layers(network)
+    handles = [layers[name].register_forward_hook(correct(wanted)) for name, wanted in means.items() if wanted.isfinite().all()]
+    yield
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,117 @@
+"""Shards -> uint8 batches of views, read, checked and decoded ahead in worker processes.
+
+Workers write pixels straight into memory that they share with the consumer: no pixel is pickled. What it trades: a few batches of
+memory, and a batch is only valid until the next one is asked for. Workers import no torch, and start while the network is built.
+"""
+
+import multiprocessing
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.executors import START_METHOD, run_ahead
+from pipeline.reading import decode_sample, read_samples
+from pipeline.views import places
+from shards.manifest import Sample, Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelBatch:
+    """Consecutive samples of one shard.
+
+    Attributes:
+        shard: Index of the shard among those that were asked for.
+        last: Whether the shard ends with this batch.
+        samples: Keys and JSON records, in order.
+        pixels: uint8 (images, views, crop, crop, 3), in shared memory.
+    """
+
+    shard: int
+    last: bool
+    samples: list[tuple[str, dict[str, Any]]]
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """Memory for ``slots`` batches, shared with the workers: uint8 (slots, images, views, crop, crop, 3)."""
+
+    memory: Any
+    shape: tuple[int, int, int, int, int, int]
+
+    def array(self) -> NDArray[np.uint8]:
+        """The whole of it."""
+        return np.frombuffer(self.memory, dtype=np.uint8).reshape(self.shape)
+
+
+_buffer: NDArray[np.uint8] | None = None
+
+
+def _without_samples(shard: Shard) -> Shard:
+    """A small shard to send with each task: the samples that the task needs go beside it."""
+    return replace(shard, sidecar=replace(shard.sidecar, samples=(), rejects=()))
+
+
+def _begin(buffer: Buffer) -> None:
+    global _buffer  # noqa: PLW0603 - a worker's own, set once when it starts
+    _buffer = buffer.array()
+
+
+def _decode(slot: int, shard: Shard, samples: tuple[Sample, ...], views: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
+    assert _buffer is not None
+    return decode_into(_buffer[slot], shard, samples, views)
+
+
+def decode_into(target: NDArray[np.uint8], shard: Shard, samples: Sequence[Sample], views: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
+    """Decode samples of a shard and cut their views into ``target``, uint8 (at least images, views, crop, crop, 3).
+
+    Returns:
+        Keys and JSON records.
+
+    Raises:
+        DamageError: A sample is not what the sidecar says, or does not decode.
+    """
+    crop = target.shape[2]
+    records = []
+    for row, (sample, jpeg, record) in enumerate(read_samples(shard, samples)):
+        pixels = decode_sample(shard, sample.key, jpeg)
+        where = places(views, position=int(sample.key), height=pixels.shape[0], width=pixels.shape[1], crop=crop)
+        for view, place in enumerate(where):
+            cut = pixels[place.top : place.top + crop, place.left : place.left + crop]
+            target[row, view] = cut[:, ::-1] if place.flipped else cut
+        records.append((sample.key, record))
+    return records
+
+
+def pixel_batches(shards: Sequence[Shard], *, batch_size: int, crop: int, views: tuple[str, ...], workers: int) -> Generator[PixelBatch, None, None]:
+    """The batches of some shards, in order; none crosses a shard, and an empty shard gives none.
+
+    Args:
+        batch_size: Images per batch.
+        crop: Side of a view in pixels.
+        views: From :func:`pipeline.views.view_names`.
+        workers: Processes that decode ahead.
+
+    Raises:
+        DamageError: A sample is damaged; names it.
+        ResourceError: A worker was killed.
+    """
+    spans = [
+        (index, start, min(start + batch_size, len(shard.sidecar.samples)))
+        for index, shard in enumerate(shards)
+        for start in range(0, len(shard.sidecar.samples), batch_size)
+    ]
+    ahead = 2 * workers
+    slots = ahead + 1  # the consumer holds one batch while the others are filled
+    shape = (slots, batch_size, len(views), crop, crop, 3)
+    buffer = Buffer(memory=multiprocessing.get_context(START_METHOD).RawArray("B", int(np.prod(shape))), shape=shape)
+    pixels = buffer.array()
+    light = [_without_samples(shard) for shard in shards]
+    tasks = ((number % slots, light[index], shards[index].sidecar.samples[start:stop], views) for number, (index, start, stop) in enumerate(spans))
+    results = run_ahead(_decode, tasks, workers=workers, ahead=ahead, initializer=_begin, initargs=(buffer,))
+    for number, ((index, start, stop), records) in enumerate(zip(spans, results, strict=True)):
+        last = stop == len(shards[index].sidecar.samples)
+        yield PixelBatch(shard=index, last=last, samples=records, pixels=pixels[number % slots, : stop - start])
