@@ -35,9 +35,9 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.machine import machine, machine_line, table, write_report
+from benchmarks.workload import ROOT, replicate, run_command, say
 from shards.tar import write_tar
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE, QUALITY = 256, 95
 
 
@@ -59,44 +59,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return settings
 
 
-def say(line: str) -> None:
-    """Progress, on standard error: what is measured takes minutes."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def replicate(photographs: Path, folder: Path, count: int) -> None:
-    """``count`` hard links to the photographs (or copies, on another disk), with the captions of each, in COCO's format."""
-    source = json.loads((photographs / "captions.json").read_text())
-    captions: dict[int, list[str]] = {}
-    for annotation in source["annotations"]:
-        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    (folder / "images").mkdir(parents=True)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for index, image in zip(range(count), itertools.cycle(source["images"])):
-        name = f"{index:06d}.jpg"
-        original = photographs / "images" / image["file_name"]
-        try:
-            (folder / "images" / name).hardlink_to(original.resolve())
-        except OSError:
-            (folder / "images" / name).write_bytes(original.read_bytes())
-        images.append({"id": index, "file_name": name})
-        annotations += [{"id": len(annotations) + place, "image_id": index, "caption": text} for place, text in enumerate(captions[image["id"]])]
-    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-
-
 def ours(data: Path, out: Path, count: int, workers: int, shard_size: int) -> tuple[float, int]:
     """Seconds of the whole command, and the peak memory of its largest process in bytes."""
     options = ["--limit", count, "--workers", workers, "--shard-size", shard_size, "--size", SIZE, "--quality", QUALITY]
-    command = ["cli.py", "shard", "--images", data / "images", "--captions", data / "captions.json", "--out", out, *options]
-    started = time.perf_counter()
-    child = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - started
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode != 0:
-        raise RuntimeError(f"shard ended with exit code {child.returncode}")
-    return seconds, usage.ru_maxrss * 1024
+    return run_command("shard", "--images", data / "images", "--captions", data / "captions.json", "--out", out, *options)
 
 
 def bare(data: list[bytes], count: int, gate: Barrier) -> None:

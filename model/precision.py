@@ -92,6 +92,25 @@ def _with_network(backbone: FrozenBackbone, network: nn.Module) -> FrozenBackbon
     return other
 
 
+class _CompiledForOneSize(nn.Module):
+    """Runs a compiled network on batches of one size, which it was compiled for, and the network itself on all others."""
+
+    def __init__(self, network: nn.Module, images: int) -> None:
+        super().__init__()
+        self.network, self.images = network, images
+        self.compiled = torch.compile(network, dynamic=False, options={"freezing": True})
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        run = self.compiled if len(pixels) == self.images else self.network
+        features: Tensor = run(pixels)
+        return features
+
+
+def compiled(backbone: FrozenBackbone, images: int) -> FrozenBackbone:
+    """The same network, compiled with its weights as constants for batches of ``images``; it compiles when it is first run."""
+    return _with_network(backbone, _CompiledForOneSize(backbone.network, images))
+
+
 def lower(backbone: FrozenBackbone, precision: str, sample: Tensor) -> Lowered:
     """Bring a network to ``precision`` so that its features agree with float32, if they can.
 

@@ -34,7 +34,6 @@ from shards.features import Provenance
 
 RANDOM = "random"
 KEPT_FILE = "backbone.safetensors"
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,24 +144,6 @@ def pick_devices(name: str) -> list[torch.device]:
     if name in ("auto", "cuda") and torch.cuda.device_count() > 1:
         return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     return [pick_device(part.strip()) for part in name.split(",")]
-
-
-def pick_precision(precision: str, device: torch.device) -> str:
-    """``auto`` is bf16 where the device multiplies bfloat16 at full speed, fp16 on GPUs that only have that, else fp32.
-
-    On CPUs, AVX-512 BF16 and AMX are looked for: without them bfloat16 is several times slower than float32.
-
-    Raises:
-        InputError: No such precision.
-    """
-    if precision not in PRECISIONS:
-        raise InputError(f"--precision {precision}: must be one of {', '.join(PRECISIONS)}.")
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "fp32"
 
 
 def open_backbone(

@@ -7,18 +7,17 @@ file. A run that was killed goes on behind its last finished part. Batches never
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.encoder import FrozenBackbone, backbone_state, feature_dim
-from model.networks import state_digest
-from model.precision import Lowered, folded, lower
+from model.encoder import feature_dim
 from pipeline.allocator import keep_freed_memory
-from pipeline.backbones import KEPT_FILE, Network, open_backbone, pick_devices, pick_precision
+from pipeline.arithmetic import Arithmetic, choose_arithmetic, compile_where_it_pays, pick_precision
+from pipeline.backbones import KEPT_FILE, Network, open_backbone, pick_devices
 from pipeline.executors import default_workers
 from pipeline.feature_parts import Plan, cache_parts, part_is_whole
 from pipeline.pixels import decode_into
@@ -90,13 +89,14 @@ def cache_features(
     """
     names = view_names(views)
     devices = pick_devices(device)
-    dtype = pick_precision(precision, devices[0])
+    pick_precision(precision, devices[0])
     batch_size = batch_size if batch_size is not None else BATCH_SIZES.get(devices[0].type, 32)
     if workers is None:
         workers = 1 if devices[0].type == "cpu" else max(1, default_workers() // len(devices))
     for option, value in (("--batch-size", batch_size), ("--workers", workers)):
         if value < 1:
             raise InputError(f"{option} {value}: must be at least 1.")
+    batch_images = max(1, batch_size // len(names))
     dataset = read_dataset_file(shards)
     wanted = list(splits) or sorted(dataset.splits, key=lambda name: (name != "train", name))
     opened = [open_samples(shards, name, on_error) for name in wanted]
@@ -113,20 +113,46 @@ def cache_features(
             sample=lambda crop: calibration_batches(opened[0], crop),
         )
         there = {split.name: _file_there(split, out, network, names, precision) for split in opened}
-        missing = [split for split in opened if there[split.name] is None]
-        plan = None
-        if missing:
-            sample = _sample_images(opened[0], network.preprocessing.crop, AGREEMENT_IMAGES)
-            plan = _plan(exact, network, dtype, sample, names=names, batch_size=batch_size, devices=devices, workers=workers, asked=precision)
+        if all(there.values()):
+            return [_kept_summary(split, file) for split, file in zip(opened, there.values(), strict=True) if file is not None]
+        # Of the first split, whichever are missing: all files of a folder are made alike.
+        sample = _sample_images(opened[0], network.preprocessing.crop, AGREEMENT_IMAGES)
+        chosen = choose_arithmetic(exact, precision=precision, device=devices[0], sample=sample)
+        dim = feature_dim(chosen.frozen)
         summaries = []
         for split in opened:
             file = there[split.name]
             if file is not None:
                 summaries.append(_kept_summary(split, file))
-            else:
-                assert plan is not None
-                summaries.append(_cache_split(split, out, plan, quiet=quiet))
+                continue
+            arithmetic = chosen
+            if len(devices) == 1:  # a compiled network cannot be sent to another process
+                arithmetic = compile_where_it_pays(chosen, sample=sample, views=split.images * len(names), views_per_pass=batch_images * len(names))
+            plan = Plan(
+                frozen=arithmetic.frozen if len(devices) == 1 else arithmetic.frozen.cpu(),
+                provenance=_provenance(split, network, arithmetic, names, batch_images),
+                dim=dim,
+                batch_images=batch_images,
+                devices=tuple(devices),
+                workers=workers,
+            )
+            summaries.append(_cache_split(split, out, plan, notes=arithmetic.notes, quiet=quiet))
         return summaries
+
+
+def _provenance(split: Split, network: Network, arithmetic: Arithmetic, names: tuple[str, ...], batch_images: int) -> Provenance:
+    return Provenance(
+        backbone=network.backbone,
+        weights=network.weights,
+        weights_sha256=network.weights_sha256,
+        preprocessing=network.content()["preprocessing"],
+        views=names,
+        precision=arithmetic.precision,
+        arithmetic={**arithmetic.details, "images_per_pass": batch_images},
+        split=split.name,
+        split_digest=split.digest,
+        versions=library_versions("torch", "torchvision", "timm", "h5py"),
+    )
 
 
 def _check_out(out: Path) -> None:
@@ -203,78 +229,8 @@ def _sample_images(split: Split, crop: int, count: int) -> Tensor:
     return torch.cat([_center_crops(shard, [sample], crop) for shard, sample in (samples[row] for row in rows)] or [torch.empty(0, crop, crop, 3)])
 
 
-def _plan(
-    exact: FrozenBackbone,
-    network: Network,
-    precision: str,
-    sample: Tensor,
-    *,
-    names: tuple[str, ...],
-    batch_size: int,
-    devices: Sequence[torch.device],
-    workers: int,
-    asked: str,
-) -> Plan:
-    """Fold and lower the network, see whether the result agrees with float32, and say what came out."""
-    device = devices[0]
-    frozen = folded(exact.to(device))
-    lowered, notes = None, []
-    if precision != "fp32" and len(sample):
-        lowered, note = _lowered(frozen, precision, sample.to(device), asked)
-        notes.append(note)
-    if lowered is None:
-        precision = "fp32"
-    frozen = (lowered.backbone if lowered is not None else frozen).cpu()
-    batch_images = max(1, batch_size // len(names))
-    provenance = Provenance(
-        backbone=network.backbone,
-        weights=network.weights,
-        weights_sha256=network.weights_sha256,
-        preprocessing=network.content()["preprocessing"],
-        views=names,
-        precision=precision,
-        arithmetic={
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "images_per_pass": batch_images,
-            "fp32_layers": lowered.fp32_layers if lowered is not None else None,
-            "smallest_cosine": round(lowered.cosine, 7) if lowered is not None else None,
-            "tensors_sha256": state_digest(backbone_state(frozen)),
-        },
-        split="",
-        split_digest="",
-        versions=library_versions("torch", "torchvision", "timm", "h5py"),
-    )
-    return Plan(
-        frozen=frozen,
-        provenance=provenance,
-        dim=feature_dim(frozen),
-        batch_images=batch_images,
-        devices=tuple(devices),
-        workers=workers,
-        notes=tuple(notes),
-    )
-
-
-def _lowered(frozen: FrozenBackbone, precision: str, sample: Tensor, asked: str) -> tuple[Lowered | None, str]:
-    """The network in ``precision`` if it can be used, and a line about it."""
-    try:
-        lowered = lower(frozen, precision, sample)
-    except (RuntimeError, TypeError, ValueError) as error:  # a layer that has no such arithmetic here
-        if asked != "auto":
-            raise InputError(f"--precision {precision}: this network cannot run in it here ({str(error)[:200]}). Take --precision fp32.") from None
-        return None, f"Precision fp32: {precision} does not work with this network here ({str(error)[:200]})."
-    layers = f", the first {lowered.fp32_layers} layers in fp32" if lowered.fp32_layers else ""
-    agreement = f"smallest cosine similarity to fp32 features {lowered.cosine:.5f} on {len(sample)} images"
-    if lowered.agrees:
-        return lowered, f"Precision {precision}{layers}: {agreement}."
-    if asked == "auto":
-        return None, f"Precision fp32: {precision} does not agree well enough with this network ({agreement})."
-    return lowered, f"Precision {precision}{layers}, as asked for, though it agrees badly: {agreement}."
-
-
-def _cache_split(split: Split, out: Path, plan: Plan, *, quiet: bool) -> CacheSummary:
+def _cache_split(split: Split, out: Path, plan: Plan, *, notes: Sequence[str], quiet: bool) -> CacheSummary:
     target = feature_path(out, split.name)
-    plan = replace(plan, provenance=replace(plan.provenance, split=split.name, split_digest=split.digest))
     folder = out / f".{split.name}.parts"
     parts = [folder / f"{index:06d}.h5" for index in range(len(split.shards))]
     with Progress(f"Caching {split.name}", total=split.images, unit="images", quiet=quiet) as progress:
@@ -289,7 +245,6 @@ def _cache_split(split: Split, out: Path, plan: Plan, *, quiet: bool) -> CacheSu
         rate = (progress.done - before) / max(time.monotonic() - progress.started, 1e-9)
     images, _ = write_features(target, lambda: ((f.features, f.table) for f in map(open_features, parts)), dim=plan.dim, provenance=plan.provenance)
     shutil.rmtree(folder, ignore_errors=True)
-    notes = (*plan.notes, *filter(None, [split.skipped_note()]))
     return CacheSummary(
         split=split.name,
         path=target,
@@ -298,7 +253,7 @@ def _cache_split(split: Split, out: Path, plan: Plan, *, quiet: bool) -> CacheSu
         views=len(plan.provenance.views),
         precision=plan.provenance.precision,
         kept=False,
-        notes=notes,
+        notes=(*notes, *filter(None, [split.skipped_note()])),
         images_per_second=rate,
     )
 

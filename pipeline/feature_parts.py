@@ -27,7 +27,7 @@ from shards.manifest import Shard
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a pass runs, the same for all its splits: the network that is really run, on a CPU, and where."""
+    """How a split's pass runs: the network as it is computed, and where; with several devices it waits on the CPU."""
 
     frozen: FrozenBackbone
     provenance: Provenance
@@ -35,7 +35,6 @@ class Plan:
     batch_images: int
     devices: tuple[torch.device, ...]
     workers: int
-    notes: tuple[str, ...]
 
 
 def part_is_whole(part: Path, shard: Shard, provenance: Provenance) -> bool:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,7 @@ def photographs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def real(photographs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+def real(photographs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Features of the real photographs by the real MobileNetV2 weights, in any precision."""
     base = tmp_path_factory.mktemp("real")
 

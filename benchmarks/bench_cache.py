@@ -1,0 +1,324 @@
+"""How fast is caching features, and how near to the network alone?
+
+Real photographs, replicated as hard links and sharded, in turns (A B ours, A B ours, ...), each in a process of its own:
+
+    A     the tutorial's way: PIL, ToTensor, Normalize and the network in float32, one after the other in one process
+    B     the limit: the network that ours runs, at its precision, on one batch that is there already
+    ours  `python cli.py cache-features` as a user types it: the whole call, from the interpreter's start to its end
+
+A and B are timed without start-up, after one batch that is not timed; ours includes everything. The weights are random with BatchNorm
+statistics of the photographs, in a .safetensors file: as fast as trained ones.
+
+    python -m benchmarks.bench_cache --photographs ../shared/data/coco-cc --out benchmarks/results
+    python -m benchmarks.bench_cache --steps       what each step towards B brings, from A's network to torch.compile
+    python -m benchmarks.bench_cache --views       time and disk of each kind of views
+    python -m benchmarks.bench_cache --memory      peak memory at 2,000 and at 40,000 images
+"""
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.machine import machine, machine_line, table, write_report
+from benchmarks.workload import ROOT, replicate, run_command, say
+from model.encoder import FrozenBackbone, backbone_state
+from model.precision import folded
+from model.preprocessing import normalize
+from pipeline.allocator import keep_freed_memory
+from pipeline.arithmetic import COMPILE_FROM_IMAGES, choose_arithmetic, compile_where_it_pays
+from pipeline.backbones import open_backbone, pick_device
+from pipeline.cache_features import calibration_batches
+from pipeline.reading import shard_samples
+from shards.features import open_features
+from shards.manifest import Split, open_split
+
+LIMIT = "B"
+STEPS = {
+    "fp32, channels first": {},
+    "+ channels last": {"last": True},
+    "+ BatchNorm folded": {"last": True, "fold": True},
+    "+ freed memory kept": {"last": True, "fold": True, "keep": True},
+    "+ half precision": {"last": True, "fold": True, "keep": True, "lower": True},
+    "+ torch.compile, frozen": {"last": True, "fold": True, "keep": True, "lower": True, "compile": True},
+}
+WAYS = {**STEPS, LIMIT: {"last": True, "fold": True, "keep": True, "lower": True, "as_ours": True}}
+VIEWS = ("center", "flip", "random:4", "ten-crop")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Caching features against its limit.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--photographs", type=Path, default=Path("../shared/data/coco-cc"), help="folder with images/ and captions.json (COCO)")
+    parser.add_argument("--backbone", default="resnet152", help="torchvision's name of a classification network")
+    parser.add_argument("--images", type=int, default=4000, help="images per measurement of ours")
+    parser.add_argument("--batches", type=int, default=8, help="timed batches per measurement of A and B")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per batch")
+    parser.add_argument("--size", type=int, default=256, help="size of the shards' images")
+    parser.add_argument("--precision", default="auto", help="of ours and of B: auto, fp32, bf16 or fp16")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each")
+    parser.add_argument("--steps", action="store_true", help="measure the steps from A's network to B's instead")
+    parser.add_argument("--views", action="store_true", help="measure time and disk of views instead")
+    parser.add_argument("--memory", type=int, nargs="*", default=None, help="measure memory at these numbers of images instead (2000 40000)")
+    parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=None, help="folder for a dated JSON and Markdown report")
+    settings = parser.parse_args(argv)
+    if not (settings.photographs / "captions.json").is_file():
+        parser.error(f"--photographs {settings.photographs}: there is no captions.json")
+    return settings
+
+
+def prepare(s: argparse.Namespace, work: Path, count: int) -> Split:
+    """Shards of ``count`` photographs, and weights for the network."""
+    say(f"preparing {count} images")
+    replicate(s.photographs, work / "photographs", count)
+    source = work / "photographs"
+    run_command("shard", "--images", source / "images", "--captions", source / "captions.json", "--out", work / "shards", "--size", s.size)
+    split = open_split(work / "shards", "train")
+    if not (work / "weights.safetensors").is_file():
+        _, frozen = open_backbone(
+            backbone=s.backbone,
+            weights="random",
+            resize=split.config["resize"],
+            kept=work / "kept.safetensors",
+            sample=lambda crop: list(calibration_batches(split, crop))[:1],
+        )
+        frozen.whitening = None
+        save_file(backbone_state(frozen), work / "weights.safetensors")
+    return split
+
+
+def exact_network(s: argparse.Namespace) -> tuple[FrozenBackbone, torch.device]:
+    """The network in float32, as a file's weights make it."""
+    device = pick_device(s.device)
+    split = open_split(s.work / "shards", "train")
+    weights, resize = str(s.work / "weights.safetensors"), split.config["resize"]
+    _, frozen = open_backbone(backbone=s.backbone, weights=weights, resize=resize, kept=s.work / "none", sample=lambda _: [])
+    return frozen.to(device), device
+
+
+def sync(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def measure_tutorial(s: argparse.Namespace) -> float:
+    """A: images/s."""
+    frozen, device = exact_network(s)
+    network = frozen.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    p = frozen.preprocessing
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (p.mean, p.std))
+    jpegs = [jpeg for _, jpeg, _ in shard_samples(open_split(s.work / "shards", "train").shards[0])]
+    edge = (p.size - p.crop) // 2
+
+    def load(jpeg: bytes) -> Tensor:
+        image = Image.open(io.BytesIO(jpeg)).convert("RGB").crop((edge, edge, edge + p.crop, edge + p.crop))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+        return (pixels - mean) / std
+
+    def batch(number: int) -> None:
+        chosen = [jpegs[(number * s.batch_size + row) % len(jpegs)] for row in range(s.batch_size)]
+        network(torch.stack([load(jpeg) for jpeg in chosen]).to(device)).cpu()
+
+    return timed(batch, s, device)
+
+
+def timed(batch: Callable[[int], None], s: argparse.Namespace, device: torch.device) -> float:
+    """Images/s of ``--batches`` batches after one that is not timed."""
+    batch(0)
+    sync(device)
+    started = time.perf_counter()
+    for number in range(1, s.batches + 1):
+        batch(number)
+    sync(device)
+    return float(s.batches * s.batch_size / (time.perf_counter() - started))
+
+
+def measure_network(s: argparse.Namespace, step: dict[str, bool]) -> dict[str, float]:
+    """Images/s of the network alone on one batch that is there already, with some of the steps."""
+    if step.get("keep"):
+        keep_freed_memory()
+    frozen, device = exact_network(s)
+    images = torch.cat(list(calibration_batches(open_split(s.work / "shards", "train"), frozen.preprocessing.crop))[:1])
+    seconds = 0.0
+    if step.get("lower"):
+        arithmetic = choose_arithmetic(frozen, precision=s.precision, device=device, sample=images)
+        started = time.perf_counter()
+        passes = COMPILE_FROM_IMAGES if step.get("compile") else s.images if step.get("as_ours") else 0
+        arithmetic = compile_where_it_pays(arithmetic, sample=images, views=passes, views_per_pass=s.batch_size)
+        seconds = time.perf_counter() - started if arithmetic.details["compiled"] else 0.0
+        frozen = arithmetic.frozen
+    elif step.get("fold"):
+        frozen = folded(frozen)
+    with torch.no_grad():
+        chosen = images[torch.arange(s.batch_size) % len(images)].to(device)
+        pixels = normalize(chosen, frozen.preprocessing.mean, frozen.preprocessing.std)
+        if not step.get("last"):
+            frozen, pixels = frozen.to(memory_format=torch.contiguous_format), pixels.contiguous()  # type: ignore[call-overload]
+        return {"images_per_second": timed(lambda _: frozen.network(pixels), s, device), "compile_seconds": seconds}
+
+
+def in_a_process(s: argparse.Namespace, work: Path, what: str) -> dict[str, float]:
+    """One measurement in a process of its own: what one does to the allocator, the next must not feel."""
+    names = ("photographs", "backbone", "images", "batches", "batch_size", "precision", "device")
+    options = [text for name in names for text in ("--" + name.replace("_", "-"), str(getattr(s, name)))]
+    command = [sys.executable, "-m", "benchmarks.bench_cache", *options, "--work", str(work), "--measure", what]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def ours(s: argparse.Namespace, work: Path, out: Path, *more: object) -> tuple[float, int]:
+    """Seconds and peak memory of the whole command."""
+    weights = ("--weights", work / "weights.safetensors", "--batch-size", s.batch_size, "--device", s.device, "--precision", s.precision)
+    return run_command("cache-features", "--shards", work / "shards", "--out", out, "--backbone", s.backbone, *weights, *more)
+
+
+def speed(s: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """A, B and ours in turns."""
+    prepare(s, work, s.images)
+    rates: dict[str, list[float]] = {"A": [], "B": [], "ours": []}
+    start_up = []
+    for repeat in range(s.repeats):
+        rates["A"].append(in_a_process(s, work, "tutorial")["images_per_second"])
+        rates["B"].append(in_a_process(s, work, LIMIT)["images_per_second"])
+        out = work / f"features-{repeat}"
+        rates["ours"].append(s.images / ours(s, work, out)[0])
+        start_up.append(ours(s, work, out)[0])
+        say(f"repeat {repeat + 1} of {s.repeats}: " + ", ".join(f"{way} {values[-1]:.1f}" for way, values in rates.items()) + " images/s")
+    provenance = open_features(work / "features-0" / "train.h5").provenance
+    medians = {way: statistics.median(values) for way, values in rates.items()}
+    return {
+        "rates": rates,
+        "medians": medians,
+        "ratios": {"ours / A": medians["ours"] / medians["A"], "ours / B": medians["ours"] / medians["B"]},
+        "second_call_seconds": statistics.median(start_up),
+        "precision": provenance.precision,
+        "arithmetic": provenance.arithmetic,
+    }
+
+
+def steps(s: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """The network alone, step by step, in turns."""
+    prepare(s, work, min(s.images, 200))
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in STEPS}
+    for repeat in range(s.repeats):
+        for name in STEPS:
+            found[name].append(in_a_process(s, work, name))
+            say(f"repeat {repeat + 1} of {s.repeats}: {name}: {found[name][-1]['images_per_second']:.1f} images/s")
+    return {"steps": {name: {key: [run[key] for run in runs] for key in runs[0]} for name, runs in found.items()}}
+
+
+def views(s: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """The whole command and the file's size for each kind of views, in turns."""
+    prepare(s, work, s.images)
+    found: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in VIEWS}
+    for repeat in range(s.repeats):
+        for name in VIEWS:
+            out = work / f"{name.replace(':', '-')}-{repeat}"
+            found[name]["seconds"].append(ours(s, work, out, "--views", name)[0])
+            file = open_features(out / "train.h5")
+            found[name] |= {"views": len(file.provenance.views), "bytes": (out / "train.h5").stat().st_size, "feature_bytes": file.features.nbytes}
+            say(f"repeat {repeat + 1} of {s.repeats}: {name}: {found[name]['seconds'][-1]:.1f} s")
+    return {"views": found}
+
+
+def memory(s: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Peak memory of the whole command at several numbers of images."""
+    rows = []
+    for count in s.memory:
+        folder = work / str(count)
+        folder.mkdir()
+        prepare(s, folder, count)
+        seconds, peak = ours(s, folder, folder / "features")
+        rows.append({"images": count, "peak_bytes": peak, "seconds": seconds})
+        say(f"{count} images: peak {peak / 1e6:.0f} MB, {seconds:.0f} s")
+    return {"memory": rows}
+
+
+def spread(values: Sequence[float], form: str = ",.1f") -> str:
+    """Median (min to max)."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def markdown(report: dict[str, Any]) -> str:
+    settings = report["settings"]
+    lines = [f"# Caching features, {settings['backbone']}, {report['date']}", ""]
+    lines += [f"Batches of {settings['batch_size']}. Medians (min to max) of {settings['repeats']} interleaved measurements; warm page cache.", ""]
+    if "rates" in report:
+        images = settings["images"]
+        lines += [
+            f"Ours: {images:,} images from shards, the whole command, precision {report['precision']} ({report['arithmetic']}). The same command "
+            f"again, with nothing to do, takes {report['second_call_seconds']:.1f} s.",
+            "",
+            *table(["Way", "images/s"], [[way, spread(values)] for way, values in report["rates"].items()]),
+            "",
+            *table(["Ratio", "times"], [[name, f"{value:.3f}"] for name, value in report["ratios"].items()]),
+        ]
+    elif "steps" in report:
+        rows = [
+            [name, spread(runs["images_per_second"]), f"{statistics.median(runs['compile_seconds']):.0f} s" if any(runs["compile_seconds"]) else ""]
+            for name, runs in report["steps"].items()
+        ]
+        lines += ["The network alone, on a batch that is there already.", "", *table(["Step", "images/s", "compiling"], rows)]
+    elif "views" in report:
+        images, center = settings["images"], statistics.median(report["views"]["center"]["seconds"])
+        rows = [
+            [name, f"{v['views']}", spread(v["seconds"]), f"{statistics.median(v['seconds']) / center:.2f}", f"{v['bytes'] / images:,.0f}"]
+            for name, v in report["views"].items()
+        ]
+        header = ["--views", "Stored", "Seconds", "Times center", "Bytes an image, captions included"]
+        lines += [f"{images:,} images, the whole command.", "", *table(header, rows)]
+    else:
+        cells = [[f"{row['images']:,}", f"{row['peak_bytes'] / 1e6:,.0f} MB", f"{row['seconds']:.0f}"] for row in report["memory"]]
+        lines += ["The whole command, its largest process.", "", *table(["Images", "Peak memory", "Seconds"], cells)]
+    return "\n".join([*lines, "", machine_line(report["machine"]), ""])
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    settings = parse(argv)
+    if settings.measure is not None:
+        rate = {"images_per_second": measure_tutorial(settings)} if settings.measure == "tutorial" else None
+        print(json.dumps(rate or measure_network(settings, WAYS[settings.measure])))
+        return {}
+    kind, run = "", speed
+    if settings.steps:
+        kind, run = "-steps", steps
+    elif settings.views:
+        kind, run = "-views", views
+    elif settings.memory is not None:
+        settings.memory = settings.memory or [2000, 40_000]
+        kind, run = "-memory", memory
+    settings.photographs = settings.photographs.resolve()
+    with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
+        report = run(settings, Path(folder))
+    device = pick_device(settings.device)
+    report |= {
+        "date": date.today().isoformat(),
+        "settings": {name: getattr(settings, name) for name in ("backbone", "images", "batches", "batch_size", "size", "repeats")},
+        "machine": machine("torch", "torchvision", "simplejpeg", "pillow", "pillow-simd")
+        | {"torch_threads": torch.get_num_threads(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type},
+    }
+    write_report(settings.out, f"bench_cache{kind}-{settings.backbone}-{report['date']}", report, markdown(report))
+    return report
+
+
+if __name__ == "__main__":
+    main()
