@@ -274,7 +274,11 @@ def backbones(pattern: str) -> None:
 @click.option("--batch-size", type=int, default=None, show_default="32 on a CPU, 256 on a GPU", help="Views per forward pass.")
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="At damaged samples; skipped ones are counted and named.")
 @click.option(
-    "--workers", type=click.IntRange(1), default=None, show_default="1 beside a CPU, all cores beside GPUs", help="Processes that decode, a device."
+    "--workers",
+    type=click.IntRange(1),
+    default=None,
+    show_default="1 beside a CPU; beside GPUs all cores, shared out",
+    help="Processes that decode, for each device.",
 )
 @click.option("--device", default="auto", help="auto (all GPUs, else the CPU), cpu, cuda:0, cuda:0,cuda:1 ...: one process each.")
 def cache_features(
@@ -308,11 +312,12 @@ def cache_features(
         device=device,
         workers=workers,
         on_error=on_error,
+        report=lambda note: click.echo(note, err=True),
         quiet=False,
     )
-    for note in dict.fromkeys(note for summary in summaries for note in summary.notes):
-        click.echo(note, err=True)
     for summary in summaries:
+        for note in summary.notes:
+            click.echo(note, err=True)
         say(describe_cache(summary))
     next_step(f"python cli.py train --features {out} --out runs/first")
 

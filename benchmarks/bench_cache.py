@@ -172,7 +172,7 @@ def measure_network(s: argparse.Namespace, step: dict[str, bool]) -> dict[str, f
         frozen = folded(frozen)
     with torch.no_grad():
         chosen = images[torch.arange(s.batch_size) % len(images)].to(device)
-        pixels = normalize(chosen, frozen.preprocessing.mean, frozen.preprocessing.std)
+        pixels = normalize(chosen, frozen.scale, frozen.shift)
         if not step.get("last"):
             frozen, pixels = frozen.to(memory_format=torch.contiguous_format), pixels.contiguous()  # type: ignore[call-overload]
         return {"images_per_second": timed(lambda _: frozen.network(pixels), s, device), "compile_seconds": seconds}

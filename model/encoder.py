@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.networks import WeightsInfo, build_network
-from model.preprocessing import Preprocessing, normalize
+from model.preprocessing import Preprocessing, normalize, scale_and_shift
 
 
 class Whitening(nn.Module):
@@ -55,9 +55,13 @@ class FrozenBackbone(nn.Module):
     """
 
     whitening: Whitening | None
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
+        for name, value in zip(("scale", "shift"), scale_and_shift(preprocessing.mean, preprocessing.std), strict=True):
+            self.register_buffer(name, value, persistent=False)
         self.network = network.requires_grad_(False)
         self.preprocessing = preprocessing
         self.whitening = None
@@ -78,7 +82,7 @@ class FrozenBackbone(nn.Module):
         Returns:
             float32 (images, dim).
         """
-        pixels = normalize(images, self.preprocessing.mean, self.preprocessing.std)
+        pixels = normalize(images, self.scale, self.shift)
         features: Tensor = self.network(pixels).float()
         return features if self.whitening is None else self.whitening(features)
 
@@ -102,10 +106,10 @@ def build_backbone(backbone: str, state: Mapping[str, Tensor], preprocessing: Pr
     return frozen
 
 
-def backbone_state(backbone: FrozenBackbone) -> dict[str, Tensor]:
-    """The network's tensors, as :func:`build_backbone` takes them back (without the head, which is gone, and with the whitening)."""
+def backbone_state(backbone: FrozenBackbone, *, whitening: bool = True) -> dict[str, Tensor]:
+    """The network's tensors, as :func:`build_backbone` takes them back: without the head, which is gone, and with the whitening."""
     state = backbone.network.state_dict()
-    if backbone.whitening is not None:
+    if backbone.whitening is not None and whitening:
         state |= {f"whitening.{key}": value for key, value in backbone.whitening.state_dict().items()}
     return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 

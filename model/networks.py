@@ -189,6 +189,8 @@ def build_network(backbone: str, state: Mapping[str, Tensor], *, crop: int) -> n
     network = _headless(backbone, _classifier(backbone, crop))
     wanted = network.state_dict()
     given = {key: value for key, value in _upgraded(state).items() if key in wanted or not _of_a_head(backbone, key)}
+    # Counters of batches, which nothing here reads; weights from before torch 0.4.1 have none.
+    given |= {key: value for key, value in wanted.items() if key.endswith("num_batches_tracked") and key not in given}
     _check_fit(wanted, given)
     # Some networks read their version from the state's metadata, which only torch's own files carry.
     complete = OrderedDict(given)
@@ -208,7 +210,7 @@ def _of_a_head(backbone: str, key: str) -> bool:
 def _check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     shapes = [f"{k} ({tuple(given[k].shape)}, not {tuple(v.shape)})" for k, v in wanted.items() if k in given and given[k].shape != v.shape]
     sides = {
-        "missing keys": [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")],
+        "missing keys": [key for key in wanted if key not in given],
         "unexpected keys": [key for key in given if key not in wanted],
         "other shapes": shapes,
     }
@@ -243,6 +245,13 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
         total.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return total.hexdigest()
+
+
+def weights_digest(backbone: str, state: Mapping[str, Tensor]) -> str:
+    """What identifies weights, in whatever file they came: :func:`state_digest`, for timm without the classifier, which it drops itself."""
+    if backbone.startswith(TIMM):
+        state = {key: value for key, value in state.items() if not _of_a_head(backbone, key)}
+    return state_digest(state)
 
 
 class _WithoutData(TorchFunctionMode):

@@ -7,7 +7,7 @@ the first layers stay float32, as few as needed: an error in the first layers go
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AGREEMENT = 0.9995
 # On the few photographs that are tried, less disagreement than is allowed at all: among many others some will disagree more.
 WANTED = 1 - 0.7 * (1 - AGREEMENT)
-# Where lowering all layers leaves less than this, a few more in float32 will not help.
+# Where even two layers in float32 leave less than this, more will not help.
 HOPELESS = 0.99
 # More layers than this in float32 cost more than the others gain.
 MOST_FP32_SHARE = 0.25
@@ -36,12 +36,14 @@ class Lowered:
 
     Attributes:
         backbone: The network.
-        fp32_layers: How many of its first convolutions and linear layers stayed float32.
+        kept: Which of its first convolutions and linear layers stayed float32.
+        judges: On how many photographs the cosine was found.
         cosine: The smallest cosine similarity to float32 features on photographs that the correction had not seen.
     """
 
     backbone: FrozenBackbone
-    fp32_layers: int
+    kept: tuple[str, ...]
+    judges: int
     cosine: float
 
     @property
@@ -126,31 +128,52 @@ def lower(backbone: FrozenBackbone, precision: str, sample: Tensor) -> Lowered:
     wanted = backbone(judging)
     with _recorded_means(backbone.network) as means:
         backbone(correcting)
-    order = list(means)
+    order = tuple(means)
     best: Lowered | None = None
-    for fp32_layers in _prefixes(len(order)):
-        network = _cast(backbone.network, DTYPES[precision], keep=order[:fp32_layers])
-        lowered = _with_network(backbone, network)
-        with _corrected(network, {name: means[name] for name in order[fp32_layers:]}):
-            lowered(correcting)
-        cosine = float(functional.cosine_similarity(wanted.double(), lowered(judging).double(), dim=1).nan_to_num(-1.0).min())
+    for layers in _prefixes(len(order)):
+        kept = order[:layers]
+        try:
+            lowered = _with_network(backbone, _cast(backbone.network, DTYPES[precision], kept))
+            with _corrected(lowered.network, {name: means[name] for name in order[layers:]}):
+                lowered(correcting)
+            cosine = float(functional.cosine_similarity(wanted.double(), lowered(judging).double(), dim=1).nan_to_num(-1.0).min())
+        except RuntimeError:  # a layer that does not take what another type of layer before it gives
+            if best is None:
+                raise
+            break
         if best is None or cosine > best.cosine:
-            best = Lowered(backbone=lowered, fp32_layers=fp32_layers, cosine=cosine)
-        if best.agrees or best.cosine < HOPELESS:
+            best = Lowered(backbone=lowered, kept=kept, judges=len(judging), cosine=cosine)
+        if best.agrees or (layers >= 2 and best.cosine < HOPELESS):
             break
     assert best is not None
     return best
 
 
+def rebuilt(backbone: FrozenBackbone, precision: str, kept: Sequence[str], state: Mapping[str, Tensor]) -> FrozenBackbone:
+    """The network that :func:`lower` made, from its parts: for another process.
+
+    Args:
+        backbone: The same float32 network, folded.
+        precision, kept: As for :func:`lower`, and from its result.
+        state: The lowered network's tensors.
+    """
+    network = _cast(backbone.network, DTYPES[precision], kept)
+    for name, module in _layers(network).items():
+        if module.bias is None and f"{name}.bias" in state:  # the correction made it
+            module.bias = nn.Parameter(torch.empty_like(state[f"{name}.bias"]), requires_grad=False)
+    network.load_state_dict(state)
+    return _with_network(backbone, network)
+
+
 def _prefixes(layers: int) -> Iterator[int]:
     yield 0
     count = 1
-    while count <= layers * MOST_FP32_SHARE:
+    while count <= max(1, layers * MOST_FP32_SHARE):
         yield count
         count *= 2
 
 
-def _cast(network: nn.Module, dtype: torch.dtype, *, keep: list[str]) -> nn.Module:
+def _cast(network: nn.Module, dtype: torch.dtype, keep: Sequence[str]) -> nn.Module:
     """A copy in ``dtype``, but for BatchNorms, whose statistics cannot be rounded, and the layers named in ``keep``."""
     network = copy.deepcopy(network)
     for name, module in network.named_modules():
@@ -160,7 +183,7 @@ def _cast(network: nn.Module, dtype: torch.dtype, *, keep: list[str]) -> nn.Modu
         for tensor in own:
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
-        if own and (isinstance(module, nn.MultiheadAttention) or next(module.children(), None) is None):
+        if any(tensor.is_floating_point() for tensor in own) and (isinstance(module, nn.MultiheadAttention) or next(module.children(), None) is None):
             module.register_forward_pre_hook(_match_weights)
     for name in keep:
         network.get_submodule(name).register_forward_pre_hook(_match_weights)
@@ -169,7 +192,7 @@ def _cast(network: nn.Module, dtype: torch.dtype, *, keep: list[str]) -> nn.Modu
 
 def _match_weights(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Bring a layer's inputs to the type of its weights."""
-    dtype = next(module.parameters()).dtype
+    dtype = next(t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
     return tuple(value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value for value in inputs)
 
 
@@ -195,9 +218,11 @@ def _recorded_means(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         return hook
 
     handles = [module.register_forward_hook(record(name)) for name, module in _layers(network).items()]
-    yield means
-    for handle in handles:
-        handle.remove()
+    try:
+        yield means
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -218,6 +243,8 @@ def _corrected(network: nn.Module, means: dict[str, Tensor]) -> Iterator[None]:
 
     layers = _layers(network)
     handles = [layers[name].register_forward_hook(correct(wanted)) for name, wanted in means.items() if wanted.isfinite().all()]
-    yield
-    for handle in handles:
-        handle.remove()
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -54,8 +54,16 @@ def crop_and_flip(images: Sequence[Tensor], crop: int, tops: Sequence[int], left
     return torch.stack([image.flip(1) if flip else image for image, flip in zip(cropped, flips, strict=True)])
 
 
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (images, height, width, 3) -> float32 (images, 3, height, width), channels last in memory: (x / 255 - mean) / std."""
-    scale = 1.0 / (255.0 * torch.tensor(std, device=images.device))
-    shift = -torch.tensor(mean, device=images.device) / torch.tensor(std, device=images.device)
+def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """float32 (3,) each, so that pixel * scale + shift = (pixel / 255 - mean) / std."""
+    deviation = torch.tensor(std)
+    return 1.0 / (255.0 * deviation), -torch.tensor(mean) / deviation
+
+
+def normalize(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """uint8 (images, height, width, 3) -> float32 (images, 3, height, width), channels last in memory.
+
+    Args:
+        scale, shift: From :func:`scale_and_shift`, on the images' device: made there anew, they would stop a GPU for every batch.
+    """
     return torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from model.encoder import FrozenBackbone, backbone_state
 from model.networks import state_digest
 from model.precision import AGREEMENT, Lowered, compiled, folded, lower
+from pipeline.allocator import keep_freed_memory
 from shards.errors import InputError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -27,12 +28,14 @@ class Arithmetic:
     Attributes:
         frozen: The network, on the device that it was tried on.
         precision: fp32, bf16 or fp16.
+        kept: The layers that stayed float32 in a lower precision.
         details: What decides the last bits, as a feature file records it.
         notes: What was decided, in words.
     """
 
     frozen: FrozenBackbone
     precision: str
+    kept: tuple[str, ...]
     details: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -50,9 +53,21 @@ def pick_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        with torch.cuda.device(device):
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "fp32"
+
+
+def prepare_device(device: torch.device) -> None:
+    """Make a device ready: fp32 means float32 on GPUs too, where torch would take TF32 with its 10 bits for convolutions."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        if device.index is not None:  # pinned memory belongs to the current device
+            torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        keep_freed_memory()
 
 
 def choose_arithmetic(exact: FrozenBackbone, *, precision: str, device: torch.device, sample: Tensor) -> Arithmetic:
@@ -74,14 +89,15 @@ def choose_arithmetic(exact: FrozenBackbone, *, precision: str, device: torch.de
         notes.append(note)
     if lowered is not None:
         frozen = lowered.backbone
+    kept = lowered.kept if lowered is not None else ()
     details = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "compiled": False,
-        "fp32_layers": lowered.fp32_layers if lowered is not None else None,
+        "fp32_layers": len(kept) if lowered is not None else None,
         "smallest_cosine": round(lowered.cosine, 7) if lowered is not None else None,
         "tensors_sha256": state_digest(backbone_state(frozen)),
     }
-    return Arithmetic(frozen=frozen, precision="fp32" if lowered is None else chosen, details=details, notes=tuple(notes))
+    return Arithmetic(frozen=frozen, precision="fp32" if lowered is None else chosen, kept=kept, details=details, notes=tuple(notes))
 
 
 def compile_where_it_pays(arithmetic: Arithmetic, *, sample: Tensor, views: int, views_per_pass: int) -> Arithmetic:
@@ -112,13 +128,15 @@ def _lowered(frozen: FrozenBackbone, precision: str, sample: Tensor, *, asked: s
     """The network in ``precision`` if it can be used, and a line about it."""
     try:
         lowered = lower(frozen, precision, sample)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, ValueError) as error:  # a layer that has no such arithmetic here
         if asked != "auto":
             reason = _first_line(error)
             raise InputError(f"--precision {precision}: this network cannot run in it here ({reason}). Take --precision fp32.") from None
         return None, f"Precision fp32: {precision} does not work with this network here ({_first_line(error)})."
-    layers = f", the first {lowered.fp32_layers} layers in fp32" if lowered.fp32_layers else ""
-    agreement = f"smallest cosine similarity to fp32 features {lowered.cosine:.5f} on {len(sample)} images"
+    layers = f", the first {len(lowered.kept)} layers in fp32" if lowered.kept else ""
+    agreement = f"smallest cosine similarity to fp32 features {lowered.cosine:.5f} on {lowered.judges} images"
     if lowered.agrees:
         return lowered, f"Precision {precision}{layers}: {agreement}."
     if asked == "auto":

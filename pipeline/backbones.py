@@ -25,6 +25,7 @@ from model.networks import (
     random_info,
     random_state,
     state_digest,
+    weights_digest,
     weights_names,
 )
 from model.preprocessing import Preprocessing
@@ -142,8 +143,12 @@ def pick_devices(name: str) -> list[torch.device]:
         InputError: As :func:`pick_device`.
     """
     if name in ("auto", "cuda") and torch.cuda.device_count() > 1:
-        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    return [pick_device(part.strip()) for part in name.split(",")]
+        name = ",".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    devices = [pick_device(part.strip()) for part in name.split(",")]
+    kinds = sorted({torch.cuda.get_device_name(device) if device.type == "cuda" else device.type for device in devices})
+    if len(kinds) > 1:
+        raise InputError(f"--device {name}: {', '.join(kinds)} would make features that differ in their last bits. Take devices of one kind.")
+    return devices
 
 
 def open_backbone(
@@ -188,7 +193,8 @@ def open_backbone(
         preprocessing = _fit(info_of_file(backbone, path.name), resize)
         state, weights = read_weights(path), str(path.resolve())
     frozen = _build(backbone, weights, state, preprocessing)
-    return Network(backbone=backbone, weights=weights, weights_sha256=state_digest(state), preprocessing=preprocessing), frozen
+    digest = weights_digest(backbone, state)
+    return Network(backbone=backbone, weights=weights, weights_sha256=digest, preprocessing=preprocessing), frozen
 
 
 def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None) -> FrozenBackbone:
@@ -215,7 +221,7 @@ def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None)
                 f"{source}: the weights that this run's features were made with are gone (SHA-256 of their tensors: "
                 f"{network.weights_sha256}). Put them back, or say where they are with --weights PATH."
             )
-    found = state_digest(state)
+    found = state_digest(state) if network.weights == RANDOM else weights_digest(network.backbone, state)
     if found != network.weights_sha256:
         raise MismatchError(f"{source}: these weights have digest {found}, the features were made with {network.weights_sha256}.")
     return _build(network.backbone, source, state, network.preprocessing)

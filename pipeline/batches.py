@@ -165,7 +165,7 @@ class ShardSource:
     def __init__(self, split: Split, table: CaptionTable, preprocessing: Preprocessing, augmentation: Augmentation) -> None:
         self.table, self.preprocessing, self.augmentation = table, preprocessing, augmentation
         self.threads = default_workers()
-        self._samples = [(shard, sample) for shard in split.shards for sample in shard.sidecar.samples]
+        self._split = split
 
     def images(self, order: Order, start: int, stop: int, draws: NDArray[np.float64]) -> Tensor:
         rows = order.image_rows[start:stop]
@@ -179,7 +179,7 @@ class ShardSource:
         return crop_and_flip(pixels, crop, shifts[:, 0].tolist(), shifts[:, 1].tolist(), (draws[start:stop, 2] < 0.5).tolist())
 
     def _pixels(self, row: int) -> Tensor:
-        shard, sample = self._samples[row]
+        shard, sample = self._split.sample(row)
         with shard.path.open("rb") as file:
             jpeg = read_member(file, shard, sample.key, "jpg", sample.jpg)
         return torch.from_numpy(decode_sample(shard, sample.key, jpeg))

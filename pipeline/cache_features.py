@@ -4,29 +4,31 @@ A shard is one task, and its result a feature file of its own (a part); the last
 file. A run that was killed goes on behind its last finished part. Batches never cross a shard, so parts are the same whoever made them.
 """
 
+import functools
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
-from model.encoder import feature_dim
-from pipeline.allocator import keep_freed_memory
-from pipeline.arithmetic import Arithmetic, choose_arithmetic, compile_where_it_pays, pick_precision
+from model.encoder import backbone_state, feature_dim
+from pipeline.arithmetic import Arithmetic, choose_arithmetic, compile_where_it_pays, pick_precision, prepare_device
 from pipeline.backbones import KEPT_FILE, Network, open_backbone, pick_devices
 from pipeline.executors import default_workers
-from pipeline.feature_parts import Plan, cache_parts, part_is_whole
+from pipeline.feature_parts import Plan, Recipe, Task, cache_parts, cache_parts_on_devices, out_of_memory, part_is_whole
 from pipeline.pixels import decode_into
 from pipeline.progress import Progress
 from pipeline.views import CENTER, view_names
 from shards.atomic import disk_errors, exclusive
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.features import FeatureFile, Provenance, feature_path, open_features, write_features
-from shards.manifest import SPLIT_NAME, Sample, Shard, Split, library_versions, read_dataset_file
+from shards.manifest import SPLIT_NAME, DatasetFile, Sample, Shard, Split, library_versions, read_dataset_file
 from shards.tar import OnError, open_samples
 
 CALIBRATION_IMAGES = 512
@@ -36,9 +38,15 @@ AGREEMENT_IMAGES = 32
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
 
 
+class Run(Protocol):
+    """Makes the missing parts of a split."""
+
+    def __call__(self, tasks: Sequence[Task], *, plan: Plan, advance: Callable[[int], None]) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class CacheSummary:
-    """What one split's pass did; ``images_per_second`` is 0 where the file was there already."""
+    """What one split's pass did; ``images_per_second`` is 0 where the file was there already. ``notes`` name skipped samples."""
 
     split: str
     path: Path
@@ -64,6 +72,7 @@ def cache_features(
     device: str = "auto",
     workers: int | None = None,
     on_error: OnError = "fail",
+    report: Callable[[str], None] = lambda _: None,
     quiet: bool = True,
 ) -> list[CacheSummary]:
     """Write ``OUT/SPLIT.h5`` for every split, and beside them the weights where they are random.
@@ -79,6 +88,7 @@ def cache_features(
         device: ``auto``, ``cpu``, ``cuda``, or several with commas between them: one process each.
         workers: Processes that decode, for each device; by default one beside a CPU, and its share of the cores beside a GPU.
         on_error: ``fail`` at a damaged sample, or ``skip`` it.
+        report: Is told before the pass what was decided about it.
 
     Raises:
         InputError: Wrong names, sizes or folders.
@@ -98,27 +108,30 @@ def cache_features(
             raise InputError(f"{option} {value}: must be at least 1.")
     batch_images = max(1, batch_size // len(names))
     dataset = read_dataset_file(shards)
-    wanted = list(splits) or sorted(dataset.splits, key=lambda name: (name != "train", name))
-    opened = [open_samples(shards, name, on_error) for name in wanted]
+    opened = [open_samples(shards, name, on_error) for name in splits or _in_order(dataset)]
     if not opened:
         raise InputError(f"{shards}: holds no split yet. Run the shard command to its end first.")
     _check_out(out)
-    keep_freed_memory()
+    for each in reversed(devices):  # the first one stays the current one
+        prepare_device(each)
     with exclusive(out, "cache", "caching features"):
+        first = _first_with_images(shards, dataset, on_error)
         network, exact = open_backbone(
             backbone=backbone,
             weights=weights,
             resize=dataset.config["resize"],
             kept=out / KEPT_FILE,
-            sample=lambda crop: calibration_batches(opened[0], crop),
+            sample=lambda crop: calibration_batches(first, crop),
         )
         there = {split.name: _file_there(split, out, network, names, precision) for split in opened}
         if all(there.values()):
             return [_kept_summary(split, file) for split, file in zip(opened, there.values(), strict=True) if file is not None]
-        # Of the first split, whichever are missing: all files of a folder are made alike.
-        sample = _sample_images(opened[0], network.preprocessing.crop, AGREEMENT_IMAGES)
-        chosen = choose_arithmetic(exact, precision=precision, device=devices[0], sample=sample)
-        dim = feature_dim(chosen.frozen)
+        sample = _sample_images(first, network.preprocessing.crop, AGREEMENT_IMAGES)
+        with out_of_memory():
+            chosen = choose_arithmetic(exact, precision=precision, device=devices[0], sample=sample)
+            dim = feature_dim(chosen.frozen)
+        for note in chosen.notes:
+            report(note)
         summaries = []
         for split in opened:
             file = there[split.name]
@@ -128,19 +141,37 @@ def cache_features(
             arithmetic = chosen
             if len(devices) == 1:  # a compiled network cannot be sent to another process
                 arithmetic = compile_where_it_pays(chosen, sample=sample, views=split.images * len(names), views_per_pass=batch_images * len(names))
-            plan = Plan(
-                frozen=arithmetic.frozen if len(devices) == 1 else arithmetic.frozen.cpu(),
-                provenance=_provenance(split, network, arithmetic, names, batch_images),
-                dim=dim,
-                batch_images=batch_images,
-                devices=tuple(devices),
-                workers=workers,
-            )
-            summaries.append(_cache_split(split, out, plan, notes=arithmetic.notes, quiet=quiet))
+            for note in arithmetic.notes[len(chosen.notes) :]:
+                report(note)
+            provenance = _provenance(split, network, arithmetic, names, batch_images, devices)
+            plan = Plan(provenance=provenance, dim=dim, batch_images=batch_images, workers=workers)
+            run: Run
+            if len(devices) == 1:
+                run = functools.partial(cache_parts, frozen=arithmetic.frozen, device=devices[0])
+            else:
+                state = save(backbone_state(arithmetic.frozen, whitening=False)) if arithmetic.precision != "fp32" else None
+                recipe = Recipe(network=network, weights_kept=out / KEPT_FILE, precision=arithmetic.precision, kept=arithmetic.kept, state=state)
+                run = functools.partial(cache_parts_on_devices, recipe=recipe, devices=devices)
+            summaries.append(_cache_split(split, out, plan, run, report, quiet=quiet))
         return summaries
 
 
-def _provenance(split: Split, network: Network, arithmetic: Arithmetic, names: tuple[str, ...], batch_images: int) -> Provenance:
+def _first_with_images(shards: Path, dataset: DatasetFile, on_error: OnError) -> Split:
+    """The split whose photographs calibrate and judge the network, the same whichever splits are cached: train, or the first that has any."""
+    splits = [open_samples(shards, name, on_error) for name in _in_order(dataset)]
+    return next((split for split in splits if split.images), splits[0])
+
+
+def _in_order(dataset: DatasetFile) -> list[str]:
+    return sorted(dataset.splits, key=lambda name: (name != "train", name))
+
+
+def _provenance(
+    split: Split, network: Network, arithmetic: Arithmetic, names: tuple[str, ...], batch_images: int, devices: Sequence[torch.device]
+) -> Provenance:
+    machine: dict[str, Any] = {"images_per_pass": batch_images}
+    if devices[0].type == "cpu":
+        machine["threads"] = torch.get_num_threads() if len(devices) == 1 else max(1, default_workers() // len(devices))
     return Provenance(
         backbone=network.backbone,
         weights=network.weights,
@@ -148,7 +179,7 @@ def _provenance(split: Split, network: Network, arithmetic: Arithmetic, names: t
         preprocessing=network.content()["preprocessing"],
         views=names,
         precision=arithmetic.precision,
-        arithmetic={**arithmetic.details, "images_per_pass": batch_images},
+        arithmetic={**arithmetic.details, **machine},
         split=split.name,
         split_digest=split.digest,
         versions=library_versions("torch", "torchvision", "timm", "h5py"),
@@ -224,12 +255,11 @@ def _center_crops(shard: Shard, samples: Sequence[Sample], crop: int) -> Tensor:
 
 def _sample_images(split: Split, crop: int, count: int) -> Tensor:
     """Up to ``count`` photographs, evenly spaced over the split: uint8 (images, crop, crop, 3)."""
-    samples = [(shard, sample) for shard in split.shards for sample in shard.sidecar.samples]
-    rows = sorted({int(row) for row in np.linspace(0, len(samples) - 1, min(count, len(samples)))})
-    return torch.cat([_center_crops(shard, [sample], crop) for shard, sample in (samples[row] for row in rows)] or [torch.empty(0, crop, crop, 3)])
+    rows = sorted({int(row) for row in np.linspace(0, split.images - 1, min(count, split.images))})
+    return torch.cat([_center_crops(shard, [sample], crop) for shard, sample in map(split.sample, rows)] or [torch.empty(0, crop, crop, 3)])
 
 
-def _cache_split(split: Split, out: Path, plan: Plan, *, notes: Sequence[str], quiet: bool) -> CacheSummary:
+def _cache_split(split: Split, out: Path, plan: Plan, run: Run, report: Callable[[str], None], *, quiet: bool) -> CacheSummary:
     target = feature_path(out, split.name)
     folder = out / f".{split.name}.parts"
     parts = [folder / f"{index:06d}.h5" for index in range(len(split.shards))]
@@ -240,8 +270,12 @@ def _cache_split(split: Split, out: Path, plan: Plan, *, notes: Sequence[str], q
                 progress.advance(len(shard.sidecar.samples), note="kept from the last run")
             else:
                 tasks.append((shard, part))
+        again = sum(part.is_file() for _, part in tasks)
+        if again:
+            report(f"{folder}: {again} parts of an earlier run are damaged or were made in another way; they are made again.")
         before, progress.started = progress.done, time.monotonic()
-        cache_parts(tasks, plan, progress.advance)
+        if tasks:
+            run(tasks, plan=plan, advance=progress.advance)
         rate = (progress.done - before) / max(time.monotonic() - progress.started, 1e-9)
     images, _ = write_features(target, lambda: ((f.features, f.table) for f in map(open_features, parts)), dim=plan.dim, provenance=plan.provenance)
     shutil.rmtree(folder, ignore_errors=True)
@@ -253,7 +287,7 @@ def _cache_split(split: Split, out: Path, plan: Plan, *, notes: Sequence[str], q
         views=len(plan.provenance.views),
         precision=plan.provenance.precision,
         kept=False,
-        notes=(*notes, *filter(None, [split.skipped_note()])),
+        notes=tuple(filter(None, [split.skipped_note()])),
         images_per_second=rate,
     )
 

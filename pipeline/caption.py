@@ -11,7 +11,9 @@ from torch import Tensor
 
 from model.decoding import greedy, sentence
 from model.encoder import FrozenBackbone
+from model.precision import folded
 from model.preprocessing import center_crop
+from pipeline.arithmetic import prepare_device
 from pipeline.backbones import pick_device, reopen_backbone
 from pipeline.executors import default_workers
 from pipeline.images import ImageError, Resize, load_photograph
@@ -74,7 +76,8 @@ def _load(path: Path, resize: Resize) -> NDArray[np.uint8] | str:
 def open_run_backbone(run: Run, *, weights: str | None = None) -> FrozenBackbone:
     """The frozen network that a run's features came from, on the run's device."""
     device = next(run.captioner.parameters()).device
-    return reopen_backbone(run.config.network, kept=kept_weights(run.folder), weights=weights).to(device)
+    prepare_device(device)
+    return folded(reopen_backbone(run.config.network, kept=kept_weights(run.folder), weights=weights)).to(device)
 
 
 def run_resize(run: Run) -> Resize:

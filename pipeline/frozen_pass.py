@@ -40,7 +40,8 @@ def features_of_batches(
 
 def _on_cpu(frozen: FrozenBackbone, batches: Iterable[PixelBatch], device: torch.device) -> Iterator[tuple[PixelBatch, Tensor]]:
     for batch in batches:
-        images = torch.from_numpy(batch.pixels).to(device)
+        pieces = [torch.from_numpy(piece) for piece in batch.pieces]
+        images = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(device)
         # (images, views, crop, crop, 3) -> (images * views, crop, crop, 3), and back to (images, views, dim)
         yield batch, frozen(images.flatten(0, 1)).half().cpu().unflatten(0, images.shape[:2])
 
@@ -50,7 +51,8 @@ def _on_gpu(frozen: FrozenBackbone, batches: Iterable[PixelBatch], device: torch
     pending: deque[tuple[PixelBatch, Tensor, torch.cuda.Event]] = deque()
     for batch in batches:
         # The pinned copy is this process's own: the shared memory is free for the next batch at once.
-        pinned = torch.from_numpy(batch.pixels).pin_memory()
+        pinned = torch.empty((len(batch.samples), *batch.pieces[0].shape[1:]), dtype=torch.uint8, pin_memory=True)
+        torch.cat([torch.from_numpy(piece) for piece in batch.pieces], out=pinned)
         with torch.cuda.stream(copies):
             images = pinned.to(device, non_blocking=True)
         compute.wait_stream(copies)
@@ -82,6 +84,6 @@ def check_finite(features: NDArray[np.float16], names: Sequence[str]) -> None:
     if not finite.all():
         name = names[int(np.flatnonzero(~finite)[0])]
         raise DamageError(
-            f"{name}: the network's features are not finite in float16. The weights do not suit this network or its input; take other "
-            "--weights, or --precision fp32."
+            f"{name}: the network's features are not finite in float16, in which they are stored. The weights do not suit this network or its "
+            "input; take other --weights, or --precision fp32 where another was taken."
         )

@@ -167,6 +167,21 @@ def decode_image(data: bytes, name: str, resize: Resize | None = None) -> Photog
         return Photograph(image=image, width=width, height=height, as_stored=as_stored)
 
 
+def decode_pixels(data: bytes, name: str) -> NDArray[np.uint8]:
+    """The pixels of :func:`decode_image` without resizing, uint8 (height, width, 3).
+
+    Raises:
+        ImageError: As :func:`decode_image`.
+    """
+    if data[:2] == b"\xff\xd8" and not any(mark in data for mark in NOT_PLAIN):
+        with contextlib.suppress(ValueError):  # what libjpeg-turbo refuses, decode_image refuses with a reason
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours == "YCbCr" and width * height <= MAX_PIXELS:
+                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
+                return pixels
+    return np.array(decode_image(data, name).image, dtype=np.uint8)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Stored:
     """Pixels as they are stored: ``image`` RGB (or RGBX), perhaps at a fraction of width and height, of which ``box`` is what counts."""

@@ -1,7 +1,7 @@
 """Shards -> uint8 batches of views, read, checked and decoded ahead in worker processes.
 
 Workers write pixels straight into memory that they share with the consumer: no pixel is pickled. What it trades: a few batches of
-memory, and a batch is only valid until the next one is asked for. Workers import no torch, and start while the network is built.
+memory, and a batch is only valid until the next one is asked for. Workers import no torch.
 """
 
 import multiprocessing
@@ -17,6 +17,9 @@ from pipeline.reading import decode_sample, read_samples
 from pipeline.views import places
 from shards.manifest import Sample, Shard
 
+# Images that a worker decodes at a time: large enough that handing it over costs nothing, small enough that memory stays small.
+PIECE_IMAGES = 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class PixelBatch:
@@ -26,18 +29,18 @@ class PixelBatch:
         shard: Index of the shard among those that were asked for.
         last: Whether the shard ends with this batch.
         samples: Keys and JSON records, in order.
-        pixels: uint8 (images, views, crop, crop, 3), in shared memory.
+        pieces: The pixels, one piece after the other, uint8 (images, views, crop, crop, 3), in shared memory.
     """
 
     shard: int
     last: bool
     samples: list[tuple[str, dict[str, Any]]]
-    pixels: NDArray[np.uint8]
+    pieces: list[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Buffer:
-    """Memory for ``slots`` batches, shared with the workers: uint8 (slots, images, views, crop, crop, 3)."""
+    """Memory for ``slots`` pieces, shared with the workers: uint8 (slots, images, views, crop, crop, 3)."""
 
     memory: Any
     shape: tuple[int, int, int, int, int, int]
@@ -60,7 +63,7 @@ def _begin(buffer: Buffer) -> None:
     _buffer = buffer.array()
 
 
-def _decode(slot: int, shard: Shard, samples: tuple[Sample, ...], views: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
+def _decode(slot: int, shard: Shard, samples: Sequence[Sample], views: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     assert _buffer is not None
     return decode_into(_buffer[slot], shard, samples, views)
 
@@ -99,19 +102,27 @@ def pixel_batches(shards: Sequence[Shard], *, batch_size: int, crop: int, views:
         DamageError: A sample is damaged; names it.
         ResourceError: A worker was killed.
     """
-    spans = [
-        (index, start, min(start + batch_size, len(shard.sidecar.samples)))
+    pieces = [
+        (index, start, min(start + PIECE_IMAGES, first + batch_size, len(shard.sidecar.samples)))
         for index, shard in enumerate(shards)
-        for start in range(0, len(shard.sidecar.samples), batch_size)
+        for first in range(0, len(shard.sidecar.samples), batch_size)
+        for start in range(first, min(first + batch_size, len(shard.sidecar.samples)), PIECE_IMAGES)
     ]
-    ahead = 2 * workers
-    slots = ahead + 1  # the consumer holds one batch while the others are filled
-    shape = (slots, batch_size, len(views), crop, crop, 3)
+    held = -(-batch_size // PIECE_IMAGES)  # by the consumer, while the others are filled
+    ahead = max(2 * workers, held)
+    slots = ahead + held
+    shape = (slots, min(batch_size, PIECE_IMAGES), len(views), crop, crop, 3)
     buffer = Buffer(memory=multiprocessing.get_context(START_METHOD).RawArray("B", int(np.prod(shape))), shape=shape)
     pixels = buffer.array()
     light = [_without_samples(shard) for shard in shards]
-    tasks = ((number % slots, light[index], shards[index].sidecar.samples[start:stop], views) for number, (index, start, stop) in enumerate(spans))
+    tasks = ((number % slots, light[index], shards[index].sidecar.samples[start:stop], views) for number, (index, start, stop) in enumerate(pieces))
     results = run_ahead(_decode, tasks, workers=workers, ahead=ahead, initializer=_begin, initargs=(buffer,))
-    for number, ((index, start, stop), records) in enumerate(zip(spans, results, strict=True)):
+    samples: list[tuple[str, dict[str, Any]]] = []
+    arrays: list[NDArray[np.uint8]] = []
+    for number, ((index, start, stop), records) in enumerate(zip(pieces, results, strict=True)):
+        samples.extend(records)
+        arrays.append(pixels[number % slots, : stop - start])
         last = stop == len(shards[index].sidecar.samples)
-        yield PixelBatch(shard=index, last=last, samples=records, pixels=pixels[number % slots, : stop - start])
+        if last or stop % batch_size == 0:
+            yield PixelBatch(shard=index, last=last, samples=samples, pieces=arrays)
+            samples, arrays = [], []

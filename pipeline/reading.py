@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import ImageError, decode_image
+from pipeline.images import ImageError, decode_pixels
 from shards.errors import DamageError
 from shards.manifest import REPAIR_SHARD, Sample, Shard
 from shards.tar import check_member, parse_record, read_member
@@ -69,6 +69,6 @@ def decode_sample(shard: Shard, key: str, jpeg: bytes) -> NDArray[np.uint8]:
         DamageError: The bytes are no whole JPEG.
     """
     try:
-        return np.array(decode_image(jpeg, f"{shard.path}: {key}.jpg").image, dtype=np.uint8)
+        return decode_pixels(jpeg, f"{shard.path}: {key}.jpg")
     except ImageError as error:
         raise DamageError(f"{error}. {REPAIR_SHARD}") from None

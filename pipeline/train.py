@@ -17,6 +17,7 @@ import torch
 
 from model.decoder import Captioner, DecoderConfig
 from model.vocabulary import Vocabulary
+from pipeline.arithmetic import prepare_device
 from pipeline.backbones import KEPT_FILE, RANDOM, pick_device
 from pipeline.batches import CaptionBatch, Encoded, steps_per_epoch, to_device, training_batches
 from pipeline.metrics_log import LOG_EVERY, Meter, MetricsLog, perplexity
@@ -106,6 +107,7 @@ def train(
     if features is not None and (backbone or weights):
         raise InputError("--backbone and --weights are for --shards; features were made by the network that their file names.")
     torch_device = pick_device(device)
+    prepare_device(torch_device)
     with exclusive(out, "train", "training"):
         if features is not None:
             data = open_cached(features)

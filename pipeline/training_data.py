@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from model.encoder import FrozenBackbone, feature_dim
+from model.precision import folded
 from model.vocabulary import Vocabulary
 from pipeline.backbones import KEPT_FILE, Network, open_backbone, recorded_network
 from pipeline.batches import CaptionBatch, Encoded, FeatureSource, Order, ShardSource, Source, to_device
@@ -103,7 +104,7 @@ def open_raw(
         source=ShardSource(split, table_of_split(split), network.preprocessing, augment),
         val=val,
         network=network,
-        frozen=frozen.to(device),
+        frozen=folded(frozen).to(device),  # as features are cached
         split_digest=split.digest,
         notes=tuple(note for note in notes if note),
     )

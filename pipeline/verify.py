@@ -3,13 +3,14 @@
 Nothing is repaired here: the command that made them, run again, keeps what is whole and makes the rest anew.
 """
 
-import tarfile
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.executors import run_tasks
 from pipeline.images import ImageError, Resize, decode_image
 from pipeline.progress import Progress
+from pipeline.reading import shard_samples
 from shards.atomic import file_sha256
 from shards.errors import CapstreamError, InputError
 from shards.features import open_features
@@ -102,7 +103,7 @@ def verify(folder: Path, *, deep: bool = False, workers: int = 1, quiet: bool = 
 
     Args:
         folder: A shard dataset.
-        deep: Decode every image, and read every tar with the standard library's reader too.
+        deep: Decode every image, and read every tar with webdataset's own reader too.
         workers: Processes.
 
     Returns:
@@ -172,10 +173,10 @@ def _against_tar(tar: Path, sidecar: Sidecar) -> list[str]:
 
 def _deep(shard: Shard, dataset: DatasetFile) -> list[str]:
     problems = []
-    wanted = [f"{sample.key}.{ending}" for sample in shard.sidecar.samples for ending in ("jpg", "json")]
-    with tarfile.open(shard.path) as archive:
-        if archive.getnames() != wanted:
-            problems.append("the tar's own list of members is not the sidecar's")
+    try:
+        deque(shard_samples(shard), maxlen=0)
+    except CapstreamError as error:
+        problems.append(f"webdataset's own reader does not find what the sidecar lists: {error}")
     resize = Resize(**dataset.config["resize"])
     with shard.path.open("rb") as file:
         for sample in shard.sidecar.samples:

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from pipeline.batches import (
 from pipeline.vocab import vocabulary_of
 from shards.caption_table import CaptionTable, table_from_records, table_of_split
 from shards.errors import InputError
-from shards.features import open_features
+from shards.features import FeatureFile, Provenance, open_features, write_features
 from shards.manifest import open_split
 from tests.conftest import Small
 
@@ -149,3 +150,42 @@ def test_a_single_captioned_image_is_refused() -> None:
     split.table = table
     with pytest.raises(InputError, match="at least two"):
         training_batches(split, encoded, seed=0, epoch=0, batch_size=2)
+
+
+def feature_file(tmp_path: Path, views: int) -> FeatureFile:
+    """24 images of one caption each; the feature of image i in view v is 100 v + i."""
+    table = table_with([[1] * 24])
+    features = (100 * np.arange(views)[None, :, None] + np.arange(24)[:, None, None]).astype(np.float16)
+    provenance = Provenance(
+        backbone="resnet18",
+        weights="random",
+        weights_sha256="0",
+        preprocessing={},
+        views=tuple(map(str, range(views))),
+        precision="fp32",
+        arithmetic={},
+        split="train",
+        split_digest="0",
+        versions={},
+    )
+    write_features(tmp_path / "train.h5", lambda: [(features, table)], dim=1, provenance=provenance)
+    return open_features(tmp_path / "train.h5")
+
+
+def test_training_draws_one_view_for_each_unit_and_epoch_and_evaluation_takes_the_centre(tmp_path: Path) -> None:
+    file = feature_file(tmp_path, views=3)
+    encoded = Encoded(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
+
+    def drawn(source: FeatureSource, epoch: int) -> dict[int, int]:
+        batches = training_batches(source, encoded, seed=0, epoch=epoch, batch_size=5)
+        values = torch.cat([batch.images for batch in batches]).squeeze(1).long().tolist()
+        return {value % 100: value // 100 for value in values}
+
+    source = FeatureSource(file, draw_views=True)
+    epochs = [drawn(source, epoch) for epoch in range(30)]
+    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
+    assert drawn(source, 0) == epochs[0]
+    assert epochs[0] != epochs[1]
+    counts = np.bincount([view for epoch in epochs for view in epoch.values()], minlength=3)
+    assert counts.min() > 200  # of 720, by a fair draw
+    assert set(drawn(FeatureSource(file), 0).values()) == {0}

@@ -1,9 +1,11 @@
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -250,20 +252,20 @@ def photographs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def real(photographs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def real(photographs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Features of the real photographs by the real MobileNetV2 weights, in any precision."""
     base = tmp_path_factory.mktemp("real")
 
-    def cached(precision: str) -> Path:
-        out = base / precision
+    def cached(precision: str, device: str = "cpu") -> Path:
+        out = base / f"{precision}-{device}"
         weights = data / "weights" / "mobilenet_v2_tf2ptq-2d2ba5d1.pth"
-        cache_features(shards=photographs, out=out, backbone="mobilenet_v2", weights=str(weights), device="cpu", precision=precision)
+        cache_features(shards=photographs, out=out, backbone="mobilenet_v2", weights=str(weights), device=device, precision=precision)
         return out / "train.h5"
 
     return cached
 
 
-def test_bf16_features_of_real_photographs_by_real_weights_agree_with_fp32(real: Callable[[str], Path]) -> None:
+def test_bf16_features_of_real_photographs_by_real_weights_agree_with_fp32(real: Callable[..., Path]) -> None:
     exact, lowered = (torch.from_numpy(features_of(real(precision))).squeeze(1).double() for precision in ("fp32", "bf16"))
     cosine = functional.cosine_similarity(exact, lowered, dim=1)
     assert len(cosine) == 99
@@ -278,10 +280,31 @@ def test_bf16_features_of_real_photographs_by_real_weights_agree_with_fp32(real:
 def test_auto_goes_back_to_fp32_where_the_faster_arithmetic_does_not_agree(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     out = with_kept_weights(small, tmp_path / "out")
-    summary = cache_features(shards=small.shards, out=out, splits=["val"], **{**RESNET, "precision": "auto"})[0]
+    notes: list[str] = []
+    summary = cache_features(shards=small.shards, out=out, splits=["val"], report=notes.append, **{**RESNET, "precision": "auto"})[0]
     assert summary.precision == "fp32"  # whitened features of random weights
-    assert any("bf16 does not agree well enough" in note for note in summary.notes)
+    assert any("bf16 does not agree well enough" in note for note in notes)
     assert open_features(out / "val.h5").provenance.precision == "fp32"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_long_pass_is_compiled_and_goes_on_to_the_same_bytes(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.arithmetic.COMPILE_FROM_IMAGES", 30)
+    remove = shutil.rmtree
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda folder, *args, **kwargs: None if Path(folder).name == ".train.parts" else remove(folder, *args, **kwargs)
+    )
+    out = with_kept_weights(small, tmp_path / "out")
+    files = []
+    for _ in range(2):
+        cache_features(shards=small.shards, out=out, splits=["train"], batch_size=4, **RESNET)
+        files.append((out / "train.h5").read_bytes())
+        (out / "train.h5").rename(tmp_path / "train.h5")
+        for part in sorted((out / ".train.parts").iterdir())[2:]:  # the first two stay, as from a pass that was killed
+            part.unlink()
+    assert files[0] == files[1]
+    assert open_features(tmp_path / "train.h5").provenance.arithmetic["compiled"] is True
+    np.testing.assert_allclose(features_of(tmp_path / "train.h5"), features_of(small.features / "train.h5"), atol=0.02)
 
 
 # Interruptions and damage
@@ -431,6 +454,14 @@ def test_several_devices_share_the_shards_and_the_file_is_the_same_within_roundi
     np.testing.assert_allclose(one.features.astype(np.float32), two.features.astype(np.float32), atol=0.02)
 
 
+def test_lowered_networks_of_several_devices_are_the_same_tensors(real: Callable[..., Path]) -> None:
+    one, two = open_features(real("bf16")), open_features(real("bf16", "cpu,cpu"))
+    assert one.provenance.arithmetic["tensors_sha256"] == two.provenance.arithmetic["tensors_sha256"]
+    first, second = (torch.from_numpy(np.asarray(file.features[:, 0], np.float64)) for file in (one, two))
+    cosine = functional.cosine_similarity(first, second, dim=1)
+    assert cosine.min() > 0.9999
+
+
 def test_damage_that_one_of_several_devices_meets_stops_all_of_them(small: Small, tmp_path: Path) -> None:
     shutil.copytree(small.shards, tmp_path / "shards")
     split = open_split(tmp_path / "shards", "train")
@@ -443,6 +474,27 @@ def test_damage_that_one_of_several_devices_meets_stops_all_of_them(small: Small
     out = with_kept_weights(small, tmp_path / "out")
     with pytest.raises(DamageError, match=r"train-000001\.tar: sample 000000013"):
         cache_features(shards=tmp_path / "shards", out=out, splits=["train"], **{**RESNET, "device": "cpu,cpu"})
+    assert not multiprocessing.active_children()
+
+
+def kill_a_device_process(out: Path) -> None:
+    """Wait for the first part, then kill one of the processes that hold a device."""
+    while not list(out.glob(".train.parts/0*.h5")):
+        time.sleep(0.005)
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+
+def test_a_device_process_that_is_killed_ends_the_others_and_a_second_run_goes_on(
+    small: Small, many_parts: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    shards, _ = many_parts
+    out = with_kept_weights(small, tmp_path / "out")
+    threading.Thread(target=kill_a_device_process, args=(out,), daemon=True).start()
+    common: dict[str, Any] = {"shards": shards, "out": out, "splits": ["train"], **RESNET, "device": "cpu,cpu", "batch_size": 2}
+    with pytest.raises(ResourceError, match=r"ended with code -9.*finished parts are kept"):
+        cache_features(**common)
+    assert not multiprocessing.active_children()
+    assert cache_features(**common)[0].images == 36
 
 
 def test_the_command_says_what_it_did_and_what_comes_next(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:

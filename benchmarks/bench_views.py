@@ -1,0 +1,112 @@
+"""Do several cached views help, and should evaluation look at the centre or at the mean of the views?
+
+Drawn scenes, features by a real network where its weights are at hand (--weights) or by a random one. For each kind of views and each
+seed a captioner is trained on features that draw one view per image and epoch; then the same run captions the validation scenes from
+their centre crops, and from the mean of all their views. What it trades: drawn scenes are no photographs, and a few hundred validation
+scenes leave a spread that the table shows.
+
+    python -m benchmarks.bench_views --weights ../shared/data/weights/mobilenet_v2_tf2ptq-2d2ba5d1.pth --out benchmarks/results
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.machine import machine, machine_line, table, write_report
+from benchmarks.workload import say
+from model.decoding import greedy
+from model.metrics import score_captions
+from pipeline.cache_features import cache_features
+from pipeline.evaluate import evaluate
+from pipeline.run import open_run
+from pipeline.shard import ShardConfig, write_shards
+from pipeline.synthetic import synthesize
+from pipeline.train import train
+from shards.features import open_features
+
+CPU = torch.device("cpu")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="What views are worth.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000, help="scenes to draw; every tenth is for validation")
+    parser.add_argument("--backbone", default="mobilenet_v2", help="torchvision's name of a classification network")
+    parser.add_argument("--weights", default="random", help="random, a published name, or a path")
+    parser.add_argument("--views", nargs="+", default=["center", "flip", "random:4", "ten-crop"], help="kinds of views")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of each training")
+    parser.add_argument("--out", type=Path, default=None, help="folder for a dated JSON and Markdown report")
+    return parser.parse_args(argv)
+
+
+def scores(run: Path, features: Path) -> dict[str, float]:
+    """CIDEr of greedy captions from the centre crops, and from the mean of the views."""
+    file = open_features(features / "val.h5")
+    opened = open_run(run, device=CPU)
+    mean = torch.from_numpy(np.array(file.features, dtype=np.float32)).mean(dim=1).half()
+    words = greedy(opened.captioner, mean, opened.vocabulary)
+    return {"center": evaluate(run=run, features=features).scores["cider"], "mean": score_captions(words, file.table.references())["cider"]}
+
+
+def measure(s: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    """A row for each kind of views and seed."""
+    synthesize(work / "drawn", images=s.images)
+    for split in ("train", "val"):
+        captions = work / "drawn" / f"captions_{split}.json"
+        write_shards(images=work / "drawn" / "images", captions=captions, out=work / "shards", split=split, config=ShardConfig(), workers=2)
+    rows = []
+    for views in s.views:
+        features = work / views.replace(":", "-")
+        cache_features(shards=work / "shards", out=features, backbone=s.backbone, weights=s.weights, views=views, device="cpu")
+    for seed in range(s.seeds):
+        for views in s.views:
+            run, features = work / f"run-{views.replace(':', '-')}-{seed}", work / views.replace(":", "-")
+            settings = {"epochs": s.epochs, "batch_size": 64, "lr": 2e-3, "schedule": "cosine", "hidden_dim": 256, "min_count": 1, "seed": seed}
+            train(out=run, features=features, settings=settings, device="cpu")
+            rows.append({"views": views, "seed": seed, **scores(run, features)})
+            say("seed {seed}, {views}: CIDEr {center:.3f} from the centre, {mean:.3f} from the mean".format(**rows[-1]))
+    return rows
+
+
+def markdown(report: dict[str, Any]) -> str:
+    def cell(views: str, way: str) -> str:
+        values = [row[way] for row in report["rows"] if row["views"] == views]
+        return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+    s = report["settings"]
+    rows = [[views, cell(views, "center"), cell(views, "mean")] for views in s["views"]]
+    lines = [
+        f"# Views in training and evaluation, {report['date']}",
+        "",
+        f"{s['images']} drawn scenes, {s['backbone']}, {s['epochs']} epochs. CIDEr of greedy captions of {s['images'] // 10} validation scenes: mean "
+        f"(min to max) of {s['seeds']} seeds.",
+        "",
+        *table(["--views in training", "Evaluated from the centre", "Evaluated from the mean of the views"], rows),
+        "",
+        machine_line(report["machine"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    s = parse(argv)
+    with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
+        rows = measure(s, Path(folder))
+    settings = {name: getattr(s, name) for name in ("images", "backbone", "views", "seeds", "epochs")}
+    settings["weights"] = Path(s.weights).name
+    report = {"rows": rows, "date": date.today().isoformat(), "settings": settings, "machine": machine("torch", "torchvision")}
+    write_report(s.out, f"bench_views-{report['date']}", report, markdown(report))
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The benchmarks of caching run on a few drawn photographs; how fast anything is, is not tested."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_cache, bench_views
+from tests.conftest import Small
+
+OPTIONS = ["--backbone", "squeezenet1_1", "--batch-size", "4", "--batches", "2", "--repeats", "1", "--device", "cpu"]
+
+
+@pytest.fixture
+def photographs(small: Small, tmp_path: Path) -> Path:
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "images").symlink_to(small.source / "images")
+    (tmp_path / "photographs" / "captions.json").write_bytes((small.source / "captions_train.json").read_bytes())
+    return tmp_path / "photographs"
+
+
+def test_ours_is_compared_with_the_tutorials_way_and_the_limit_in_one_run(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--photographs", str(photographs), "--images", "40", "--precision", "fp32", "--out", str(tmp_path / "results")]
+    report = bench_cache.main([*OPTIONS, *options])
+    assert all(rate > 0 for rates in report["rates"].values() for rate in rates)
+    assert report["ratios"]["ours / B"] == report["medians"]["ours"] / report["medians"]["B"]
+    (written,) = (tmp_path / "results").glob("bench_cache-squeezenet1_1-*.json")
+    assert json.loads(written.read_text())["ratios"] == report["ratios"]
+    assert "| ours / A |" in capsys.readouterr().out
+
+
+def test_memory_and_disk_of_views_are_measured(photographs: Path) -> None:
+    report = bench_cache.main([*OPTIONS, "--photographs", str(photographs), "--memory", "20", "40"])
+    assert [row["images"] for row in report["memory"]] == [20, 40]
+    assert all(row["peak_bytes"] > 100_000_000 for row in report["memory"])
+    views = bench_cache.main([*OPTIONS, "--photographs", str(photographs), "--images", "20", "--views"])["views"]
+    assert {name: row["feature_bytes"] for name, row in views.items()} == {
+        "center": 20 * 512 * 2,
+        "flip": 20 * 512 * 4,
+        "random:4": 20 * 512 * 10,
+        "ten-crop": 20 * 512 * 20,
+    }
+
+
+def test_the_centre_and_the_mean_of_views_are_compared(tmp_path: Path) -> None:
+    options = ["--images", "30", "--backbone", "squeezenet1_1", "--views", "center", "flip", "--seeds", "1", "--epochs", "1"]
+    report = bench_views.main([*options, "--out", str(tmp_path)])
+    assert [row["views"] for row in report["rows"]] == ["center", "flip"]
+    assert report["rows"][0]["center"] == report["rows"][0]["mean"]
+    assert len(list(tmp_path.glob("bench_views-*"))) == 2
