@@ -253,7 +253,11 @@ def backbones(pattern: str) -> None:
     next_step("python cli.py cache-features --shards data/shards --out data/features --backbone resnet152")
 
 
-@command("cache-features", "python cli.py cache-features --shards data/shards --out data/features --backbone resnet152")
+@command(
+    "cache-features",
+    "python cli.py cache-features --shards data/shards --out data/features --backbone resnet152",
+    "python cli.py cache-features --shards data/shards --out data/timm --backbone timm:resnet50.a1_in1k --split train --views random:4",
+)
 @click.option("--shards", type=Folder, required=True, help="A shard dataset.")
 @click.option("--out", type=Folder, required=True, help="Folder for SPLIT.h5.")
 @click.option("--split", "splits", multiple=True, help="Which split; may be given several times. [default: all]")

@@ -24,7 +24,7 @@ from shards.atomic import committed_file, disk_errors, file_sha256, read_own_jso
 from shards.errors import CapstreamError, DamageError, InputError, MismatchError
 from shards.tar import OnError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_FILE, VOCABULARY_FILE, METRICS_FILE, LATEST_FILE = "config.json", "vocab.json", "metrics.jsonl", "latest.json"
 KEPT_CHECKPOINTS = 3
 MAX_LR = 1e6
@@ -80,7 +80,7 @@ class RunConfig:
     vocabulary_digest: str
     source: Literal["features", "shards"]
     data: str
-    split_digest: str
+    data_digest: str
     versions: dict[str, str]
 
 
@@ -132,7 +132,7 @@ def read_config(folder: Path) -> tuple[RunConfig, Vocabulary]:
             decoder=DecoderConfig(**content["decoder"]),
             network=Network.parse(content["network"]),
             versions=dict(content["versions"]),
-            **{name: content[name] for name in ("vocabulary_digest", "source", "data", "split_digest")},
+            **{name: content[name] for name in ("vocabulary_digest", "source", "data", "data_digest")},
         )
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise DamageError(f"{path}: not a run's config ({error!r}).") from None

@@ -140,7 +140,7 @@ def train(
             vocabulary_digest=vocabulary_digest(vocabulary),
             source=data.kind,
             data=str(data.path.resolve()),
-            split_digest=data.split_digest,
+            data_digest=data.data_digest,
             versions=library_versions("torch", "torchvision", "numpy", "safetensors"),
         )
         write_config(out, run_config, vocabulary)
@@ -173,7 +173,7 @@ def _resumed_config(out: Path, stored: RunConfig, settings: dict[str, Any]) -> T
 def _check_resumable(out: Path, stored: RunConfig, data: Data, vocabulary: Vocabulary) -> None:
     sides = [
         ("source", stored.source, data.kind),
-        ("digest of the training split", stored.split_digest, data.split_digest),
+        ("digest of the training data", stored.data_digest, data.data_digest),
         ("backbone", stored.network.backbone, data.network.backbone),
         ("digest of the backbone's weights", stored.network.weights_sha256, data.network.weights_sha256),
         ("preprocessing", stored.network.preprocessing, data.network.preprocessing),
@@ -182,7 +182,8 @@ def _check_resumable(out: Path, stored: RunConfig, data: Data, vocabulary: Vocab
     for name, there, now in sides:
         if there != now:
             raise MismatchError(
-                f"{out}: this run was started with another {name}: {there} there, {now} now. Resume it with what it was started with."
+                f"{out}: this run was started with another {name}: {there} there, {now} now. Resume it with what it was started with, or "
+                "train into another --out."
             )
 
 

@@ -36,7 +36,7 @@ class Data:
     val: Source | None
     network: Network
     frozen: FrozenBackbone | None
-    split_digest: str
+    data_digest: str
     notes: tuple[str, ...] = ()
 
     @property
@@ -63,7 +63,7 @@ def open_cached(features: Path) -> Data:
         val=FeatureSource(val) if val is not None else None,
         network=recorded_network(train.provenance),
         frozen=None,
-        split_digest=train.provenance.split_digest,
+        data_digest=train.digest,
     )
 
 
@@ -105,7 +105,7 @@ def open_raw(
         val=val,
         network=network,
         frozen=folded(frozen).to(device),  # as features are cached
-        split_digest=split.digest,
+        data_digest=split.digest,
         notes=tuple(note for note in notes if note),
     )
 

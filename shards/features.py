@@ -87,9 +87,13 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureFile:
-    """An opened feature file: ``features`` is a read-only map, float16 (images, views, dim); the captions are in memory."""
+    """An opened feature file: ``features`` is a read-only map, float16 (images, views, dim); the captions are in memory.
+
+    ``digest`` is over the attributes and all checksums: two files with one digest hold the same.
+    """
 
     path: Path
+    digest: str
     provenance: Provenance
     features: NDArray[np.float16]
     table: CaptionTable
@@ -273,7 +277,7 @@ def open_features(path: Path) -> FeatureFile:
             provenance = _read_provenance(file)
             datasets = {name: _dataset(file, name) for name in DATASETS}
             features = _map_features(path, datasets["features"], views=len(provenance.views))
-            _check_blocks("features", features, _dataset(file, "crc32/features"))
+            checksums = {"features": _check_blocks("features", features, _dataset(file, "crc32/features"))}
             columns: dict[str, Any] = {}
             for name in DATASETS[1:]:
                 if name in NUMBERS:
@@ -282,7 +286,8 @@ def open_features(path: Path) -> FeatureFile:
                 else:
                     columns[name] = tuple(datasets[name].asstr()[:])
                     raw = np.frombuffer(_string_bytes(columns[name]), np.uint8)
-                _check_blocks(name, raw, _dataset(file, f"crc32/{name}"))
+                checksums[name] = _check_blocks(name, raw, _dataset(file, f"crc32/{name}"))
+            content = digest([file.attrs["digest"], checksums])
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, UnicodeDecodeError) as error:
         raise DamageError(f"{path}: damaged, or not a feature file ({error}). {again}") from None
     try:
@@ -292,7 +297,7 @@ def open_features(path: Path) -> FeatureFile:
             raise ValueError(f"{len(features)} rows of features for {table.images} images")
     except (TypeError, ValueError, IndexError) as error:
         raise DamageError(f"{path}: damaged ({error}). {again}") from None
-    return FeatureFile(path=path, provenance=provenance, features=features, table=table)
+    return FeatureFile(path=path, digest=content, provenance=provenance, features=features, table=table)
 
 
 def _read_provenance(file: h5py.File) -> Provenance:
@@ -336,7 +341,7 @@ def _map_features(path: Path, dataset: h5py.Dataset, *, views: int) -> NDArray[n
     return np.memmap(path, dtype="<f2", mode="r", offset=offset, shape=dataset.shape)
 
 
-def _check_blocks(name: str, data: NDArray[Any], listed: h5py.Dataset) -> None:
+def _check_blocks(name: str, data: NDArray[Any], listed: h5py.Dataset) -> list[int]:
     raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
     found = _BlockCrc().update(raw.data).finish()
     expected = listed[:]
@@ -345,6 +350,8 @@ def _check_blocks(name: str, data: NDArray[Any], listed: h5py.Dataset) -> None:
     wrong = np.flatnonzero(found != expected)
     if len(wrong):
         raise ValueError(f"/{name}: block {wrong[0]} of {len(found)} does not have its CRC-32")
+    checksums: list[int] = found.tolist()
+    return checksums
 
 
 def feature_path(folder: Path, split: str) -> Path:

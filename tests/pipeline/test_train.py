@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from model.vocabulary import Vocabulary
+from pipeline.cache_features import cache_features
 from pipeline.run import Position, find_checkpoint, load_training, open_run, save_checkpoint
 from pipeline.train import train
 from pipeline.vocab import write_vocabulary
 from shards.errors import InputError, MismatchError, OccupiedError
+from shards.features import open_features
 from tests.conftest import TINY_MODEL, Small
 
 ROOT = Path(__file__).parent.parent.parent
@@ -180,6 +182,16 @@ def test_resuming_with_another_vocabulary_or_data_is_refused_naming_both_sides(s
     write_vocabulary(out / "vocab.json", other)
     with pytest.raises(MismatchError, match=r"vocab\.json.*not the one that the run was trained"):
         open_run(out, device=torch.device("cpu"))
+
+
+def test_resuming_with_features_made_otherwise_is_refused_with_both_digests(small: Small, tmp_path: Path) -> None:
+    shutil.copytree(small.run, tmp_path / "run")
+    shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("*.h5"))
+    cache_features(shards=small.shards, out=tmp_path / "features", backbone="resnet18", weights="random", views="flip", device="cpu")
+    before, now = (open_features(folder / "train.h5").digest for folder in (small.features, tmp_path / "features"))
+    with pytest.raises(MismatchError, match=f"digest of the training data: {before} there, {now} now"):
+        train(out=tmp_path / "run", features=tmp_path / "features", resume=True, device="cpu")
+    assert train(out=tmp_path / "views", features=tmp_path / "features", settings={**TINY_MODEL, "epochs": 1}, device="cpu").steps == 12
 
 
 def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path) -> None:
