@@ -4,6 +4,7 @@ A shard is one task, and its result a feature file of its own (a part); the last
 file. A run that was killed goes on behind its last finished part. Batches never cross a shard, so parts are the same whoever made them.
 """
 
+import contextlib
 import functools
 import shutil
 import time
@@ -26,7 +27,7 @@ from pipeline.pixels import decode_into
 from pipeline.progress import Progress
 from pipeline.views import CENTER, view_names
 from shards.atomic import disk_errors, exclusive
-from shards.errors import InputError, MismatchError, OccupiedError
+from shards.errors import DamageError, InputError, MismatchError, OccupiedError
 from shards.features import FeatureFile, Provenance, feature_path, open_features, write_features
 from shards.manifest import SPLIT_NAME, DatasetFile, Sample, Shard, Split, library_versions, read_dataset_file
 from shards.tar import OnError, open_samples
@@ -115,7 +116,7 @@ def cache_features(
     for each in reversed(devices):  # the first one stays the current one
         prepare_device(each)
     with exclusive(out, "cache", "caching features"):
-        first = _first_with_images(shards, dataset, on_error)
+        first = _first_with_images(shards, dataset, opened, on_error)
         network, exact = open_backbone(
             backbone=backbone,
             weights=weights,
@@ -156,10 +157,15 @@ def cache_features(
         return summaries
 
 
-def _first_with_images(shards: Path, dataset: DatasetFile, on_error: OnError) -> Split:
+def _first_with_images(shards: Path, dataset: DatasetFile, opened: Sequence[Split], on_error: OnError) -> Split:
     """The split whose photographs calibrate and judge the network, the same whichever splits are cached: train, or the first that has any."""
-    splits = [open_samples(shards, name, on_error) for name in _in_order(dataset)]
-    return next((split for split in splits if split.images), splits[0])
+    by_name = {split.name: split for split in opened}
+    for name in _in_order(dataset):
+        with contextlib.suppress(DamageError):  # another split's tars may be gone by now
+            split = by_name[name] if name in by_name else open_samples(shards, name, on_error)
+            if split.images:
+                return split
+    return opened[0]
 
 
 def _in_order(dataset: DatasetFile) -> list[str]:

@@ -6,15 +6,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench_shard import main
-from tests.conftest import Small
-
-
-@pytest.fixture
-def photographs(small: Small, tmp_path: Path) -> Path:
-    (tmp_path / "photographs").mkdir()
-    (tmp_path / "photographs" / "images").symlink_to(small.source / "images")
-    (tmp_path / "photographs" / "captions.json").write_bytes((small.source / "captions_train.json").read_bytes())
-    return tmp_path / "photographs"
 
 
 def test_every_way_is_measured_and_compared_in_one_run(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

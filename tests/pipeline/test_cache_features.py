@@ -307,6 +307,24 @@ def test_a_long_pass_is_compiled_and_goes_on_to_the_same_bytes(small: Small, tmp
     np.testing.assert_allclose(features_of(tmp_path / "train.h5"), features_of(small.features / "train.h5"), atol=0.02)
 
 
+def test_a_split_is_cached_where_another_ones_tars_are_gone(small: Small, tmp_path: Path) -> None:
+    shutil.copytree(small.shards, tmp_path / "shards", ignore=shutil.ignore_patterns("train-*.tar"))
+    out = with_kept_weights(small, tmp_path / "out")
+    assert cache_features(shards=tmp_path / "shards", out=out, splits=["val"], **RESNET)[0].images == 4
+    with pytest.raises(DamageError, match=r"train-000000\.tar: is missing"):
+        cache_features(shards=tmp_path / "shards", out=out, splits=["train"], **RESNET)
+
+
+def test_both_precisions_are_judged_by_the_same_photographs_whichever_split_is_cached(photographs: Path, data: Path, tmp_path: Path) -> None:
+    folder, weights = data / "coco-cc", data / "weights" / "mobilenet_v2_tf2ptq-2d2ba5d1.pth"
+    shutil.copytree(photographs, tmp_path / "shards")
+    write_shards(images=folder / "images", captions=folder / "captions.json", out=tmp_path / "shards", split="val", config=ShardConfig(), limit=5)
+    common: dict[str, Any] = {"shards": tmp_path / "shards", "backbone": "mobilenet_v2", "weights": str(weights), "device": "cpu"}
+    for out, splits in (("both", []), ("val", ["val"])):
+        cache_features(out=tmp_path / out, splits=splits, precision="bf16", **common)
+    assert (tmp_path / "both" / "val.h5").read_bytes() == (tmp_path / "val" / "val.h5").read_bytes()
+
+
 # Interruptions and damage
 
 COMMAND = """
