@@ -132,7 +132,7 @@ class FeatureSource:
 
     Args:
         file: The feature file.
-        draw_views: Draw one of the views for each unit, as training does; otherwise take the first, the centre crop.
+        draw_views: Draw one of the views for each unit, as training does; otherwise take their mean, as evaluation does.
     """
 
     threads = 0
@@ -140,7 +140,7 @@ class FeatureSource:
     def __init__(self, file: FeatureFile, *, draw_views: bool = False) -> None:
         self.table = file.table
         self.feature_dim: int | None = file.dim
-        features = file.features if draw_views else file.features[:, :1]
+        features = file.features if draw_views else file.mean_view()[:, None]
         self.views = features.shape[1]
         # (images, views, dim) -> (images * views, dim): a unit's features are one row.
         self.features = torch.from_numpy(np.array(features)).flatten(0, 1)

@@ -94,7 +94,7 @@ def _cached_batches(run: Run, path: Path, batch_size: int) -> tuple[CaptionTable
     there = {key: found[key] for key in ("backbone", "weights_sha256", "preprocessing")}
     check_network(f"{run.folder}", run_network(run), f"{path}", there)
     starts = range(0, file.table.images, batch_size)
-    return file.table, (torch.from_numpy(np.array(file.features[start : start + batch_size, 0])) for start in starts)
+    return file.table, (torch.from_numpy(np.array(file.mean_view(start, start + batch_size))) for start in starts)
 
 
 def _raw_batches(run: Run, shards: Path, split_name: str, batch_size: int, weights: str | None) -> tuple[CaptionTable, Iterator[Tensor]]:

@@ -28,7 +28,7 @@ class Place:
 
 
 def view_names(views: str) -> tuple[str, ...]:
-    """The views that ``--views`` asks for; the first is always the centre, which evaluation uses.
+    """The views that ``--views`` asks for; the first is always the centre, which captioning uses.
 
     Args:
         views: ``center``; ``flip``: the centre and its mirror image; ``ten-crop``: centre and corners and their mirror images (as

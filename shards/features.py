@@ -102,6 +102,11 @@ class FeatureFile:
     def dim(self) -> int:
         return int(self.features.shape[2])
 
+    def mean_view(self, start: int = 0, stop: int | None = None) -> NDArray[np.float16]:
+        """The mean of each image's views, which evaluation looks at: float16 (images, dim); of a single view, that view itself."""
+        chosen = self.features[start:stop]
+        return chosen[:, 0] if chosen.shape[1] == 1 else chosen.mean(axis=1, dtype=np.float32).astype(np.float16)
+
 
 Piece = tuple[NDArray[np.float16], CaptionTable]
 

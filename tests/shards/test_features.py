@@ -127,3 +127,14 @@ def test_features_of_other_weights_do_not_belong_together(tmp_path: Path) -> Non
     write_features(tmp_path / "b.h5", whole(3), dim=8, provenance=provenance("b" * 64))
     with pytest.raises(MismatchError, match=f"{'a' * 64}.*{'b' * 64}"):
         check_same_network(open_features(tmp_path / "a.h5"), open_features(tmp_path / "b.h5"))
+
+
+def test_the_mean_view_is_the_mean_of_an_images_views_and_a_single_view_itself(tmp_path: Path) -> None:
+    rows = np.array([[[1, 2], [3, 4]], [[0, 1], [1, 0]], [[8, 8], [8, 16]]], np.float16)
+    two = dataclasses.replace(provenance(), views=("center", "center-flipped"))
+    write_features(tmp_path / "a.h5", lambda: [(rows, table(0, 3))], dim=2, provenance=two)
+    file = open_features(tmp_path / "a.h5")
+    assert file.mean_view().tolist() == [[2, 3], [0.5, 0.5], [8, 12]]
+    assert file.mean_view(1, 2).tolist() == [[0.5, 0.5]]
+    write_features(tmp_path / "b.h5", lambda: [(rows[:, :1], table(0, 3))], dim=2, provenance=provenance())
+    np.testing.assert_array_equal(open_features(tmp_path / "b.h5").mean_view(), rows[:, 0])
