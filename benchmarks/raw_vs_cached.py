@@ -9,7 +9,8 @@ Three ways to train the same captioner on the same captions, in turns (A B C A B
 
 What it trades: a few steps stand for an epoch, so run it on an idle machine. Batches decoded ahead during the untimed first step
 serve the timed ones, in A and B alike: where decoding is the slow part (beside a GPU), give more --raw-steps. A's files lie in
-memory, as a whole dataset's would not. Random weights are as fast as trained ones.
+memory, as a whole dataset's would not. All ways share one process, so A too enjoys that freed memory is kept (pipeline/allocator.py).
+Random weights are as fast as trained ones.
 
     python -m benchmarks.raw_vs_cached --out benchmarks/results
 """
