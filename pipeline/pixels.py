@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pipeline.executors import START_METHOD, run_ahead
 from pipeline.reading import decode_sample, read_samples
 from pipeline.views import places
-from shards.manifest import Sample, Shard
+from shards.errors import DamageError
+from shards.manifest import REPAIR_SHARD, Sample, Shard
 
 # Images that a worker decodes at a time: large enough that handing it over costs nothing, small enough that memory stays small.
 PIECE_IMAGES = 32
@@ -75,12 +76,15 @@ def decode_into(target: NDArray[np.uint8], shard: Shard, samples: Sequence[Sampl
         Keys and JSON records.
 
     Raises:
-        DamageError: A sample is not what the sidecar says, or does not decode.
+        DamageError: A sample is not what the sidecar says, does not decode, or is smaller than the crop.
     """
     crop = target.shape[2]
     records = []
     for row, (sample, jpeg, record) in enumerate(read_samples(shard, samples)):
         pixels = decode_sample(shard, sample.key, jpeg)
+        if min(pixels.shape[:2]) < crop or not sample.key.isdecimal():
+            problem = f"{pixels.shape[1]}x{pixels.shape[0]} pixels are too few for a crop of {crop}, or its key is no number"
+            raise DamageError(f"{shard.path}: sample {sample.key}: {problem}. {REPAIR_SHARD}")
         where = places(views, position=int(sample.key), height=pixels.shape[0], width=pixels.shape[1], crop=crop)
         for view, place in enumerate(where):
             cut = pixels[place.top : place.top + crop, place.left : place.left + crop]

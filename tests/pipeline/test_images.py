@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from pipeline import images
-from pipeline.images import ImageError, Resize, decode_image, encode_jpeg, load_photograph, read_image_file, stored_jpeg
+from pipeline.images import ImageError, Resize, decode_image, decode_pixels, encode_jpeg, load_photograph, read_image_file, stored_jpeg
 from shards.errors import InputError
 
 
@@ -242,3 +242,15 @@ def test_impossible_sizes_are_refused_by_their_options_name(bad: dict[str, Any])
     option = {"size": "--size", "mode": "--resize", "filter": "--filter"}[next(iter(bad))]
     with pytest.raises(InputError, match=f"{option} {next(iter(bad.values()))}"):
         Resize(**bad)
+
+
+def test_pixels_of_real_photographs_are_those_of_the_general_decoder(data: Path) -> None:
+    for path in sorted((data / "coco-cc" / "images").iterdir())[:30]:
+        jpeg = path.read_bytes()
+        np.testing.assert_array_equal(decode_pixels(jpeg, path.name), np.array(decode_image(jpeg, path.name).image))
+
+
+def test_pixels_of_a_cut_jpeg_are_refused_with_a_reason(data: Path) -> None:
+    jpeg = next((data / "coco-cc" / "images").iterdir()).read_bytes()
+    with pytest.raises(ImageError, match="cut"):
+        decode_pixels(jpeg[: len(jpeg) // 2], "cut.jpg")

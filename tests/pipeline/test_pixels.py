@@ -67,6 +67,12 @@ def test_a_sample_that_is_not_what_the_sidecar_says_is_named(small: Small) -> No
         list(read_samples(type(shard)(path=Path("/nowhere/train-000000.tar"), sidecar=shard.sidecar), samples))
 
 
+def test_a_stored_image_smaller_than_the_crop_is_damage_by_name(small: Small) -> None:
+    shard = open_split(small.shards, "train").shards[0]
+    with pytest.raises(DamageError, match=r"train-000000\.tar: sample 000000000: 64x64 pixels are too few for a crop of 65"):
+        decode_into(np.empty((1, 1, 65, 65, 3), np.uint8), shard, shard.sidecar.samples[:1], ("center",))
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_killed_worker_is_an_error_with_advice(small: Small) -> None:
     batches = pixel_batches(open_split(small.shards, "train").shards, batch_size=1, crop=56, views=("center",), workers=1)
