@@ -201,7 +201,7 @@ def report_features(reports: "list[FeatureReport]") -> None:
         click.echo(f"{report.path}: whole: {what}" if report.problem is None else report.problem, err=report.problem is not None)
     bad = [str(report.path) for report in reports if report.problem is not None]
     if bad:
-        raise click.ClickException(f"{', '.join(bad)}: damaged; the lines above say what to do.")
+        raise click.ClickException(f"{', '.join(bad)}: damaged or missing; the lines above say what to do.")
 
 
 def report_shards(folder: Path, reports: "list[SplitReport]") -> None:

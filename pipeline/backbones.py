@@ -112,11 +112,12 @@ def known_weights(backbone: str) -> list[str]:
             return weights_names(backbone)
     except KeyError:
         library = "timm" if backbone.startswith(TIMM) else "torchvision"
-        names = backbone_names(TIMM if backbone.startswith(TIMM) else "")
+        prefix = TIMM if backbone.startswith(TIMM) else ""
+        names = backbone_names(prefix)
         near = difflib.get_close_matches(backbone, names, n=4, cutoff=0.4)
         raise InputError(
             f"--backbone {backbone}: {library} has no classification network of this name{' with these weights' if '.' in backbone else ''}. "
-            f"Near it: {', '.join(near) or 'none'}. See: python cli.py backbones"
+            f"Near it: {', '.join(near) or 'none'}. See: python cli.py backbones {prefix}".rstrip()
         ) from None
 
 
