@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
-from shards.errors import CapstreamError
+from shards.errors import CapstreamError, SaidElsewhereError
 
 if TYPE_CHECKING:
     from pipeline.cache_features import CacheSummary
+    from pipeline.checkpoints import Which
     from pipeline.verify import FeatureReport, SplitReport
     from shards.tar import OnError
 
@@ -39,6 +40,8 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
+        except SaidElsewhereError:
+            sys.exit(1)
         except CapstreamError as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
@@ -57,6 +60,11 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def speaks() -> bool:
+    """Whether this process reports: of those that torchrun has started, only the first does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def example(*lines: str) -> str:
@@ -91,6 +99,14 @@ def cli() -> None:
 
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
 workers_option = click.option("--workers", type=click.IntRange(1), default=cores, show_default="all cores", help="Worker processes.")
+
+
+checkpoint_option = click.option(
+    "--checkpoint",
+    type=click.Choice(["latest", "best"]),
+    default="latest",
+    help="Which of the run's checkpoints: the newest, or the one whose captions scored best on val.",
+)
 
 
 @command("synth", "python cli.py synth data/synth --images 3000")
@@ -338,6 +354,7 @@ def describe_cache(summary: "CacheSummary") -> str:
     "python cli.py train --features data/features --out runs/first",
     "python cli.py train --shards data/shards --backbone resnet152 --out runs/raw",
     "python cli.py train --out runs/first --resume --epochs 8",
+    "torchrun --nproc-per-node=2 cli.py train --features data/features --out runs/two --batch-size 256",
 )
 @click.option("--features", type=Folder, default=None, help="Cached features (train.h5, and val.h5 if there is one).")
 @click.option("--shards", type=Folder, default=None, help="Raw images from shards, through the frozen network at every step.")
@@ -357,7 +374,18 @@ def describe_cache(summary: "CacheSummary") -> str:
 @click.option("--hidden-dim", type=int, default=None, help="Size of the LSTM's state. [default: 512]")
 @click.option("--layers", type=int, default=None, help="LSTM layers. [default: 1]")
 @click.option("--captions-per-image", type=int, default=None, help="Captions that share one image in a step. [default: 1]")
-@click.option("--checkpoint-every", type=int, default=None, help="Steps between checkpoints; there is one at the end too. [default: 1000]")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default=None,
+    help="Arithmetic of the decoder, and of the network beside it; auto: bf16 where the device does it well. [default: auto]",
+)
+@click.option("--accumulate", type=int, default=None, help="Pieces of a batch that go through the decoder one by one, for memory. [default: 1]")
+@click.option("--checkpoint-minutes", type=float, default=None, help="Minutes between checkpoints; 0: only by steps and at the end. [default: 10]")
+@click.option("--checkpoint-every", type=int, default=None, help="Steps between checkpoints, beside those by the clock.")
+@click.option("--keep-checkpoints", type=int, default=None, help="How many of the newest are kept, beside the best. [default: 3]")
+@click.option("--val-images", type=int, default=None, help="Val images that are captioned and scored after each epoch. [default: 5000]")
+@click.option("--log-every", type=int, default=None, help="Steps between lines of metrics.jsonl. [default: 10]")
 @click.option("--seed", type=int, default=None, help="Of initial weights and of the order of training. [default: 0]")
 @click.option("--backbone", default=None, help="With --shards: the frozen network. [default: resnet152]")
 @click.option("--weights", default=None, help="With --shards: as for cache-features. [default: IMAGENET1K_V1, or the network's first ones]")
@@ -371,6 +399,7 @@ def describe_cache(summary: "CacheSummary") -> str:
     help="With --shards: what to do about damaged samples; skipped ones are counted and named. [default: fail]",
 )
 @click.option("--resume", is_flag=True, help="Go on where the run stopped, or start it.")
+@click.option("--workers", type=click.IntRange(1), default=None, show_default="all cores", help="With --shards: threads that decode images.")
 @device_option
 def train(
     features: Path | None,
@@ -380,11 +409,13 @@ def train(
     backbone: str | None,
     weights: str | None,
     resume: bool,
+    workers: int | None,
     device: str,
     **settings: Any,
 ) -> None:
     """Train the captioner, from cached features or from raw shards: the same loop, batches and log."""
-    from pipeline.train import Interrupted, train
+    from pipeline.loop import Interrupted
+    from pipeline.train import train
 
     try:
         summary = train(
@@ -396,16 +427,21 @@ def train(
             weights=weights,
             settings=settings,
             resume=resume,
+            workers=workers,
             device=device,
             quiet=False,
         )
     except Interrupted as interrupted:
-        click.echo(f"{interrupted} Go on with: python cli.py train --out {out} --resume", err=True)
+        if speaks():
+            click.echo(f"{interrupted} Go on with: python cli.py train --out {out} --resume", err=True)
         sys.exit(INTERRUPTED)
+    if not speaks():
+        return
     for note in summary.notes:
         click.echo(note, err=True)
     val = f", on val {summary.val_loss:.4f}" if summary.val_loss is not None else ""
-    say(f"{out}: trained to step {summary.steps}; loss {summary.loss:.4f}{val}.")
+    best = f"; the best captions of val came after step {summary.best.step}, CIDEr {summary.best.cider:.3f}" if summary.best is not None else ""
+    say(f"{out}: trained to step {summary.steps}; loss {summary.loss:.4f}{val}{best}.")
     flag = f"--features {features}" if features else f"--shards {shards}" if shards else "--features DIR"
     next_step(
         f"python cli.py evaluate --run {out} {flag} --split {'val' if val else 'train'} --out {out}/scores.json, "
@@ -419,15 +455,16 @@ def train(
 @click.option("--show", is_flag=True, help="Show the pictures with their captions; with --out write them to a file instead.")
 @click.option("--out", type=Folder, default=None, help="With --show: the picture to write (.png, .jpg, .pdf, .svg).")
 @click.option("--weights", default=None, help="Where the backbone's weights are now, if they have moved since training.")
+@checkpoint_option
 @device_option
-def caption(images: tuple[Path, ...], run: Path, show: bool, out: Path | None, weights: str | None, device: str) -> None:
+def caption(images: tuple[Path, ...], run: Path, show: bool, out: Path | None, weights: str | None, checkpoint: "Which", device: str) -> None:
     """Write one line of caption per image."""
     from pipeline.caption import caption_images
     from pipeline.pictures import draw_captions
 
     if out is not None and not show:
         raise click.UsageError("--out writes the picture that --show draws: give --show too.")
-    done = list(caption_images(run=run, images=images, device=device, weights=weights, quiet=len(images) < 100))
+    done = list(caption_images(run=run, images=images, device=device, weights=weights, checkpoint=checkpoint, quiet=len(images) < 100))
     for photograph in done:
         if photograph.caption is not None:
             say(f"{photograph.path}: {photograph.caption}" if len(images) > 1 else photograph.caption)
@@ -456,13 +493,33 @@ def caption(images: tuple[Path, ...], run: Path, show: bool, out: Path | None, w
 @click.option("--out", type=Folder, required=True, help="The file for scores and captions (JSON).")
 @click.option("--weights", default=None, help="With --shards: where the backbone's weights are now, if they have moved since training.")
 @click.option("--batch-size", type=int, default=128, help="Images per batch.")
+@checkpoint_option
 @device_option
-def evaluate(run: Path, features: Path | None, shards: Path | None, split: str, out: Path, weights: str | None, batch_size: int, device: str) -> None:
+def evaluate(
+    run: Path,
+    features: Path | None,
+    shards: Path | None,
+    split: str,
+    out: Path,
+    weights: str | None,
+    batch_size: int,
+    checkpoint: "Which",
+    device: str,
+) -> None:
     """Caption a split and score it: BLEU-1 to BLEU-4, ROUGE-L, CIDEr. No Java is needed."""
     from pipeline.evaluate import evaluate
 
     result = evaluate(
-        run=run, features=features, shards=shards, split=split, weights=weights, out=out, batch_size=batch_size, device=device, quiet=False
+        run=run,
+        features=features,
+        shards=shards,
+        split=split,
+        weights=weights,
+        out=out,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        device=device,
+        quiet=False,
     )
     for name, value in result.scores.items():
         say(f"{name:8} {value:.4f}")

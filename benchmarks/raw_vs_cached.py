@@ -41,11 +41,13 @@ from model.decoder import Captioner, DecoderConfig
 from model.preprocessing import Preprocessing
 from model.vocabulary import END, START, Vocabulary
 from pipeline.backbones import KEPT_FILE, pick_device, reopen_backbone
-from pipeline.batches import Encoded, Source, batch_bounds, to_device, training_batches
+from pipeline.batches import Encoded, to_device, training_batches
 from pipeline.cache_features import cache_features
 from pipeline.executors import default_workers
+from pipeline.order import batch_bounds
 from pipeline.reading import shard_samples
 from pipeline.shard import ShardConfig, write_shards
+from pipeline.sources import Source
 from pipeline.synthetic import synthesize
 from pipeline.training_data import Features, open_cached, open_raw
 from pipeline.vocab import vocabulary_of
@@ -172,8 +174,8 @@ def our_steps(source: Source, encoded: Encoded, features_of: Features, captioner
                 continue
             batch = to_device(read, device)
             optimizer.zero_grad()
-            loss, _ = captioner(features_of(batch), batch.unit_rows, batch.tokens, batch.caption_lengths)
-            loss.backward()
+            images = captioner.projection(features_of(batch))
+            (captioner(images, batch.unit_rows, batch.tokens, batch.caption_lengths) / batch.batch_tokens).backward()
             optimizer.step()
             yield len(batch.images), len(batch.captions)
 
@@ -220,7 +222,7 @@ def run(s: Settings, folder: Path) -> dict[str, Any]:
     split = prepare_shards(folder, s)
     say(f"making {s.backbone}, weights {s.weights}")
     cache = folder / "features"
-    raw = open_raw(split.folder, cache, backbone=s.backbone, weights=s.weights, augment="tutorial", device=device)
+    raw = open_raw(split.folder, cache, backbone=s.backbone, weights=s.weights, augment="tutorial", precision="fp32", device=device)
     table, network, frozen = raw.source.table, raw.network, raw.frozen
     assert frozen is not None
     if all(stop - start != s.batch_size for start, stop in batch_bounds(table.captions, s.batch_size)):
@@ -229,7 +231,7 @@ def run(s: Settings, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()  # random weights are made and kept by now: only the pass is timed
     cache_features(shards=split.folder, out=cache, splits=["train"], backbone=s.backbone, weights=s.weights, device=s.device, quiet=False)
     cache_seconds = time.perf_counter() - started
-    cached = open_cached(cache)
+    cached = open_cached(cache, device)
 
     torch.manual_seed(0)
     words = vocabulary_of(table, min_count=MIN_COUNT).vocabulary

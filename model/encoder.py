@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
 from model.networks import WeightsInfo, build_network
@@ -142,10 +143,13 @@ def calibrate(backbone: FrozenBackbone, batches: Iterable[Tensor]) -> None:
 
 
 class BiasCorrectedBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm1d whose running averages are unbiased from the first step.
+    """BatchNorm1d over the batch of all processes, whose running averages are unbiased from the first step.
 
     An exponential average with momentum 0.01 stays near its start for hundreds of steps. Dividing by 1 - (1 - m)^t, as Adam
     does (Kingma and Ba, 2015, section 3), is the same as averaging with the factor m / (1 - (1 - m)^t) at step t.
+
+    Where several processes train together, mean and variance are those of all their images: count, sum and squares are added up
+    over the processes, in float64, by an operation that gradients go back through. torch's SyncBatchNorm does it on GPUs alone.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -156,13 +160,34 @@ class BiasCorrectedBatchNorm1d(nn.BatchNorm1d):
         self.num_batches_tracked.add_(1)
         momentum = self.momentum
         factor = momentum / (1.0 - (1.0 - momentum) ** int(self.num_batches_tracked))
+        if distributed.is_available() and distributed.is_initialized():
+            return self._over_all_processes(features, factor)
         return functional.batch_norm(
             features, self.running_mean, self.running_var, self.weight, self.bias, training=True, momentum=factor, eps=self.eps
         )
 
+    def _over_all_processes(self, features: Tensor, factor: float) -> Tensor:
+        wide = features.double()
+        count = wide.new_full((1,), len(wide))
+        # (1 + 2 dim,): the number of images, and per feature their sum and the sum of their squares
+        sums: Tensor = all_reduce(torch.cat([count, wide.sum(dim=0), wide.square().sum(dim=0)]))  # type: ignore[no-untyped-call]
+        images = sums[0].detach()
+        mean, square = (sums[1:] / images).chunk(2)
+        variance = (square - mean.square()).clamp_min(0)
+        assert self.running_mean is not None and self.running_var is not None
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
+            # Running variances are of a sample, as torch's are: divided by images - 1.
+            self.running_var.lerp_((variance * images / (images - 1)).to(self.running_var.dtype), factor)
+        normalised = ((wide - mean) * (variance + self.eps).rsqrt()).to(features.dtype)
+        return normalised * self.weight + self.bias
+
 
 class Projection(nn.Module):
-    """Linear + BatchNorm1d from pooled features to the decoder's embedding space, as in the tutorial (momentum 0.01)."""
+    """Linear + BatchNorm1d from pooled features to the decoder's embedding space, as in the tutorial (momentum 0.01).
+
+    It stays in float32 under autocast: it is small, and BatchNorm's sums are not for eight bits.
+    """
 
     def __init__(self, feature_dim: int, embedding_dim: int) -> None:
         super().__init__()
@@ -170,8 +195,9 @@ class Projection(nn.Module):
         self.norm = BiasCorrectedBatchNorm1d(embedding_dim, momentum=0.01)
 
     def forward(self, features: Tensor) -> Tensor:
-        """float32 (images, feature_dim) -> float32 (images, embedding_dim); at least two images in training mode."""
-        projected: Tensor = self.norm(self.linear(features))
+        """Float (images, feature_dim) -> float32 (images, embedding_dim); at least two images in training mode, over all processes."""
+        with torch.autocast(features.device.type, enabled=False):
+            projected: Tensor = self.norm(self.linear(features.float()))
         return projected
 
 

@@ -43,15 +43,32 @@ def score_captions(candidates: Sequence[Sequence[str]], references: Sequence[Seq
         ValueError: No images, or other numbers of candidates and references.
     """
     from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
+    truth, result = _comparable(candidates, references)
+    bleu, _ = Bleu(4).compute_score(truth, result, verbose=0)
+    rouge, _ = Rouge().compute_score(truth, result)
+    scores = {f"bleu_{n}": float(value) for n, value in enumerate(bleu, 1)}
+    return {**scores, "rouge_l": float(rouge), "cider": _cider(truth, result)}
+
+
+def cider(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
+    """The score ``cider`` of :func:`score_captions` alone."""
+    return _cider(*_comparable(candidates, references))
+
+
+Comparable = dict[int, list[str]]
+
+
+def _comparable(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> tuple[Comparable, Comparable]:
     if not candidates or len(candidates) != len(references) or not all(references):
         raise ValueError(f"{len(candidates)} captions for {len(references)} images, each with at least one reference, cannot be scored")
     result = {index: [" ".join(scored_tokens(words))] for index, words in enumerate(candidates)}
-    truth = {index: [" ".join(scored_tokens(words)) for words in group] for index, group in enumerate(references)}
-    bleu, _ = Bleu(4).compute_score(truth, result, verbose=0)
-    rouge, _ = Rouge().compute_score(truth, result)
-    cider, _ = Cider().compute_score(truth, result)
-    scores = {f"bleu_{n}": float(value) for n, value in enumerate(bleu, 1)}
-    return {**scores, "rouge_l": float(rouge), "cider": float(cider)}
+    return {index: [" ".join(scored_tokens(words)) for words in group] for index, group in enumerate(references)}, result
+
+
+def _cider(truth: Comparable, result: Comparable) -> float:
+    from pycocoevalcap.cider.cider import Cider
+
+    score, _ = Cider().compute_score(truth, result)
+    return float(score)

@@ -6,7 +6,9 @@ Pixels stay uint8 until they are on the device; cropping is slicing, and normali
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -44,14 +46,12 @@ def center_crop(images: Iterable[Tensor], crop: int) -> Tensor:
     return torch.stack([image[top : top + crop, left : left + crop] for image, top, left in corners])
 
 
-def crop_and_flip(images: Sequence[Tensor], crop: int, tops: Sequence[int], lefts: Sequence[int], flips: Sequence[bool]) -> Tensor:
-    """The tutorial's augmentation on uint8 (height, width, 3) images: a crop at (top, left), mirrored where ``flips`` says so.
-
-    Returns:
-        uint8 (images, crop, crop, 3).
-    """
-    cropped = [image[top : top + crop, left : left + crop] for image, top, left in zip(images, tops, lefts, strict=True)]
-    return torch.stack([image.flip(1) if flip else image for image, flip in zip(cropped, flips, strict=True)])
+def cut(pixels: NDArray[np.uint8], top: int, left: int, flipped: bool, target: Tensor) -> None:
+    """Copy the crop at (top, left) of an image, uint8 (height, width, 3), to ``target``, uint8 (crop, crop, 3), mirrored where asked for."""
+    crop = target.shape[0]
+    piece = torch.from_numpy(pixels)[top : top + crop, left : left + crop]
+    # torch mirrors pixels of three bytes ten times as fast as NumPy copies with a negative stride.
+    target.copy_(piece.flip(1) if flipped else piece)
 
 
 def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:

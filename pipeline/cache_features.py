@@ -6,6 +6,7 @@ file. A run that was killed goes on behind its last finished part. Batches never
 
 import contextlib
 import functools
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from pipeline.executors import default_workers
 from pipeline.feature_parts import Plan, Recipe, Task, cache_parts, cache_parts_on_devices, out_of_memory, part_is_whole
 from pipeline.pixels import decode_into
 from pipeline.progress import Progress
+from pipeline.samples import ENDING, samples_path, write_samples
 from pipeline.views import CENTER, view_names
 from shards.atomic import disk_errors, exclusive
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError
@@ -36,6 +38,7 @@ CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64
 # Half of them correct the network of lower precision, the others judge it.
 AGREEMENT_IMAGES = 32
+OWN_FILE = re.compile(rf"{SPLIT_NAME.pattern}(\.h5|{re.escape(ENDING)})")
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
 
 
@@ -127,7 +130,7 @@ def cache_features(
         there = {split.name: _file_there(split, out, network, names, precision) for split in opened}
         if all(there.values()):
             return [_kept_summary(split, file) for split, file in zip(opened, there.values(), strict=True) if file is not None]
-        sample = _sample_images(first, network.preprocessing.crop, AGREEMENT_IMAGES)
+        sample = sample_images(first, network.preprocessing.crop, AGREEMENT_IMAGES)
         with out_of_memory():
             chosen = choose_arithmetic(exact, precision=precision, device=devices[0], sample=sample)
             dim = feature_dim(chosen.frozen)
@@ -136,6 +139,8 @@ def cache_features(
         summaries = []
         for split in opened:
             file = there[split.name]
+            if file is None or not samples_path(out, split.name).is_file():
+                write_samples(split, out)
             if file is not None:
                 summaries.append(_kept_summary(split, file))
                 continue
@@ -197,11 +202,7 @@ def _check_out(out: Path) -> None:
         if out.exists() and not out.is_dir():
             raise OccupiedError(f"{out}: is a file. Choose a new or empty folder for --out.")
         inside = [p.name for p in out.iterdir()] if out.is_dir() else []
-    strangers = sorted(
-        name
-        for name in inside
-        if not name.startswith(".") and name != KEPT_FILE and not (name.endswith(".h5") and SPLIT_NAME.fullmatch(name[: -len(".h5")]))
-    )
+    strangers = sorted(name for name in inside if not name.startswith(".") and name != KEPT_FILE and not OWN_FILE.fullmatch(name))
     if strangers:
         raise OccupiedError(f"{out}: holds something else than feature files ({strangers[0]}). Choose a new or empty folder for --out.")
 
@@ -259,7 +260,7 @@ def _center_crops(shard: Shard, samples: Sequence[Sample], crop: int) -> Tensor:
     return torch.from_numpy(pixels[:, 0])
 
 
-def _sample_images(split: Split, crop: int, count: int) -> Tensor:
+def sample_images(split: Split, crop: int, count: int) -> Tensor:
     """Up to ``count`` photographs, evenly spaced over the split: uint8 (images, crop, crop, 3)."""
     rows = sorted({int(row) for row in np.linspace(0, split.images - 1, min(count, split.images))})
     return torch.cat([_center_crops(shard, [sample], crop) for shard, sample in map(split.sample, rows)] or [torch.empty(0, crop, crop, 3)])

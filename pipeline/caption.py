@@ -15,6 +15,7 @@ from model.precision import folded
 from model.preprocessing import center_crop
 from pipeline.arithmetic import prepare_device
 from pipeline.backbones import pick_device, reopen_backbone
+from pipeline.checkpoints import Which
 from pipeline.executors import default_workers
 from pipeline.images import ImageError, Resize, load_photograph
 from pipeline.prefetch import ahead
@@ -34,7 +35,7 @@ class CaptionedPhotograph:
 
 
 def caption_images(
-    *, run: Path, images: Sequence[Path], device: str = "auto", weights: str | None = None, quiet: bool = True
+    *, run: Path, images: Sequence[Path], device: str = "auto", weights: str | None = None, checkpoint: Which = "latest", quiet: bool = True
 ) -> Iterator[CaptionedPhotograph]:
     """Caption photographs, in the order given; a file that is no image gets its problem instead, and the others go on.
 
@@ -42,11 +43,12 @@ def caption_images(
         run: A run directory.
         images: Image files of any kind that :mod:`pipeline.images` opens.
         weights: Where the backbone's weights are, if no longer at the place that the run recorded.
+        checkpoint: Of the run, as for :func:`pipeline.run.open_run`.
 
     Raises:
         InputError, DamageError, MismatchError, ResourceError: The run or its backbone cannot be opened.
     """
-    opened = open_run(run, device=pick_device(device))
+    opened = open_run(run, device=pick_device(device), checkpoint=checkpoint)
     frozen = open_run_backbone(opened, weights=weights)
     resize = run_resize(opened)
     groups = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]

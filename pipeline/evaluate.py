@@ -11,11 +11,12 @@ from torch import Tensor
 from model.decoding import greedy, sentence
 from model.metrics import score_captions
 from pipeline.backbones import pick_device, recorded_network
-from pipeline.batches import Order, ShardSource
 from pipeline.caption import open_run_backbone
+from pipeline.checkpoints import Which
 from pipeline.prefetch import ahead
 from pipeline.progress import Progress
 from pipeline.run import Run, open_run
+from pipeline.sources import ShardSource
 from shards.atomic import write_json
 from shards.caption_table import CaptionTable, table_of_split
 from shards.errors import InputError
@@ -40,6 +41,7 @@ def evaluate(
     weights: str | None = None,
     out: Path | None = None,
     batch_size: int = 128,
+    checkpoint: Which = "latest",
     device: str = "auto",
     quiet: bool = True,
 ) -> Evaluation:
@@ -49,6 +51,7 @@ def evaluate(
         run: A run directory.
         features, shards: One of the two: feature files, or shards that go through the run's own backbone.
         weights: With ``shards``: where the backbone's weights are, if no longer at the place that the run recorded.
+        checkpoint: Of the run, as for :func:`pipeline.run.open_run`.
         out: Where to write ``{"scores": {...}, "captions": [{"image_id", "caption"}]}``.
 
     Raises:
@@ -61,7 +64,7 @@ def evaluate(
         raise InputError("Give one of --features DIR (cached) and --shards DIR (raw).")
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: must be at least 1.")
-    opened = open_run(run, device=pick_device(device))
+    opened = open_run(run, device=pick_device(device), checkpoint=checkpoint)
     if features is not None:
         table, batches = _cached_batches(opened, feature_path(features, split), batch_size)
     else:
@@ -107,12 +110,10 @@ def _raw_batches(run: Run, shards: Path, split_name: str, batch_size: int, weigh
     table = table_of_split(split)
     source = ShardSource(split, table, preprocessing, "none")
     device = next(run.captioner.parameters()).device
-    rows = np.arange(table.images)
-    order = Order(image_rows=rows, captions=np.arange(0), offsets=np.zeros(table.images + 1, np.int64))
-    draws = np.zeros((table.images, 3))
     starts: Sequence[int] = range(0, table.images, batch_size)
 
     def load(start: int) -> Tensor:
-        return source.images(order, start, min(start + batch_size, table.images), draws)
+        rows = np.arange(start, min(start + batch_size, table.images))
+        return source.images(rows, np.zeros((len(rows), 3)))
 
     return table, (frozen(pixels.to(device)).half() for pixels in ahead(load, starts, threads=source.threads))

@@ -167,8 +167,11 @@ def decode_image(data: bytes, name: str, resize: Resize | None = None) -> Photog
         return Photograph(image=image, width=width, height=height, as_stored=as_stored)
 
 
-def decode_pixels(data: bytes, name: str) -> NDArray[np.uint8]:
+def decode_pixels(data: bytes, name: str, scratch: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """The pixels of :func:`decode_image` without resizing, uint8 (height, width, 3).
+
+    Args:
+        scratch: uint8 (bytes,) to decode into where the pixels fit.
 
     Raises:
         ImageError: As :func:`decode_image`.
@@ -177,7 +180,8 @@ def decode_pixels(data: bytes, name: str) -> NDArray[np.uint8]:
         with contextlib.suppress(ValueError):  # what libjpeg-turbo refuses, decode_image refuses with a reason
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours == "YCbCr" and width * height <= MAX_PIXELS:
-                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
+                fits = scratch is not None and width * height * 3 <= len(scratch)
+                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", buffer=scratch if fits else None)
                 return pixels
     return np.array(decode_image(data, name).image, dtype=np.uint8)
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.run import METRICS_FILE, Position
+from pipeline.checkpoints import Position
+from pipeline.pictures import picture_grid
+from pipeline.run import METRICS_FILE
+from pipeline.validation import Validated
+from pipeline.world import World, summed
 from shards.atomic import committed_file
 from shards.errors import InputError
-
-LOG_EVERY = 10
 
 
 def perplexity(loss: float) -> float:
@@ -46,6 +48,17 @@ class MetricsLog:
             if name not in ("step", "epoch"):
                 self._events.add_scalar(name, value, line["step"])
 
+    def validated(self, position: Position, found: Validated) -> None:
+        """A line of scores, and a picture of some captions."""
+        line = {"step": position.step, "epoch": position.epoch, "val_loss": found.loss, "val_perplexity": perplexity(found.loss)}
+        self.write(line if found.cider is None else {**line, "val_cider": found.cider})
+        for number, shown in enumerate(found.shown):
+            self._events.add_text(f"val/caption {number}", f"{shown.caption}\n\n(reference: {shown.reference})", position.step)
+        pictures = [(s.pixels, f"{s.caption}\n({s.reference})") for s in found.shown if s.pixels is not None]
+        if pictures:
+            self._events.add_figure("val/captions", picture_grid(pictures), position.step, close=False)
+        self._events.flush()
+
     def close(self) -> None:
         self._file.close()
         self._events.close()
@@ -54,9 +67,11 @@ class MetricsLog:
 class Meter:
     """Means over the steps since the last line of the log; ``captions_per_second`` and ``note`` are of that line."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
         self.note = ""
         self.captions_per_second: float | None = None
+        self.waited_share = 0.0
+        self._world = world
         self._reset()
 
     def _reset(self) -> None:
@@ -64,31 +79,32 @@ class Meter:
         self.captions, self.waited, self.seconds = 0, 0.0, 1e-9
 
     def add(self, loss: torch.Tensor, captions: int, *, waited: float, seconds: float) -> None:
+        """One step: this process's part of its loss, and the captions of all processes."""
         self.losses.append(loss)
         self.captions += captions
         self.waited += waited
         self.seconds += seconds
 
-    def write(self, log: MetricsLog, position: Position, lr: float) -> float:
-        """Log the means and start anew; returns the last step's loss."""
-        values = torch.stack(self.losses).tolist()
+    def line(self, position: Position, lr: float) -> dict[str, float | int]:
+        """A line of the log, the same in all processes, after which the means start anew.
+
+        Raises:
+            InputError: The loss is not finite.
+        """
+        values = summed(torch.stack(self.losses).double().cpu(), self._world).tolist()
         loss, rate, waiting = sum(values) / len(values), self.captions / self.seconds, self.waited / self.seconds
         if not math.isfinite(loss):
             raise InputError(f"The loss became {loss} by step {position.step}: the training diverged. Start again with a smaller --lr than {lr}.")
-        log.write(
-            {
-                "step": position.step,
-                "epoch": position.epoch,
-                "loss": values[-1],
-                "mean_loss": loss,
-                "perplexity": perplexity(values[-1]),
-                "lr": lr,
-                "captions_per_second": round(rate, 1),
-                "data_wait": round(waiting, 4),
-            }
-        )
         self.note = f"loss {loss:.3f}, {rate:,.0f} captions/s, {100 * waiting:.0f}% waiting for data"
-        self.captions_per_second = rate
+        self.captions_per_second, self.waited_share = rate, waiting
         self._reset()
-        last: float = values[-1]
-        return last
+        return {
+            "step": position.step,
+            "epoch": position.epoch,
+            "loss": values[-1],
+            "mean_loss": loss,
+            "perplexity": perplexity(values[-1]),
+            "lr": lr,
+            "captions_per_second": round(rate, 1),
+            "data_wait": round(waiting, 4),
+        }

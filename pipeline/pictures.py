@@ -5,6 +5,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from pipeline.images import decode_image, read_image_file
 from shards.atomic import committed
 from shards.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = 4
 LONGEST_SIDE = 800
@@ -32,26 +36,38 @@ def draw_captions(pictures: Sequence[tuple[Path, str]], out: Path | None) -> Non
         raise InputError(f"--out {out}: a picture is written as .png, .jpg, .pdf or .svg.")
     if out is None and sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise InputError("--show: there is no screen here to open a window on. Write a picture instead: --show --out captions.png")
-    import matplotlib
-
+    shown = [(thumbnail(path), text) for path, text in pictures]
     if out is not None:
-        matplotlib.use("agg")
+        with committed(out) as temporary:
+            picture_grid(shown).savefig(temporary, format=out.suffix[1:].lower(), dpi=100)
+        return
     from matplotlib import pyplot
 
+    fill_grid(pyplot.figure(layout="constrained"), shown)
+    pyplot.show()
+    pyplot.close("all")
+
+
+def picture_grid(pictures: Sequence[tuple[NDArray[np.uint8], str]]) -> "Figure":
+    """A figure of pictures, uint8 (height, width, 3), with a text above each; at least one."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    fill_grid(figure, pictures)
+    return figure
+
+
+def fill_grid(figure: "Figure", pictures: Sequence[tuple[NDArray[np.uint8], str]]) -> None:
+    """Give a figure the size and content of :func:`picture_grid`."""
     columns = min(COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3.8 * columns, 4.0 * rows), squeeze=False, layout="constrained")
+    figure.set_size_inches(3.8 * columns, 4.0 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, (path, text) in zip(axes.flat, pictures, strict=False):
-        axis.imshow(thumbnail(path))
+    for axis, (pixels, text) in zip(axes.flat, pictures, strict=False):
+        axis.imshow(pixels)
         axis.set_title(wrapped(text), fontsize=9, parse_math=False)
-    if out is None:
-        pyplot.show()
-    else:
-        with committed(out) as temporary:
-            figure.savefig(temporary, format=out.suffix[1:].lower(), dpi=100)
-    pyplot.close(figure)
 
 
 def wrapped(text: str, width: int = 46) -> str:

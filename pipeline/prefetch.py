@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int) -> Iterator[R]:
+def ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int) -> Generator[R, None, None]:
     """Yield ``function(item)`` in the order of ``items``, up to ``2 * threads`` items ahead of the consumer.
 
     Args:

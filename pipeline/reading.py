@@ -62,13 +62,16 @@ def read_samples(shard: Shard, samples: Sequence[Sample]) -> Iterator[tuple[Samp
             yield sample, jpeg, parse_record(shard, sample.key, read_member(file, shard, sample.key, "json", sample.json))
 
 
-def decode_sample(shard: Shard, key: str, jpeg: bytes) -> NDArray[np.uint8]:
+def decode_sample(shard: Shard, key: str, jpeg: bytes, scratch: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """A sample's pixels, uint8 (height, width, 3).
+
+    Args:
+        scratch: Memory to decode into, if the pixels fit; they are valid until it is used again.
 
     Raises:
         DamageError: The bytes are no whole JPEG.
     """
     try:
-        return decode_pixels(jpeg, f"{shard.path}: {key}.jpg")
+        return decode_pixels(jpeg, f"{shard.path}: {key}.jpg", scratch)
     except ImageError as error:
         raise DamageError(f"{error}. {REPAIR_SHARD}") from None

@@ -1,39 +1,53 @@
 """Shards or feature files -> what a training reads: the same from both."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from model.encoder import FrozenBackbone, feature_dim
-from model.precision import folded
-from model.vocabulary import Vocabulary
+from pipeline.arithmetic import Arithmetic, choose_arithmetic, compile_where_it_pays
 from pipeline.backbones import KEPT_FILE, Network, open_backbone, recorded_network
-from pipeline.batches import CaptionBatch, Encoded, FeatureSource, Order, ShardSource, Source, to_device
-from pipeline.cache_features import calibration_batches
+from pipeline.batches import CaptionBatch
+from pipeline.cache_features import AGREEMENT_IMAGES, BATCH_SIZES, calibration_batches, sample_images
+from pipeline.feature_parts import out_of_memory
+from pipeline.samples import sample_pictures, split_pictures
+from pipeline.sources import Augmentation, FeatureSource, ShardSource, Source
 from shards.caption_table import table_of_split
 from shards.errors import InputError
 from shards.features import check_same_network, feature_path, open_features
 from shards.manifest import read_dataset_file
 from shards.tar import OnError, open_samples
 
+Pictures = Callable[[Sequence[int]], list[NDArray[np.uint8] | None]]
+
 
 class Features(Protocol):
-    """A batch's images -> float (units, dim) features on the device."""
+    """A batch's images -> float16 (units, dim) features on the device."""
 
-    def __call__(self, batch: CaptionBatch) -> torch.Tensor: ...
+    def __call__(self, batch: CaptionBatch) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A training's input, opened: the same from shards or from a feature file."""
+    """A training's input, opened: the same from shards or from a feature file.
+
+    Attributes:
+        val: The val split, where there is one.
+        val_pictures: Gives the pixels of val images, for looking at.
+        frozen: The network that raw images go through; None where features are cached.
+    """
 
     kind: Literal["features", "shards"]
     path: Path
     source: Source
     val: Source | None
+    val_pictures: Pictures
     network: Network
     frozen: FrozenBackbone | None
     data_digest: str
@@ -44,7 +58,7 @@ class Data:
         return self.source.feature_dim if self.frozen is None else feature_dim(self.frozen)  # type: ignore[return-value]
 
 
-def open_cached(features: Path) -> Data:
+def open_cached(features: Path, device: torch.device) -> Data:
     """Open a folder of feature files: ``train.h5``, and ``val.h5`` where there is one.
 
     Raises:
@@ -56,11 +70,13 @@ def open_cached(features: Path) -> Data:
     val = open_features(feature_path(features, "val")) if feature_path(features, "val").is_file() else None
     if val is not None:
         check_same_network(train, val)
+    keys = val.table.keys if val is not None else ()
     return Data(
         kind="features",
         path=features,
-        source=FeatureSource(train, draw_views=True),
+        source=FeatureSource(train, draw_views=True, device=device),
         val=FeatureSource(val) if val is not None else None,
+        val_pictures=lambda rows: sample_pictures(features, "val", [keys[row] for row in rows]),
         network=recorded_network(train.provenance),
         frozen=None,
         data_digest=train.digest,
@@ -73,74 +89,81 @@ def open_raw(
     *,
     backbone: str,
     weights: str | None,
-    augment: Literal["tutorial", "none"],
+    augment: Augmentation,
+    precision: str,
     device: torch.device,
+    passes: int = 1,
+    threads: int | None = None,
     on_error: OnError = "fail",
 ) -> Data:
-    """Open a shard dataset and the network that its pixels will go through.
+    """Open a shard dataset and the network that its pixels will go through, computed as ``cache-features`` computes it.
 
     Random weights are calibrated on the training photographs and kept in ``out``.
+
+    Args:
+        precision: ``fp32`` or ``bf16``; bf16 goes back to fp32 where the network does not agree with it.
+        passes: How many times about each caption's image will go through the network: compiling may pay.
+        threads: Threads that decode; by default one for each core.
 
     Raises:
         InputError, DamageError, MismatchError, ResourceError: As the parts say.
     """
     split = open_samples(shards, "train", on_error)
-    network, frozen = open_backbone(
+    network, exact = open_backbone(
         backbone=backbone,
         weights=weights,
         resize=split.config["resize"],
         kept=out / KEPT_FILE,
         sample=lambda crop: calibration_batches(split, crop),
     )
-    val = None
-    notes = [split.skipped_note()]
+    with out_of_memory():
+        sample = sample_images(split, network.preprocessing.crop, AGREEMENT_IMAGES)
+        arithmetic = _arithmetic(exact, precision, device, sample, passes * split.captions)
+    val, pictures = None, None
+    notes = [split.skipped_note(), *arithmetic.notes]
     if "val" in read_dataset_file(shards).splits:
         val_split = open_samples(shards, "val", on_error)
         notes.append(val_split.skipped_note())
-        val = ShardSource(val_split, table_of_split(val_split), network.preprocessing, "none")
+        val = ShardSource(val_split, table_of_split(val_split), network.preprocessing, "none", threads=threads)
+        pictures = val_split
+    pinned = device.type == "cuda"
     return Data(
         kind="shards",
         path=shards,
-        source=ShardSource(split, table_of_split(split), network.preprocessing, augment),
+        source=ShardSource(split, table_of_split(split), network.preprocessing, augment, threads=threads, pinned=pinned),
         val=val,
+        val_pictures=lambda rows: split_pictures(pictures, rows) if pictures is not None else [],
         network=network,
-        frozen=folded(frozen).to(device),  # as features are cached
+        frozen=arithmetic.frozen,
         data_digest=split.digest,
         notes=tuple(note for note in notes if note),
     )
 
 
+def _arithmetic(exact: FrozenBackbone, precision: str, device: torch.device, sample: Tensor, images: int) -> Arithmetic:
+    # bf16 was picked for this device; whether this network agrees with it is judged here, as "auto" does.
+    chosen = choose_arithmetic(exact, precision="fp32" if precision == "fp32" else "auto", device=device, sample=sample)
+    return compile_where_it_pays(chosen, sample=sample, views=images, views_per_pass=images_per_pass(device))
+
+
+def images_per_pass(device: torch.device) -> int:
+    """Images that the frozen network takes at once, as ``cache-features`` does by default."""
+    return BATCH_SIZES.get(device.type, 32)
+
+
 def features_function(data: Data) -> Features:
     """What turns a batch of ``data`` into features: nothing where they are cached, the frozen network where they are not."""
-    frozen = data.frozen
+    frozen, dim = data.frozen, data.feature_dim
     if frozen is None:
         return lambda batch: batch.images
-    # Rounded like cached features, so that both ways train on the same numbers.
-    return lambda batch: frozen(batch.images).half()
 
+    def compute(batch: CaptionBatch) -> Tensor:
+        if not len(batch.images):  # a process's share of a small batch
+            return batch.images.new_empty((0, dim), dtype=torch.float16)
+        with torch.inference_mode():
+            # Rounded like cached features, so that both ways train on the same numbers.
+            pieces = torch.split(batch.images, images_per_pass(batch.images.device))
+            features = torch.cat([frozen(piece).half() for piece in pieces])
+        return features.clone()  # autograd takes no inference tensors
 
-@torch.inference_mode()
-def val_batches(data: Data, vocabulary: Vocabulary, features_of: Features, device: torch.device) -> list[CaptionBatch]:
-    """The val split's captions in order, with their features, computed once: the frozen network gives the same every time."""
-    assert data.val is not None
-    table = data.val.table
-    encoded = Encoded(table, vocabulary)
-    rows = np.arange(table.images)
-    order = Order(image_rows=rows, captions=np.arange(table.captions), offsets=np.concatenate([[0], np.cumsum(table.caption_counts)]))
-    batches = []
-    for start in range(0, table.images, 32):
-        stop = min(start + 32, table.images)
-        captions = order.captions[order.offsets[start] : order.offsets[stop]]
-        tokens, lengths = encoded.batch(captions)
-        batch = CaptionBatch(
-            epoch=0,
-            step=0,
-            images=data.val.images(order, start, stop, np.zeros((table.images, 3))),
-            unit_rows=torch.from_numpy(np.repeat(np.arange(stop - start), table.caption_counts[start:stop])),
-            captions=torch.from_numpy(captions),
-            tokens=tokens,
-            caption_lengths=lengths,
-        )
-        batch = to_device(batch, device)
-        batches.append(replace(batch, images=features_of(batch)))
-    return batches
+    return compute

@@ -1,5 +1,6 @@
 """All captions of a split as flat arrays: what training gathers from, whether it came from shards or from a feature file."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,12 @@ class CaptionTable:
     def captions(self) -> int:
         return len(self.caption_ids)
 
-    @property
+    @functools.cached_property
+    def shard_rows(self) -> NDArray[np.int64]:
+        """int64 (images,): the shard of each image."""
+        return np.repeat(np.arange(len(self.shard_images)), self.shard_images)
+
+    @functools.cached_property
     def caption_counts(self) -> NDArray[np.int64]:
         """int64 (images,): how many captions each image has."""
         return np.bincount(self.image_rows, minlength=self.images).astype(np.int64)
@@ -57,12 +63,11 @@ class CaptionTable:
         """Token strings of one caption."""
         return [self.words[i] for i in self.tokens[self.offsets[caption] : self.offsets[caption + 1]]]
 
-    def references(self) -> list[list[list[str]]]:
-        """For each image the token lists of its captions."""
-        grouped: list[list[list[str]]] = [[] for _ in range(self.images)]
-        for caption, row in enumerate(self.image_rows):
-            grouped[row].append(self.caption_tokens(caption))
-        return grouped
+    def references(self, rows: Iterable[int] | None = None) -> list[list[list[str]]]:
+        """For each image, or each of those at ``rows``, the token lists of its captions."""
+        ends = np.cumsum(self.caption_counts)
+        chosen = range(self.images) if rows is None else rows
+        return [[self.caption_tokens(caption) for caption in range(ends[row] - self.caption_counts[row], ends[row])] for row in chosen]
 
     def check(self) -> None:
         """Raise ValueError unless the arrays fit together (for content that came from a file)."""

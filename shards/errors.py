@@ -5,7 +5,8 @@ CapstreamError
 ├── DamageError      an artefact of ours fails its own checks (cut, flipped bits, hostile content)
 ├── MismatchError    two sound artefacts that do not belong together
 ├── OccupiedError    the output folder holds something else, or another process is writing to it
-└── ResourceError    the machine refuses: disk full, no permission, no network
+├── ResourceError    the machine refuses: disk full, no permission, no network
+└── SaidElsewhereError  another process of the same training reports what went wrong
 """
 
 
@@ -31,3 +32,7 @@ class OccupiedError(CapstreamError):
 
 class ResourceError(CapstreamError):
     """The machine refuses: disk, permissions, network or memory."""
+
+
+class SaidElsewhereError(CapstreamError):
+    """Another process of the same training reports what went wrong; this one only ends."""

@@ -10,15 +10,21 @@ import torch
 from click.testing import CliRunner, Result
 
 from cli import cli
+from model.encoder import with_crop
+from model.networks import random_info
 from pipeline.cache_features import cache_features
 from pipeline.images import Resize
 from pipeline.shard import ShardConfig, write_shards
 from pipeline.synthetic import synthesize
 from pipeline.train import train
+from shards.caption_table import CaptionTable, table_from_records
 
 torch.set_num_threads(2)
 SMALL = ShardConfig(resize=Resize(size=64))
 TINY_MODEL = {"min_count": 1, "embedding_dim": 16, "hidden_dim": 32, "batch_size": 16}
+
+
+PREPROCESSING = with_crop(random_info(64), size=64, mode="squash", filter="lanczos")
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     cache_features(shards=made.shards, out=made.features, backbone="resnet18", weights="random", device="cpu")
     train(out=made.run, features=made.features, settings={**TINY_MODEL, "epochs": 2}, device="cpu")
     return made
+
+
+def table_with(counts: list[list[int]]) -> CaptionTable:
+    """Shards of images with so many captions each."""
+    number = iter(range(100_000))
+    return table_from_records(
+        [
+            (str(next(number)), {"image_id": 1, "file_name": "x", "captions": [{"id": next(number), "text": "a", "tokens": ["a"]} for _ in range(n)]})
+            for n in shard
+        ]
+        for shard in counts
+    )
 
 
 def shard_small(source: Path, out: Path, split: str, *, workers: int = 1, shard_size: int = 10) -> None:

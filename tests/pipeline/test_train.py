@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from model.vocabulary import Vocabulary
 from pipeline.cache_features import cache_features
-from pipeline.run import Position, find_checkpoint, load_training, open_run, save_checkpoint
+from pipeline.checkpoints import Position, find_checkpoint, load_training, save_checkpoint
+from pipeline.run import open_run
 from pipeline.train import train
 from pipeline.vocab import write_vocabulary
 from shards.errors import InputError, MismatchError, OccupiedError

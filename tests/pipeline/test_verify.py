@@ -15,8 +15,9 @@ from click.testing import Result
 
 from model.preprocessing import Preprocessing
 from model.vocabulary import build_vocabulary
-from pipeline.batches import CaptionBatch, Encoded, ShardSource, training_batches
+from pipeline.batches import CaptionBatch, Encoded, training_batches
 from pipeline.cache_features import cache_features
+from pipeline.sources import ShardSource
 from pipeline.train import train
 from pipeline.verify import verify
 from shards.atomic import digest

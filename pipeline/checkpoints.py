@@ -1,0 +1,171 @@
+"""Checkpoints of a run: committed folders, of which the newest few and the best are kept.
+
+``RUN/checkpoints/step-00000048/{model.safetensors, training.pt, state.json}``. A folder under its final name is complete, and its
+hashes say whether it still is. ``latest.json`` and ``best.json`` point to two of them, for people and other programs.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from model.decoder import Captioner
+from shards.atomic import committed_file, disk_errors, file_sha256, read_own_json, sync_folder, write_json
+from shards.errors import CapstreamError, DamageError, InputError, MismatchError
+
+FORMAT_VERSION = 3
+Which = Literal["latest", "best"]
+LATEST_FILE, BEST_FILE = "latest.json", "best.json"
+FILES = ("model.safetensors", "training.pt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best validation so far: CIDEr of generated captions, after so many steps."""
+
+    step: int
+    cider: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a training stands: the next batch is ``step_in_epoch`` of ``epoch``; ``step`` batches are done."""
+
+    epoch: int
+    step_in_epoch: int
+    step: int
+    best: Best | None = None
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """``RUN/checkpoints/step-00000048``."""
+    return folder / "checkpoints" / f"step-{step:08d}"
+
+
+def save_checkpoint(folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, position: Position, *, keep: int = 3) -> Path:
+    """Commit a checkpoint and the pointers, and remove older ones but for the newest ``keep`` and the best.
+
+    Raises:
+        ResourceError: Disk full, not allowed.
+    """
+    target = checkpoint_folder(folder, position.step)
+    staged = target.with_name(f".{target.name}.tmp")
+    with disk_errors(target):
+        for left in target.parent.glob(".step-*.tmp"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        staged.mkdir(parents=True)
+        state = {key: value.detach().cpu().contiguous() for key, value in captioner.state_dict().items()}
+        random = {"cpu": torch.get_rng_state()}
+        if next(captioner.parameters()).is_cuda:
+            random["cuda"] = torch.cuda.get_rng_state()
+        with committed_file(staged / "model.safetensors") as file:
+            file.write(save(state))
+        with committed_file(staged / "training.pt") as file:
+            torch.save({"optimizer": optimizer.state_dict(), "random": random}, file)
+        hashes = {name: file_sha256(staged / name) for name in FILES}
+        write_json(staged / "state.json", {"format_version": FORMAT_VERSION, "position": asdict(position), "sha256": hashes})
+        shutil.rmtree(target, ignore_errors=True)
+        staged.rename(target)
+        sync_folder(target.parent)
+    _point(folder, position)
+    kept = {target, *sorted(target.parent.glob("step-*"))[-keep:]}
+    if position.best is not None:
+        kept.add(checkpoint_folder(folder, position.best.step))
+    for old in sorted(target.parent.glob("step-*")):
+        if old not in kept:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _point(folder: Path, position: Position) -> None:
+    write_json(folder / LATEST_FILE, {"format_version": FORMAT_VERSION, "checkpoint": checkpoint_folder(folder, position.step).name})
+    if position.best is not None:
+        best = checkpoint_folder(folder, position.best.step).name
+        write_json(folder / BEST_FILE, {"format_version": FORMAT_VERSION, "checkpoint": best, "cider": position.best.cider})
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether a run has any checkpoint."""
+    return any((folder / "checkpoints").glob("step-*"))
+
+
+def find_checkpoint(folder: Path) -> tuple[Path, Position, list[str]]:
+    """The newest whole checkpoint, and a line for each damaged one that was passed over.
+
+    Raises:
+        InputError: There is none at all.
+        DamageError: All are damaged.
+    """
+    notes: list[str] = []
+    for candidate in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            return candidate, _check_checkpoint(candidate), notes
+        except CapstreamError as error:
+            notes.append(f"{error} The one before it is used.")
+    if notes:
+        raise DamageError(f"{folder}: every checkpoint is damaged. {notes[0]} Train again into a new folder.")
+    raise InputError(f"{folder}: holds no checkpoint yet. Go on with: python cli.py train --out {folder} --resume")
+
+
+def best_checkpoint(folder: Path, newest: Position) -> tuple[Path, Position]:
+    """The checkpoint whose captions scored best, as the newest one knows it.
+
+    Raises:
+        InputError: The run has seen no val split yet.
+        DamageError: It is damaged.
+    """
+    if newest.best is None:
+        raise InputError(f"{folder}: holds no best checkpoint: no epoch has been scored on a val split. Take the latest one.")
+    path = checkpoint_folder(folder, newest.best.step)
+    return path, _check_checkpoint(path)
+
+
+def _check_checkpoint(path: Path) -> Position:
+    content = read_own_json(path / "state.json", what="checkpoint", format_version=FORMAT_VERSION)
+    try:
+        for name in FILES:
+            if not (path / name).is_file() or file_sha256(path / name) != content["sha256"][name]:
+                raise DamageError(f"{path / name}: missing or not the bytes that were saved.")
+        position = dict(content["position"])
+        best = position.pop("best")
+        return Position(**position, best=None if best is None else Best(step=int(best["step"]), cider=float(best["cider"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamageError(f"{path / 'state.json'}: damaged ({error!r}).") from None
+
+
+def load_model(path: Path, captioner: Captioner) -> None:
+    """Load a checkpoint's weights into a captioner of the same sizes.
+
+    Raises:
+        DamageError: Unreadable.
+        MismatchError: Other names or shapes.
+    """
+    try:
+        state: dict[str, Tensor] = load_file(path / "model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise DamageError(f"{path / 'model.safetensors'}: cannot be read ({error}).") from None
+    try:
+        captioner.load_state_dict(state)
+    except RuntimeError as error:
+        raise MismatchError(f"{path}: the weights do not fit the run's config: {str(error)[:800]}") from None
+
+
+def load_training(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer's state and torch's random states.
+
+    Raises:
+        DamageError: Unreadable, or of another model.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(content["optimizer"])
+        torch.set_rng_state(content["random"]["cpu"])
+        if "cuda" in content["random"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(content["random"]["cuda"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise DamageError(f"{path / 'training.pt'}: cannot be read ({str(error)[:200]}).") from None

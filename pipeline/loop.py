@@ -1,0 +1,268 @@
+"""The training loop: one for raw shards and for cached features, alone or among several processes.
+
+The stream's state is (epoch, step), the model's is in the checkpoint: a resumed training goes on with the very batch that comes next.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from model.decoder import Captioner
+from model.vocabulary import Vocabulary
+from pipeline.batches import CaptionBatch, Encoded, to_device, training_batches
+from pipeline.checkpoints import Best, Position, find_checkpoint, holds_checkpoints, load_model, load_training, save_checkpoint
+from pipeline.metrics_log import Meter, MetricsLog
+from pipeline.order import steps_per_epoch
+from pipeline.progress import Progress
+from pipeline.run import RunConfig
+from pipeline.training_data import Data, Features, features_function
+from pipeline.validation import Validation
+from pipeline.world import World
+
+# Presses of Ctrl-C in so short a time are one: torchrun hands the terminal's on.
+ONE_PRESS_SECONDS = 2.0
+# Steps of a GPU are so short that asking the others at each would be felt.
+GPU_STEPS_BETWEEN_QUESTIONS = 16
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Ctrl-C was pressed; everything up to now is saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """How a training ended: ``seconds_per_epoch`` of the epochs that this process did whole, ``captions_per_second`` of its last steps."""
+
+    steps: int
+    loss: float
+    val_loss: float | None
+    best: Best | None
+    seconds_per_epoch: float | None
+    captions_per_second: float | None
+    waited_share: float
+    notes: tuple[str, ...]
+
+
+def run_training(
+    out: Path,
+    config: RunConfig,
+    data: Data,
+    vocabulary: Vocabulary,
+    device: torch.device,
+    world: World,
+    *,
+    quiet: bool,
+    max_steps: int | None = None,
+) -> TrainSummary:
+    """Train from the newest checkpoint of ``out``, or from the start, to the last epoch.
+
+    Raises:
+        Interrupted: Ctrl-C, after a checkpoint.
+        InputError: The loss is not finite any more, or there are too few images.
+        DamageError, ResourceError: As the parts say.
+    """
+    settings = config.train
+    torch.manual_seed(settings.seed)
+    captioner = Captioner(config.decoder).to(device)
+    optimizer = torch.optim.Adam(captioner.parameters(), lr=settings.lr, fused=True)
+    notes: list[str] = list(data.notes)
+    position = Position(epoch=0, step_in_epoch=0, step=0)
+    if holds_checkpoints(out):
+        path, position, passed_over = find_checkpoint(out)
+        notes += passed_over
+        load_model(path, captioner)
+        load_training(path, optimizer)
+    world.wait()  # nobody removes a checkpoint that another is reading
+    features_of = features_function(data)
+    encoded = Encoded(data.source.table, vocabulary, device)
+    validation = None
+    if data.val is not None:
+        validation = Validation(data.val, vocabulary, features_of, data.val_pictures, images=settings.val_images, device=device, world=world)
+    model = captioner if world.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
+    step_of = Step(captioner, model, features_of, pieces=settings.accumulate, precision=settings.precision, world=world)
+    per_epoch = steps_per_epoch(data.source.table, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image)
+    total = per_epoch * settings.epochs if max_steps is None else min(per_epoch * settings.epochs, max_steps)
+    log = MetricsLog(out, position.step) if world.first else None
+    loss = val_loss = None
+    epoch_seconds: list[float] = []
+    saved, saved_at, meter = position, time.monotonic(), Meter(world)
+
+    def save() -> None:
+        nonlocal saved, saved_at
+        if world.first:
+            save_checkpoint(out, captioner, optimizer, position, keep=settings.keep_checkpoints)
+        saved, saved_at = position, time.monotonic()
+
+    captioner.train()
+    with (
+        contextlib.closing(log) if log is not None else contextlib.nullcontext(),
+        interruptible(world, device) as interrupted,
+        Progress("Training", total=max(total - position.step, 0), unit="steps", quiet=quiet or not world.first) as progress,
+    ):
+        while position.epoch < settings.epochs and position.step < total:
+            began, whole = time.perf_counter(), position.step_in_epoch == 0
+            batches = training_batches(
+                data.source,
+                encoded,
+                seed=settings.seed,
+                epoch=position.epoch,
+                batch_size=settings.batch_size,
+                captions_per_image=settings.captions_per_image,
+                first_step=position.step_in_epoch,
+                part=world.part,
+            )
+            with contextlib.closing(batches):
+                while position.step_in_epoch < per_epoch and position.step < total:
+                    asked = time.perf_counter()
+                    batch = to_device(next(batches), device)
+                    came = time.perf_counter()
+                    lr = settings.lr_at(position.step, per_epoch * settings.epochs)
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr
+                    optimizer.zero_grad()
+                    step_loss = step_of(batch)
+                    optimizer.step()
+                    position = replace(position, step_in_epoch=position.step_in_epoch + 1, step=position.step + 1)
+                    meter.add(step_loss, batch.batch_captions, waited=came - asked, seconds=time.perf_counter() - asked)
+                    progress.advance(1, note=meter.note)
+                    if position.step % settings.log_every == 0 or position.step == total:
+                        line = meter.line(position, lr)
+                        loss = line["loss"]
+                        if log is not None:
+                            log.write(line)
+                    stop = interrupted(position.step)
+                    if position.step_in_epoch == per_epoch and not stop:
+                        break  # validated first: a checkpoint of this step is saved once
+                    every = settings.checkpoint_every is not None and position.step % settings.checkpoint_every == 0
+                    clock = 0 < settings.checkpoint_minutes * 60 <= time.monotonic() - saved_at
+                    if stop or every or clock:
+                        save()
+                    if stop:
+                        raise Interrupted(f"Stopped after step {position.step} of {total}; all of it is saved.")
+            if position.step_in_epoch < per_epoch:
+                break
+            if whole:
+                epoch_seconds.append(time.perf_counter() - began)
+            if validation is not None:
+                found = validation.measure(captioner)
+                val_loss = found.loss
+                if log is not None:
+                    log.validated(position, found)
+                if found.cider is not None and (position.best is None or found.cider > position.best.cider):
+                    position = replace(position, best=Best(step=position.step, cider=found.cider))
+            position = replace(position, epoch=position.epoch + 1, step_in_epoch=0)
+            best_now = position.best is not None and position.best.step == position.step
+            every = settings.checkpoint_every is not None and position.step // settings.checkpoint_every > saved.step // settings.checkpoint_every
+            if best_now or every:
+                save()
+        if position.step > saved.step or not holds_checkpoints(out):
+            save()
+    world.wait()  # a process that ended sooner would be missed
+    return TrainSummary(
+        steps=position.step,
+        loss=loss if loss is not None else float("nan"),
+        val_loss=val_loss,
+        best=position.best,
+        seconds_per_epoch=sorted(epoch_seconds)[len(epoch_seconds) // 2] if epoch_seconds else None,
+        captions_per_second=meter.captions_per_second,
+        waited_share=meter.waited_share,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """Forward and backward of one batch: gradients of its mean cross-entropy per token, over all processes, in the parameters.
+
+    Args:
+        captioner: The model.
+        model: What computes its loss: itself, or DistributedDataParallel around it.
+        features_of: What turns a batch into features.
+        pieces: How many pieces of the batch go through the decoder one after the other. The projection sees the whole batch at once,
+            so that BatchNorm's statistics and all gradients stay the same; only the decoder's memory becomes smaller.
+        precision: ``bf16``: matrix products of the decoder in bfloat16; weights, sums and the optimizer stay float32.
+    """
+
+    captioner: Captioner
+    model: torch.nn.Module
+    features_of: Features
+    pieces: int
+    precision: str
+    world: World
+
+    def __call__(self, batch: CaptionBatch) -> Tensor:
+        """Of the loss, in nats per token, the part of this process, float32 (); the parts of all processes add up to it."""
+        images = self.captioner.projection(self.features_of(batch))
+        # DistributedDataParallel takes the mean over processes, and a sum is wanted.
+        weight = self.world.size / batch.batch_tokens
+        first, *others = self._pieces(batch)
+        early, loss = images.detach().requires_grad_(), torch.zeros((), device=images.device)
+        for piece in others:
+            with self._unshared():
+                part = self._loss(early, piece) * weight
+                part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        part = self._loss(images, first) * weight
+        torch.autograd.backward([part, images] if others else [part], [None, early.grad] if others else None)
+        loss += part.detach()
+        loss /= self.world.size
+        return loss
+
+    def _loss(self, images: Tensor, piece: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        rows, tokens, lengths = piece
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss: Tensor = self.model(images, rows, tokens, lengths)
+        return loss
+
+    def _pieces(self, batch: CaptionBatch) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Pieces of about the same number of tokens: every ``pieces``-th caption of those sorted by length."""
+        count = max(1, min(self.pieces, len(batch.caption_lengths)))
+        pieces = []
+        for start in range(count):
+            lengths = batch.caption_lengths[start::count]
+            longest = int(lengths[0]) if len(lengths) else 0
+            pieces.append((batch.unit_rows[start::count], batch.tokens[start::count, :longest], lengths))
+        return pieces
+
+    def _unshared(self) -> contextlib.AbstractContextManager[None]:
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
+
+
+@contextmanager
+def interruptible(world: World, device: torch.device) -> Iterator[Callable[[int], bool]]:
+    """Yield a function that tells, at a step, whether Ctrl-C was pressed or the process told to end, in any process of the training.
+
+    The step is finished first. A second Ctrl-C, two seconds later or more, ends at once.
+    """
+    pressed: float | None = None
+    between = GPU_STEPS_BETWEEN_QUESTIONS if device.type == "cuda" and world.size > 1 else 1
+
+    def remember(_number: int, _frame: FrameType | None) -> None:
+        nonlocal pressed
+        now = time.monotonic()
+        if pressed is not None and now - pressed > (ONE_PRESS_SECONDS if world.size > 1 else 0):
+            raise KeyboardInterrupt
+        pressed = now if pressed is None else pressed
+
+    def asked(step: int) -> bool:
+        return step % between == 0 and world.total(float(pressed is not None))[0] > 0
+
+    try:
+        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: whoever runs us there answers Ctrl-C
+        yield lambda _: False
+        return
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

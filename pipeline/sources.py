@@ -1,0 +1,158 @@
+"""Where a unit's image comes from: cached features in memory, or pixels from shards, decoded straight into the batch.
+
+Pixels are decoded by threads: libjpeg-turbo works without Python's lock, and no pixel crosses a process.
+"""
+
+import threading
+from collections import OrderedDict
+from typing import IO, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.preprocessing import Preprocessing, cut
+from pipeline.executors import default_workers
+from pipeline.reading import decode_sample
+from shards.caption_table import CaptionTable
+from shards.errors import DamageError
+from shards.features import FeatureFile
+from shards.manifest import REPAIR_SHARD, Shard, Split
+from shards.tar import read_member
+
+Augmentation = Literal["tutorial", "none"]
+# Files that one thread holds open: more than a window of shards.
+OPEN_FILES = 32
+# A GPU keeps this share of its free memory for everything else before features are put there.
+FREE_SHARE = 0.5
+
+
+class Source(Protocol):
+    """A split's images and captions.
+
+    Attributes:
+        table: The captions.
+        feature_dim: Numbers per image, where they are features.
+        threads: How many threads to build batches with; 0: the consumer's own.
+    """
+
+    table: CaptionTable
+    feature_dim: int | None
+    threads: int
+
+    def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
+        """The images at ``rows``, int64 (units,); ``draws``, float64 (units, 3), decide crop and mirror image, or the cached view.
+
+        Returns:
+            float16 (units, dim) features, or uint8 (units, crop, crop, 3) pixels.
+        """
+        ...
+
+
+class FeatureSource:
+    """Cached features, whole in memory: float16 (images, views, dim); on a GPU where they leave half of its memory free.
+
+    Args:
+        file: The feature file.
+        draw_views: Draw one of the views for each unit, as training does; otherwise take their mean, as evaluation does.
+        device: Where training happens.
+    """
+
+    threads = 0
+
+    def __init__(self, file: FeatureFile, *, draw_views: bool = False, device: torch.device | None = None) -> None:
+        self.table = file.table
+        self.feature_dim: int | None = file.dim
+        features = file.features if draw_views else file.mean_view()[:, None]
+        self.views = features.shape[1]
+        # (images, views, dim) -> (images * views, dim): a unit's features are one row.
+        self.features = torch.from_numpy(np.array(features)).flatten(0, 1)
+        if device is not None and device.type == "cuda" and self.features.nbytes <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self.features = self.features.to(device)
+
+    def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
+        views = (draws[:, 0] * self.views).astype(np.int64)
+        return self.features[torch.from_numpy(rows * self.views + views).to(self.features.device)]
+
+
+class ShardSource:
+    """Pixels from shards: read at the sidecars' offsets, checked, decoded, cropped.
+
+    Args:
+        split: The shards.
+        table: Their captions.
+        preprocessing: Size and crop.
+        augmentation: ``tutorial``: random crop and horizontal flip; ``none``: the centre crop of caching and captioning.
+        threads: Threads that decode; by default one for each core.
+        pinned: Give batches in pinned memory, from which a GPU copies while it works.
+    """
+
+    feature_dim: int | None = None
+
+    def __init__(
+        self,
+        split: Split,
+        table: CaptionTable,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation,
+        *,
+        threads: int | None = None,
+        pinned: bool = False,
+    ) -> None:
+        self.table, self.preprocessing, self.augmentation = table, preprocessing, augmentation
+        self.threads = default_workers() if threads is None else threads
+        self.pinned = pinned
+        self.split = split
+        self._own = _ThreadsOwn()
+
+    def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
+        crop = self.preprocessing.crop
+        target = torch.empty((len(rows), crop, crop, 3), dtype=torch.uint8, pin_memory=self.pinned)
+        decoded, pixels = -1, np.empty((0, 0, 3), np.uint8)
+        # Row after row: an image that several units share is decoded once, and its neighbours in the tar follow.
+        for unit in np.argsort(rows, kind="stable").tolist():
+            row = int(rows[unit])
+            if row != decoded:
+                decoded, pixels = row, self._pixels(row)
+            down, right = pixels.shape[0] - crop, pixels.shape[1] - crop
+            if self.augmentation == "none":
+                top, left, flipped = down // 2, right // 2, False
+            else:
+                top, left, flipped = int(draws[unit, 0] * (down + 1)), int(draws[unit, 1] * (right + 1)), draws[unit, 2] < 0.5
+            cut(pixels, top, left, flipped, target[unit])
+        return target
+
+    def _pixels(self, row: int) -> NDArray[np.uint8]:
+        """uint8 (height, width, 3); valid until this thread asks for the next."""
+        shard, sample = self.split.sample(row)
+        jpeg = read_member(self._own.file(shard), shard, sample.key, "jpg", sample.jpg)
+        pixels = decode_sample(shard, sample.key, jpeg, self._own.scratch)
+        if min(pixels.shape[:2]) < self.preprocessing.crop:
+            raise DamageError(
+                f"{shard.path}: sample {sample.key}: {pixels.shape[1]}x{pixels.shape[0]} pixels are too few for a crop of "
+                f"{self.preprocessing.crop}. {REPAIR_SHARD}"
+            )
+        return pixels
+
+
+class _ThreadsOwn(threading.local):
+    """What each decoding thread keeps to itself: open tars, and memory to decode into."""
+
+    def __init__(self) -> None:
+        self.files: OrderedDict[str, IO[bytes]] = OrderedDict()
+        # A fresh array for every image would cost page faults: a third of the decoding time was seen.
+        self.scratch = np.empty(640 * 640 * 3, dtype=np.uint8)
+
+    def file(self, shard: Shard) -> IO[bytes]:
+        name = str(shard.path)
+        found = self.files.pop(name, None)
+        if found is None:
+            if len(self.files) >= OPEN_FILES:
+                self.files.popitem(last=False)[1].close()
+            try:
+                found = shard.path.open("rb", buffering=0)
+            except FileNotFoundError:
+                raise DamageError(f"{shard.path}: is gone. {REPAIR_SHARD}") from None
+        self.files[name] = found
+        return found

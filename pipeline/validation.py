@@ -1,0 +1,92 @@
+"""The val split, looked at after each epoch: loss of its captions, CIDEr of generated ones, and some of these beside their pictures.
+
+The processes of a training share the images; the first one scores. What does not change from epoch to epoch, the features, is computed
+once and kept.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.decoder import Captioner
+from model.decoding import greedy, sentence
+from model.metrics import cider
+from model.vocabulary import Vocabulary
+from pipeline.batches import CaptionBatch, Encoded, table_batches, to_device
+from pipeline.samples import SAMPLES, spread_rows
+from pipeline.sources import Source
+from pipeline.training_data import Features, Pictures
+from pipeline.world import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownCaption:
+    """A val image with what was generated for it: its pixels, uint8 (height, width, 3), where they are at hand."""
+
+    pixels: NDArray[np.uint8] | None
+    caption: str
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """What a validation found; ``cider`` and ``shown`` in the first process alone."""
+
+    loss: float
+    cider: float | None
+    shown: tuple[ShownCaption, ...]
+
+
+class Validation:
+    """Measures a captioner on up to ``images`` images of the val split, spread evenly over it.
+
+    Args:
+        source: The val split.
+        features_of: What turns a batch into features.
+        pictures: Gives the pixels of some images.
+    """
+
+    def __init__(
+        self, source: Source, vocabulary: Vocabulary, features_of: Features, pictures: Pictures, *, images: int, device: torch.device, world: World
+    ) -> None:
+        self.table, self.vocabulary, self.pictures, self.world = source.table, vocabulary, pictures, world
+        captioned = source.table.caption_counts > 0
+        chosen = np.union1d(spread_rows(source.table.images, images), spread_rows(source.table.images, SAMPLES))
+        self.rows = chosen[captioned[chosen]]
+        start, stop = world.part.of(0, len(self.rows))
+        self.batches = list(_with_features(source, Encoded(source.table, vocabulary, device), self.rows[start:stop], features_of, device))
+
+    @torch.no_grad()
+    def measure(self, captioner: Captioner) -> Validated:
+        """Loss in nats per token, CIDEr of greedy captions, and a few captions to look at."""
+        captioner.eval()
+        total = tokens = 0.0
+        mine: list[list[str]] = []
+        for batch in self.batches:
+            images = captioner.projection(batch.images)
+            total += float(captioner(images, batch.unit_rows, batch.tokens, batch.caption_lengths))
+            tokens += batch.batch_tokens
+            mine.extend(greedy(captioner, batch.images, self.vocabulary))
+        captioner.train()
+        total, tokens = self.world.total(total, tokens)
+        words = self.world.gathered(mine)
+        if not (self.world.first and words):
+            return Validated(loss=total / max(tokens, 1), cider=None, shown=())
+        references = self.table.references(self.rows.tolist())
+        return Validated(loss=total / max(tokens, 1), cider=cider(words, references), shown=tuple(self._shown(words)))
+
+    def _shown(self, words: list[list[str]]) -> Iterator[ShownCaption]:
+        rows = [row for row in spread_rows(self.table.images, SAMPLES).tolist() if self.table.caption_counts[row]]
+        first = np.cumsum(self.table.caption_counts) - self.table.caption_counts
+        for row, place, pixels in zip(rows, np.searchsorted(self.rows, rows), self.pictures(rows), strict=True):
+            yield ShownCaption(pixels=pixels, caption=sentence(words[place]), reference=self.table.texts[first[row]])
+
+
+@torch.no_grad()
+def _with_features(source: Source, encoded: Encoded, rows: NDArray[np.int64], features_of: Features, device: torch.device) -> Iterator[CaptionBatch]:
+    for read in table_batches(source, encoded, rows):
+        batch = to_device(read, device)
+        yield replace(batch, images=features_of(batch))
