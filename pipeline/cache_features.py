@@ -128,6 +128,9 @@ def cache_features(
             sample=lambda crop: calibration_batches(first, crop),
         )
         there = {split.name: _file_there(split, out, network, names, precision) for split in opened}
+        for split in opened:
+            if there[split.name] is None or not samples_path(out, split.name).is_file():
+                write_samples(split, out)
         if all(there.values()):
             return [_kept_summary(split, file) for split, file in zip(opened, there.values(), strict=True) if file is not None]
         sample = sample_images(first, network.preprocessing.crop, AGREEMENT_IMAGES)
@@ -139,8 +142,6 @@ def cache_features(
         summaries = []
         for split in opened:
             file = there[split.name]
-            if file is None or not samples_path(out, split.name).is_file():
-                write_samples(split, out)
             if file is not None:
                 summaries.append(_kept_summary(split, file))
                 continue

@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from model.vocabulary import Vocabulary
 from pipeline.cache_features import cache_features
-from pipeline.checkpoints import Position, find_checkpoint, load_training, save_checkpoint
+from pipeline.checkpoints import Position, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
 from pipeline.run import open_run
 from pipeline.train import train
 from pipeline.vocab import write_vocabulary
@@ -56,14 +57,16 @@ def test_a_run_logs_every_ten_steps_and_val_after_each_epoch(small: Small) -> No
     assert [line["epoch"] for line in logged if "val_loss" in line] == [0, 1]
     assert logged[-1]["val_loss"] < logged[1]["val_loss"]
     assert all(line["perplexity"] == pytest.approx(2.718281828 ** line["loss"], rel=1e-6) for line in logged if "loss" in line)
-    assert [p.name for p in (small.run / "checkpoints").iterdir()] == ["step-00000024"]
+    assert all(0 <= line["val_cider"] <= 10 for line in logged if "val_loss" in line)
+    assert checkpoint_folder(small.run, 24).is_dir()
     assert list(small.run.glob("events.out.tfevents.*"))
 
 
 def test_raw_and_cached_losses_agree_without_augmentation(small: Small, tmp_path: Path) -> None:
-    settings = {**TINY_MODEL, "epochs": 2, "seed": 4}
-    shutil.copytree(small.features, tmp_path / "raw", ignore=shutil.ignore_patterns("*.h5"))  # the very same random weights
-    train(out=tmp_path / "cached", features=small.features, settings=settings, device="cpu", max_steps=20)
+    settings = {**TINY_MODEL, "epochs": 2, "seed": 4, "precision": "fp32"}
+    cache_features(shards=small.shards, out=tmp_path / "f", backbone="resnet18", weights="random", precision="fp32", device="cpu")
+    shutil.copytree(tmp_path / "f", tmp_path / "raw", ignore=shutil.ignore_patterns("*.h5", "*.tar"))  # the very same random weights
+    train(out=tmp_path / "cached", features=tmp_path / "f", settings=settings, device="cpu", max_steps=20)
     train(
         out=tmp_path / "raw",
         shards=small.shards,
@@ -98,28 +101,49 @@ def test_a_training_stopped_anywhere_and_resumed_equals_one_that_was_not(small: 
     assert lines(tmp_path / "parts")[-1] == lines(tmp_path / "whole")[-1]
 
 
-def start(small: Small, out: Path) -> "subprocess.Popen[bytes]":
+def start(small: Small, out: Path, source: str) -> "subprocess.Popen[bytes]":
+    settings = {**SETTINGS, "epochs": 6 if source == "features" else 2, "log_every": 1, "precision": "fp32"}
+    data = {"features": "features=Path(sys.argv[2])", "shards": "shards=Path(sys.argv[3]), backbone='resnet18', weights='random'"}
     code = (
         "import sys, torch; torch.set_num_threads(2); from pathlib import Path; from pipeline.train import train\n"
-        f"train(out=Path(sys.argv[1]), features=Path(sys.argv[2]), settings={ {**SETTINGS, 'epochs': 12}!r}, resume=True, device='cpu')"
+        f"train(out=Path(sys.argv[1]), {data[source]}, settings={settings!r}, resume=True, device='cpu')"
     )
-    return subprocess.Popen([sys.executable, "-c", code, str(out), str(small.features)], cwd=ROOT)
+    return subprocess.Popen([sys.executable, "-c", code, str(out), str(small.features), str(small.shards)], cwd=ROOT)
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(small: Small, tmp_path: Path) -> None:
-    assert start(small, tmp_path / "whole").wait() == 0
-    for checkpoint in (9, 60):
-        child = start(small, tmp_path / "killed")
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and child.poll() is None:
-            if any(int(p.name[5:]) >= checkpoint for p in (tmp_path / "killed").glob("checkpoints/step-*")):
-                break
-            time.sleep(0.001)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-    assert start(small, tmp_path / "killed").wait() == 0
+def steps_logged(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"mean_loss") if path.is_file() else 0
+
+
+def kill_at(child: "subprocess.Popen[bytes]", run: Path, step: int, seconds: float) -> bool:
+    """End a training some seconds after it has logged a step; False if it was done by then."""
+    deadline = time.monotonic() + 60
+    while steps_logged(run) < step and child.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(seconds)
+    running = child.poll() is None
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    return running
+
+
+@pytest.mark.parametrize("source", ["features", "shards"])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.full)])
+def test_a_training_killed_at_random_moments_equals_one_that_was_not_bit_for_bit(small: Small, tmp_path: Path, source: str, kills: int) -> None:
+    for name in ("whole", "killed"):
+        shutil.copytree(small.features, tmp_path / name, ignore=shutil.ignore_patterns("*.h5", "*.tar"))  # the same random weights
+    assert start(small, tmp_path / "whole", source).wait() == 0
+    steps = steps_logged(tmp_path / "whole")
+    draw = random.Random(kills)
+    killed = 0
+    for step in sorted(draw.randrange(steps - 4) for _ in range(kills)):
+        killed += kill_at(start(small, tmp_path / "killed", source), tmp_path / "killed", step, draw.uniform(0, 0.03))
+    assert killed == kills
+    assert start(small, tmp_path / "killed", source).wait() == 0
     same(tmp_path / "whole", tmp_path / "killed")
-    assert lines(tmp_path / "killed")[-1] == lines(tmp_path / "whole")[-1]
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(small: Small, tmp_path: Path) -> None:
@@ -156,8 +180,51 @@ def test_epochs_may_be_raised_on_resuming_and_nothing_else_changed(small: Small,
     out = tmp_path / "run"
     train(out=out, features=small.features, settings={**TINY_MODEL, "epochs": 1}, device="cpu")
     assert train(out=out, resume=True, settings={"epochs": 2}, device="cpu").steps == 24
-    with pytest.raises(MismatchError, match=r"--lr 0\.001, now 0\.5"):
-        train(out=out, resume=True, settings={"lr": 0.5}, device="cpu")
+    for setting, message in (({"lr": 0.5}, r"--lr 0\.001, now 0\.5"), ({"hidden_dim": 33}, "--hidden-dim 32, now 33")):
+        with pytest.raises(MismatchError, match=message):
+            train(out=out, resume=True, settings=setting, device="cpu")
+
+
+def test_the_best_captions_and_the_newest_checkpoints_are_kept(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = {**TINY_MODEL, "epochs": 6, "keep_checkpoints": 2, "checkpoint_every": 5, "lr": 0.01}
+    summary = train(out=out, features=small.features, settings=settings, device="cpu")
+    scores = {line["step"]: line["val_cider"] for line in lines(out) if "val_cider" in line}
+    assert summary.best is not None
+    assert summary.best.cider == max(scores.values()) == scores[summary.best.step]
+    assert json.loads((out / "best.json").read_text())["checkpoint"] == checkpoint_folder(out, summary.best.step).name
+    assert json.loads((out / "latest.json").read_text())["checkpoint"] == "step-00000072"
+    found = {path.name for path in (out / "checkpoints").iterdir()}
+    assert len(found - {checkpoint_folder(out, summary.best.step).name}) <= 2
+    assert open_run(out, device=torch.device("cpu"), checkpoint="best").position.step == summary.best.step
+    assert open_run(out, device=torch.device("cpu")).position.step == 72
+
+
+def test_checkpoints_come_by_the_clock_too(small: Small, tmp_path: Path) -> None:
+    settings = {**TINY_MODEL, "keep_checkpoints": 100, "checkpoint_minutes": 1e-9}
+    train(out=tmp_path / "clock", features=small.features, settings=settings, device="cpu", max_steps=5)
+    assert len(list((tmp_path / "clock" / "checkpoints").iterdir())) == 5
+    train(out=tmp_path / "never", features=small.features, settings={**settings, "checkpoint_minutes": 0}, device="cpu", max_steps=5)
+    assert len(list((tmp_path / "never" / "checkpoints").iterdir())) == 1
+
+
+def test_a_run_without_a_val_split_has_no_best_and_says_so(small: Small, tmp_path: Path) -> None:
+    shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("val.*"))
+    summary = train(out=tmp_path / "run", features=tmp_path / "features", settings={**TINY_MODEL, "epochs": 1}, device="cpu")
+    assert summary.best is None
+    with pytest.raises(InputError, match="no best checkpoint"):
+        open_run(tmp_path / "run", device=torch.device("cpu"), checkpoint="best")
+
+
+def test_bf16_trains_as_fp32_does_within_rounding(small: Small, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        settings = {**TINY_MODEL, "epochs": 4, "lr": 0.01, "precision": precision, "log_every": 1}
+        train(out=tmp_path / precision, features=small.features, settings=settings, device="cpu")
+        losses.append([line["loss"] for line in lines(tmp_path / precision) if "loss" in line])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[0][-1] < 0.7 * losses[0][0]
 
 
 def test_a_folder_with_a_run_or_something_else_is_refused(small: Small, tmp_path: Path) -> None:
@@ -187,7 +254,7 @@ def test_resuming_with_another_vocabulary_or_data_is_refused_naming_both_sides(s
 
 def test_resuming_with_features_made_otherwise_is_refused_with_both_digests(small: Small, tmp_path: Path) -> None:
     shutil.copytree(small.run, tmp_path / "run")
-    shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("*.h5"))
+    shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("*.h5", "*.tar"))
     cache_features(shards=small.shards, out=tmp_path / "features", backbone="resnet18", weights="random", views="flip", device="cpu")
     before, now = (open_features(folder / "train.h5").digest for folder in (small.features, tmp_path / "features"))
     with pytest.raises(MismatchError, match=f"digest of the training data: {before} there, {now} now"):
@@ -208,7 +275,19 @@ def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path
         train(out=out, resume=True, device="cpu")
 
 
-@pytest.mark.parametrize("setting", [{"epochs": 0}, {"batch_size": 1}, {"lr": -1.0}, {"seed": -1}, {"lr": float("nan")}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"epochs": 0},
+        {"batch_size": 1},
+        {"lr": -1.0},
+        {"seed": -1},
+        {"lr": float("nan")},
+        {"accumulate": 0},
+        {"precision": "fp8"},
+        {"checkpoint_minutes": -1.0},
+    ],
+)
 def test_impossible_settings_are_refused_by_their_options_name(small: Small, tmp_path: Path, setting: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"--{next(iter(setting)).replace('_', '-')}"):
         train(out=tmp_path / "run", features=small.features, settings=setting)

@@ -1,0 +1,63 @@
+"""Computes one batch's gradients as a training does, in one process or in several: what test_world.py compares.
+
+Usage: gradients.py OUT KIND DATA PIECES UNITS, where KIND is features or shards, and OUT gets what the first process found.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
+
+from model.decoder import Captioner, DecoderConfig
+from pipeline.backbones import KEPT_FILE
+from pipeline.batches import Encoded, to_device, training_batches
+from pipeline.loop import Step
+from pipeline.training_data import Data, features_function, open_cached, open_raw
+from pipeline.validation import Validation
+from pipeline.vocab import vocabulary_of
+from pipeline.world import World, joined_world, summed
+
+CPU = torch.device("cpu")
+
+
+def open_data(kind: str, data: Path) -> Data:
+    if kind == "features":
+        return open_cached(data, CPU)
+    kept = data.parent / "features"
+    assert (kept / KEPT_FILE).is_file()
+    return open_raw(data, kept, backbone="resnet18", weights="random", augment="tutorial", precision="fp32", device=CPU, threads=1)
+
+
+def gradients(kind: str, path: Path, *, pieces: int, units: int, world: World) -> dict[str, torch.Tensor]:
+    """Gradients, BatchNorm's averages, the loss and the validation's, of one batch of so many units."""
+    data = open_data(kind, path)
+    torch.manual_seed(0)
+    vocabulary = vocabulary_of(data.source.table, min_count=1).vocabulary
+    captioner = Captioner(DecoderConfig(feature_dim=data.feature_dim, vocabulary_size=len(vocabulary), embedding_dim=16, hidden_dim=24))
+    model = captioner if world.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
+    features_of = features_function(data)
+    step = Step(captioner, model, features_of, pieces=pieces, precision="fp32", world=world)
+    encoded = Encoded(data.source.table, vocabulary)
+    batch = next(training_batches(data.source, encoded, seed=1, epoch=0, batch_size=units, captions_per_image=2, part=world.part))
+    loss = summed(step(to_device(batch, CPU)), world)
+    assert data.val is not None
+    validated = Validation(data.val, vocabulary, features_of, data.val_pictures, images=3, device=CPU, world=world).measure(captioner)
+    found = {name: parameter.grad for name, parameter in captioner.named_parameters() if parameter.grad is not None}
+    found |= {name: buffer.float() for name, buffer in captioner.named_buffers()}
+    return found | {"loss": loss, "val_loss": torch.tensor(validated.loss), "val_cider": torch.tensor(validated.cider or 0.0)}
+
+
+def main() -> None:
+    out, kind, data, pieces, units = sys.argv[1:]
+    torch.set_num_threads(1)
+    with joined_world(CPU) as world:
+        found = gradients(kind, Path(data), pieces=int(pieces), units=int(units), world=world)
+        if world.first:
+            save_file({name: value.contiguous() for name, value in found.items()}, out)
+        world.wait()
+
+
+if __name__ == "__main__":
+    main()
