@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from itertools import count, islice
@@ -31,21 +31,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benc
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import machine, machine_line, write_report
+from benchmarks.tutorial import EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT, JpegFolder, Steps, TutorialCaptioner, tutorial_steps, unpack
+from benchmarks.workload import say
 from model.decoder import Captioner, DecoderConfig
-from model.preprocessing import Preprocessing
-from model.vocabulary import END, START, Vocabulary
 from pipeline.backbones import KEPT_FILE, pick_device, reopen_backbone
 from pipeline.batches import Encoded, to_device, training_batches
 from pipeline.cache_features import cache_features
 from pipeline.executors import default_workers
 from pipeline.order import batch_bounds
-from pipeline.reading import shard_samples
 from pipeline.shard import ShardConfig, write_shards
 from pipeline.sources import Source
 from pipeline.synthetic import synthesize
@@ -53,9 +48,7 @@ from pipeline.training_data import Features, open_cached, open_raw
 from pipeline.vocab import vocabulary_of
 from shards.manifest import Split, open_split
 
-EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT = 256, 512, 1e-3, 4  # the tutorial's
 WAYS = {"A": "A: tutorial, JPEG folder", "B": "B: raw shards", "C": "C: cached features"}
-Steps = Generator[tuple[int, int], None, None]  # each next() trains one step and gives (images, captions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,79 +83,6 @@ def parse(argv: Sequence[str] | None) -> Settings:
     if settings.batch_size < 2 or min(settings.raw_steps, settings.cached_steps, settings.repeats) < 1 or settings.num_workers < 0:
         parser.error("--batch-size must be at least 2, steps and --repeats at least 1, --num-workers at least 0")
     return settings
-
-
-def say(line: str) -> None:
-    """Progress, on standard error: what is measured takes minutes."""
-    print(line, file=sys.stderr, flush=True)
-
-
-class JpegFolder(Dataset[tuple[Tensor, Tensor]]):
-    """A: item c is caption c with its image: decoded, randomly cropped and flipped, normalised, tokenized."""
-
-    def __init__(self, folder: Path, captions: list[tuple[str, str]], vocabulary: Vocabulary, preprocessing: Preprocessing) -> None:
-        self.folder, self.captions, self.vocabulary, self.crop = folder, captions, vocabulary, preprocessing.crop
-        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        from nltk.tokenize import word_tokenize
-
-        name, caption = self.captions[index]
-        with Image.open(self.folder / name) as file:
-            pixels = torch.from_numpy(np.array(file.convert("RGB")))
-        top, left = (int(torch.randint(side - self.crop + 1, ())) for side in pixels.shape[:2])
-        pixels = pixels[top : top + self.crop, left : left + self.crop]
-        if torch.rand(()) < 0.5:
-            pixels = pixels.flip(1)
-        image = (pixels.permute(2, 0, 1).contiguous().float() / 255 - self.mean) / self.std
-        words = [START, *word_tokenize(caption.lower(), preserve_line=True), END]
-        return image, torch.tensor([self.vocabulary.id(word) for word in words])
-
-
-def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, list[int]]:
-    """Longest caption first: float32 (captions, 3, crop, crop), int64 (captions, longest), lengths."""
-    items.sort(key=lambda item: len(item[1]), reverse=True)
-    tokens = nn.utils.rnn.pad_sequence([ids for _, ids in items], batch_first=True)
-    return torch.stack([image for image, _ in items]), tokens, [len(ids) for _, ids in items]
-
-
-class TutorialCaptioner(nn.Module):
-    """A: Linear + BatchNorm1d, and the LSTM over the image and the words."""
-
-    def __init__(self, features: int, vocabulary: int) -> None:
-        super().__init__()
-        self.linear, self.norm = nn.Linear(features, EMBEDDING), nn.BatchNorm1d(EMBEDDING, momentum=0.01)
-        self.embedding, self.lstm = nn.Embedding(vocabulary, EMBEDDING), nn.LSTM(EMBEDDING, HIDDEN, batch_first=True)
-        self.output = nn.Linear(HIDDEN, vocabulary)
-
-    def forward(self, features: Tensor, tokens: Tensor, lengths: list[int]) -> Tensor:
-        # (captions, 1 + longest, embedding): the image comes first; packing leaves the last word out.
-        inputs = torch.cat([self.norm(self.linear(features)).unsqueeze(1), self.embedding(tokens)], dim=1)
-        hidden, _ = self.lstm(pack_padded_sequence(inputs, lengths, batch_first=True))
-        scores: Tensor = self.output(hidden.data)
-        return scores
-
-
-def tutorial_steps(data: JpegFolder, network: nn.Module, captioner: TutorialCaptioner, device: torch.device, s: Settings, seed: int) -> Steps:
-    """A: train without end, epoch after epoch."""
-    shuffle = torch.Generator().manual_seed(seed)
-    loader = DataLoader(data, s.batch_size, shuffle=True, num_workers=s.num_workers, collate_fn=collate, drop_last=True, generator=shuffle)
-    optimizer = torch.optim.Adam(captioner.parameters(), lr=LEARNING_RATE)
-    criterion = nn.CrossEntropyLoss()
-    while True:
-        for images, tokens, lengths in loader:
-            inputs, words = images.to(device), tokens.to(device)
-            targets = pack_padded_sequence(words, lengths, batch_first=True).data
-            with torch.no_grad():
-                features = network(inputs)
-            loss = criterion(captioner(features, words, lengths), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            yield len(images), len(lengths)
 
 
 def our_steps(source: Source, encoded: Encoded, features_of: Features, captioner: Captioner, device: torch.device, s: Settings, seed: int) -> Steps:
@@ -203,18 +123,6 @@ def prepare_shards(folder: Path, s: Settings) -> Split:
     return open_split(folder / "shards", "train")
 
 
-def unpack(split: Split, folder: Path) -> list[tuple[str, str]]:
-    """The very same resized JPEGs as plain files, for A; returns (file name, caption) pairs."""
-    folder.mkdir()
-    pairs: list[tuple[str, str]] = []
-    for shard in split.shards:
-        for sample, jpeg, record in shard_samples(shard):
-            name = f"{sample.key}.jpg"
-            (folder / name).write_bytes(jpeg)
-            pairs.extend((name, caption["text"]) for caption in record["captions"])
-    return pairs
-
-
 def run(s: Settings, folder: Path) -> dict[str, Any]:
     """Prepare, measure, and return the report as JSON."""
     device = pick_device(s.device)
@@ -245,7 +153,7 @@ def run(s: Settings, folder: Path) -> dict[str, Any]:
     done = []
     for seed in range(s.repeats):
         streams = {
-            "A": tutorial_steps(jpegs, plain, tutorial, device, s, seed),
+            "A": tutorial_steps(jpegs, plain, tutorial, device, batch_size=s.batch_size, workers=s.num_workers, seed=seed),
             "B": our_steps(raw.source, encoded, lambda batch: frozen(batch.images).half(), ours[0], device, s, seed),
             "C": our_steps(cached.source, encoded, lambda batch: batch.images, ours[1], device, s, seed),
         }

@@ -1,0 +1,424 @@
+"""How fast is training, raw and cached, and how long does an epoch of COCO take?
+
+In turns (A B C D ..., again and again), each in a process of its own, at one caption per unit and the tutorial's sizes (embedding 256,
+hidden 512, 9,956 words, batches of 128):
+
+    tutorial raw       a folder of JPEGs, a DataLoader, the frozen network in float32 at every step, Adam
+    ours raw           pipeline.train on shards, as `train --shards` runs it
+    tutorial decoder   the tutorial's decoder step in float32, on features and tokens that lie ready in memory
+    ours cached        pipeline.train on a feature file, as `train --features` runs it: reading, gathering, logging and all
+    tutorial loading   the DataLoader alone
+    ours loading       our batches of pixels alone
+    bare decoding      simplejpeg from memory into one buffer, and a crop into the batch, in as many threads: the limit of loading
+    matrix products    the decoder's own matrix products and nothing else, at our precision: the limit of cached training
+
+The feature file has COCO's size: 82,783 images of random features and 414,113 captions, lengths drawn from real captions, words from a
+Zipf distribution. The photographs are real ones, replicated as hard links. Each figure leaves out start-up, and the steps before the
+timed ones: batches that were decoded ahead of time, compiling.
+
+    python -m benchmarks.bench_train --out benchmarks/results
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.machine import machine, machine_line, table, write_report
+from benchmarks.tutorial import EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT, JpegFolder, TutorialCaptioner, tutorial_loader, tutorial_steps, unpack
+from benchmarks.workload import ROOT, replicate, run_command, say
+from model.encoder import FrozenBackbone, backbone_state
+from model.networks import random_info
+from model.preprocessing import Preprocessing
+from model.vocabulary import SPECIAL, Vocabulary
+from pipeline.arithmetic import pick_precision, prepare_device
+from pipeline.backbones import open_backbone, pick_device
+from pipeline.batches import Encoded, training_batches
+from pipeline.cache_features import calibration_batches
+from pipeline.executors import default_workers
+from pipeline.order import epoch_order
+from pipeline.reading import shard_samples
+from pipeline.sources import FeatureSource, ShardSource
+from pipeline.tokenizer import tokenize
+from pipeline.train import train
+from pipeline.vocab import read_vocabulary, vocabulary_of, write_vocabulary
+from shards.caption_table import CaptionTable, table_of_split
+from shards.features import Provenance, open_features, write_features
+from shards.manifest import Split, open_split
+
+WORDS, COCO_CAPTIONS, CAPTIONS_PER_IMAGE = 9_956, 414_113, 5
+LENGTHS = Path("../shared/data/coco-captions/captions_val2017.json")
+RATIOS = (
+    ("ours cached", "tutorial decoder"),
+    ("ours cached", "ours raw"),
+    ("ours cached", "tutorial raw"),
+    ("ours raw", "tutorial raw"),
+    ("ours cached", "matrix products"),
+    ("ours loading", "tutorial loading"),
+    ("ours loading", "bare decoding"),
+)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Raw and cached training.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--photographs", type=Path, default=Path("../shared/data/coco-cc"), help="folder with images/ and captions.json (COCO)")
+    parser.add_argument(
+        "--lengths", type=Path, default=Path("../shared/data/coco-captions/captions_val2017.json"), help="captions to take lengths from"
+    )
+    parser.add_argument("--backbone", default="resnet152", help="torchvision's name of a classification network")
+    parser.add_argument("--images", type=int, default=2000, help="photographs, replicated")
+    parser.add_argument("--feature-images", type=int, default=82_783, help="images of the feature file, with about five captions each")
+    parser.add_argument("--feature-dim", type=int, default=2048, help="features of an image in the feature file")
+    parser.add_argument("--batch-size", type=int, default=128, help="captions per step")
+    parser.add_argument("--raw-steps", type=int, default=3, help="timed steps of the raw ways")
+    parser.add_argument("--cached-steps", type=int, default=60, help="timed steps of the cached ways")
+    parser.add_argument("--loading-batches", type=int, default=60, help="timed batches of the loading ways")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
+    parser.add_argument("--ways", nargs="*", default=None, help="only these")
+    parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=None, help="folder for a dated JSON and Markdown report")
+    settings = parser.parse_args(argv)
+    if not (settings.photographs / "captions.json").is_file():
+        parser.error(f"--photographs {settings.photographs}: there is no captions.json")
+    return settings
+
+
+def prepare(s: argparse.Namespace, work: Path) -> None:
+    """Shards, their images as plain files, weights, a vocabulary of the tutorial's size, and a feature file of COCO's."""
+    say(f"preparing {s.images} photographs")
+    replicate(s.photographs, work / "photographs", s.images)
+    source = work / "photographs"
+    run_command("shard", "--images", source / "images", "--captions", source / "captions.json", "--out", work / "shards")
+    split = open_split(work / "shards", "train")
+    (work / "pairs.json").write_text(json.dumps(unpack(split, work / "jpegs")))
+    _, frozen = open_backbone(
+        backbone=s.backbone,
+        weights="random",
+        resize=split.config["resize"],
+        kept=work / "kept.safetensors",
+        sample=lambda crop: itertools.islice(calibration_batches(split, crop), 1),
+    )
+    frozen.whitening = None
+    state = backbone_state(frozen)
+    for key, value in state.items():
+        if key.endswith(".bn3.weight"):  # ends a residual branch; at full strength, rounding errors grow as in no trained network
+            value.mul_(0.2)
+    save_file(state, work / "weights.safetensors")
+    words = vocabulary_of(table_of_split(split), min_count=MIN_COUNT).vocabulary.words
+    write_vocabulary(work / "vocab.json", Vocabulary((*words, *(f"word-{n}" for n in range(WORDS - len(words))))))
+    say(f"preparing features of {s.feature_images} images")
+    write_feature_file(s, work)
+
+
+def write_feature_file(s: argparse.Namespace, work: Path) -> None:
+    """Random features, not negative, and captions of real lengths whose words follow Zipf's law."""
+    draw = np.random.default_rng(0)
+    if s.lengths.is_file():
+        texts = [annotation["caption"] for annotation in json.loads(s.lengths.read_text())["annotations"][:5000]]
+        known = np.array([len(tokenize(text)) for text in texts])
+    else:
+        known = np.clip(np.round(draw.normal(11.3, 2.4, 5000)), 6, 50).astype(np.int64)
+    captions = round(s.feature_images * COCO_CAPTIONS / 82_783)
+    rows = np.sort(np.concatenate([np.arange(s.feature_images), draw.integers(0, s.feature_images, captions - s.feature_images)]))
+    offsets = np.concatenate([[0], np.cumsum(draw.choice(known, captions))])
+    chances = 1 / np.arange(1, WORDS - len(SPECIAL) + 1)
+    shard_images = np.full(-(-s.feature_images // 1000), 1000)
+    shard_images[-1] -= shard_images.sum() - s.feature_images
+    vocabulary = read_vocabulary(work / "vocab.json")
+    content = CaptionTable(
+        keys=tuple(f"{n:09d}" for n in range(s.feature_images)),
+        image_ids=np.arange(s.feature_images),
+        file_names=tuple(f"{n}.jpg" for n in range(s.feature_images)),
+        shard_images=shard_images,
+        words=vocabulary.words[len(SPECIAL) :],
+        tokens=draw.choice(len(chances), int(offsets[-1]), p=chances / chances.sum()).astype(np.int32),
+        offsets=offsets,
+        image_rows=rows.astype(np.int32),
+        caption_ids=np.arange(captions),
+        texts=("",) * captions,
+    )
+    features = np.abs(draw.standard_normal((s.feature_images, 1, s.feature_dim), dtype=np.float32)).astype(np.float16)
+    info = random_info(224)
+    preprocessing = Preprocessing(size=256, mode="squash", filter="lanczos", crop=224, mean=info.mean, std=info.std)
+    provenance = Provenance(
+        backbone="resnet152",
+        weights="IMAGENET1K_V1",
+        weights_sha256="0" * 64,
+        preprocessing=vars(preprocessing) | {"mean": list(info.mean), "std": list(info.std)},
+        views=("center",),
+        precision="fp32",
+        arithmetic={},
+        split="train",
+        split_digest="0" * 64,
+        versions={},
+    )
+    write_features(work / "features" / "train.h5", lambda: [(features, content)], dim=s.feature_dim, provenance=provenance)
+
+
+def logged_rate(out: Path, skip: int) -> dict[str, float]:
+    """Captions per second and share of waiting, from a run's own log, without its first steps."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    timed = [line for line in lines if "mean_loss" in line and line["step"] > skip]
+    return {
+        "captions_per_second": statistics.harmonic_mean([line["captions_per_second"] for line in timed]),
+        "data_wait": statistics.mean(line["data_wait"] for line in timed),
+    }
+
+
+def ours_cached(s: argparse.Namespace) -> dict[str, float]:
+    out = Path(tempfile.mkdtemp(dir=s.work))
+    settings = {"batch_size": s.batch_size, "log_every": 10}
+    train(out=out, features=s.work / "features", vocab=s.work / "vocab.json", settings=settings, device=s.device, max_steps=10 + s.cached_steps)
+    return logged_rate(out, skip=10)
+
+
+def ours_raw(s: argparse.Namespace) -> dict[str, float]:
+    out = Path(tempfile.mkdtemp(dir=s.work))
+    settings = {"batch_size": s.batch_size, "log_every": 1}
+    weights = str(s.work / "weights.safetensors")
+    train(
+        out=out,
+        shards=s.work / "shards",
+        vocab=s.work / "vocab.json",
+        backbone=s.backbone,
+        weights=weights,
+        settings=settings,
+        device=s.device,
+        max_steps=2 + s.raw_steps,
+    )
+    return logged_rate(out, skip=2)
+
+
+def timed(steps: Iterator[int], warm_up: int, count: int, device: torch.device) -> dict[str, float]:
+    """Captions per second of ``count`` steps, each of which says how many captions it had, after some that are not timed."""
+    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for _ in range(warm_up):
+        next(steps)
+    wait()
+    started = time.perf_counter()
+    captions = sum(itertools.islice(steps, count))
+    wait()
+    return {"captions_per_second": captions / (time.perf_counter() - started)}
+
+
+def tutorial_network(s: argparse.Namespace, split: Split, device: torch.device) -> FrozenBackbone:
+    weights, resize = str(s.work / "weights.safetensors"), split.config["resize"]
+    _, frozen = open_backbone(backbone=s.backbone, weights=weights, resize=resize, kept=s.work / "none", sample=lambda _: [])
+    return frozen.to(device)
+
+
+def jpeg_folder(s: argparse.Namespace, preprocessing: Preprocessing) -> JpegFolder:
+    pairs = [(name, text) for name, text in json.loads((s.work / "pairs.json").read_text())]
+    return JpegFolder(s.work / "jpegs", pairs, read_vocabulary(s.work / "vocab.json"), preprocessing)
+
+
+def tutorial_raw(s: argparse.Namespace) -> dict[str, float]:
+    device = pick_device(s.device)
+    frozen = tutorial_network(s, open_split(s.work / "shards", "train"), device)
+    network = frozen.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    captioner = TutorialCaptioner(network(torch.zeros(1, 3, 224, 224, device=device)).shape[1], WORDS).to(device)
+    data = jpeg_folder(s, frozen.preprocessing)
+    steps = tutorial_steps(data, network, captioner, device, batch_size=s.batch_size, workers=default_workers(), seed=0)
+    return timed((captions for _, captions in steps), 1, s.raw_steps, device)
+
+
+def tutorial_decoder(s: argparse.Namespace) -> dict[str, float]:
+    device = pick_device(s.device)
+    file = open_features(s.work / "features" / "train.h5")
+    source, encoded = FeatureSource(file, device=device), Encoded(file.table, read_vocabulary(s.work / "vocab.json"), device)
+    read = training_batches(source, encoded, seed=0, epoch=0, batch_size=s.batch_size)
+    batches = [(b.images[b.unit_rows].float().to(device), b.tokens[:, :-1], b.caption_lengths.tolist(), b.tokens) for b in itertools.islice(read, 20)]
+    captioner, criterion = TutorialCaptioner(s.feature_dim, WORDS).to(device), nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(captioner.parameters(), lr=LEARNING_RATE)
+
+    def steps() -> Iterator[int]:
+        for features, words, lengths, tokens in itertools.cycle(batches):
+            targets = nn.utils.rnn.pack_padded_sequence(tokens, lengths, batch_first=True).data
+            optimizer.zero_grad()
+            criterion(captioner(features, words, lengths), targets).backward()
+            optimizer.step()
+            yield len(lengths)
+
+    return timed(steps(), 3, max(3, s.cached_steps // 2), device)
+
+
+def tutorial_loading(s: argparse.Namespace) -> dict[str, float]:
+    split = open_split(s.work / "shards", "train")
+    data = jpeg_folder(s, tutorial_network(s, split, torch.device("cpu")).preprocessing)
+
+    def steps() -> Iterator[int]:
+        for seed in itertools.count():
+            for _, _, lengths in tutorial_loader(data, batch_size=s.batch_size, workers=default_workers(), seed=seed):
+                yield len(lengths)
+
+    return timed(steps(), 4, s.loading_batches, torch.device("cpu"))
+
+
+def ours_loading(s: argparse.Namespace) -> dict[str, float]:
+    prepare_device(torch.device("cpu"))
+    split = open_split(s.work / "shards", "train")
+    content = table_of_split(split)
+    source = ShardSource(split, content, tutorial_network(s, split, torch.device("cpu")).preprocessing, "tutorial")
+    encoded = Encoded(content, read_vocabulary(s.work / "vocab.json"))
+
+    def steps() -> Iterator[int]:
+        for epoch in itertools.count():
+            for batch in training_batches(source, encoded, seed=0, epoch=epoch, batch_size=s.batch_size):
+                yield len(batch.captions)
+
+    return timed(steps(), 4, s.loading_batches, torch.device("cpu"))
+
+
+def bare_decoding(s: argparse.Namespace) -> dict[str, float]:
+    split = open_split(s.work / "shards", "train")
+    order = epoch_order(table_of_split(split), seed=0, epoch=0)
+    jpegs = [jpeg for shard in split.shards for _, jpeg, _ in shard_samples(shard)]
+
+    def batch(number: int) -> int:
+        target, buffer = np.empty((s.batch_size, 224, 224, 3), np.uint8), np.empty((256, 256, 3), np.uint8)
+        for place in range(s.batch_size):
+            row = int(order.image_rows[(number * s.batch_size + place) % order.units])
+            target[place] = simplejpeg.decode_jpeg(jpegs[row], "RGB", buffer=buffer)[16:240, 16:240]
+        return len(target)
+
+    with ThreadPoolExecutor(default_workers()) as pool:
+        list(pool.map(batch, range(4)))
+        started = time.perf_counter()
+        captions = sum(pool.map(batch, range(s.loading_batches)))
+        return {"captions_per_second": captions / (time.perf_counter() - started)}
+
+
+def matrix_products(s: argparse.Namespace) -> dict[str, float]:
+    """Forward and backward of the vocabulary projection, the LSTM's two products and the projection, as large as they can be."""
+    device = pick_device(s.device)
+    prepare_device(device)
+    kind = torch.bfloat16 if pick_precision("auto", device) == "bf16" else torch.float32
+    file = open_features(s.work / "features" / "train.h5")
+    tokens = round(s.batch_size * (float(np.diff(file.table.offsets).mean()) + 2))
+
+    def product(rows: int, inner: int, outer: int) -> Callable[[], Any]:
+        inputs, weight, grad = (torch.randn(shape, device=device).to(kind) for shape in ((rows, inner), (outer, inner), (rows, outer)))
+        return lambda: (functional.linear(inputs, weight), grad @ weight, grad.T @ inputs)
+
+    products = [product(tokens, HIDDEN, WORDS), product(tokens, EMBEDDING, 4 * HIDDEN), product(tokens, HIDDEN, 4 * HIDDEN)]
+
+    def steps() -> Iterator[int]:
+        while True:
+            for multiply in products:
+                multiply()
+            yield s.batch_size
+
+    return timed(steps(), 3, s.cached_steps, device)
+
+
+WAYS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "tutorial raw": tutorial_raw,
+    "ours raw": ours_raw,
+    "tutorial decoder": tutorial_decoder,
+    "ours cached": ours_cached,
+    "tutorial loading": tutorial_loading,
+    "ours loading": ours_loading,
+    "bare decoding": bare_decoding,
+    "matrix products": matrix_products,
+}
+
+
+def in_a_process(s: argparse.Namespace, work: Path, way: str) -> dict[str, float]:
+    """One measurement in a process of its own: what one does to the allocator, the next must not feel."""
+    names = ("backbone", "feature_dim", "batch_size", "raw_steps", "cached_steps", "loading_batches", "device", "photographs")
+    options = [text for name in names for text in ("--" + name.replace("_", "-"), str(getattr(s, name)))]
+    command = [sys.executable, "-m", "benchmarks.bench_train", *options, "--work", str(work), "--measure", way]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def speed(s: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """All ways in turns."""
+    prepare(s, work)
+    ways = [way for way in WAYS if s.ways is None or way in s.ways]
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for repeat in range(s.repeats):
+        for way in ways:
+            found[way].append(in_a_process(s, work, way))
+            say(f"repeat {repeat + 1} of {s.repeats}: {way}: {found[way][-1]['captions_per_second']:,.1f} captions/s")
+    rates = {way: [run["captions_per_second"] for run in runs] for way, runs in found.items()}
+    medians = {way: statistics.median(values) for way, values in rates.items()}
+    waits = {way: statistics.median(run["data_wait"] for run in runs) for way, runs in found.items() if "data_wait" in runs[0]}
+    lengths = np.diff(open_features(work / "features" / "train.h5").table.offsets)
+    return {
+        "rates": rates,
+        "medians": medians,
+        "epoch_seconds": {way: COCO_CAPTIONS / rate for way, rate in medians.items()},
+        "ratios": {f"{one} / {other}": medians[one] / medians[other] for one, other in RATIOS if one in medians and other in medians},
+        "data_wait": waits,
+        "tokens_per_caption": float(lengths.mean()) + 2,
+        "precision": "bf16" if pick_precision("auto", pick_device(s.device)) == "bf16" else "fp32",
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median (min to max)."""
+    return f"{statistics.median(values):,.1f} ({min(values):,.1f} to {max(values):,.1f})"
+
+
+def markdown(report: dict[str, Any]) -> str:
+    s = report["settings"]
+    seconds = report["epoch_seconds"]
+    rows = [[way, spread(values), f"{seconds[way]:,.0f}"] for way, values in report["rates"].items()]
+    lines = [
+        f"# Training, {s['backbone']}, {report['date']}",
+        "",
+        f"Batches of {s['batch_size']}, one caption per unit, {report['tokens_per_caption']:.1f} tokens a caption, ours in "
+        f"{report['precision']}. Medians (min to max) of {s['repeats']} interleaved measurements; warm page cache.",
+        "",
+        *table(["Way", "captions/s", f"s per COCO epoch ({COCO_CAPTIONS:,})"], rows),
+        "",
+        *table(["Ratio", "times"], [[name, f"{value:.2f}"] for name, value in report["ratios"].items()]),
+        "",
+        *(f"{way}: {100 * value:.2f}% of the time is waiting for data." for way, value in report["data_wait"].items()),
+    ]
+    return "\n".join([*lines, "", machine_line(report["machine"]), ""])
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    settings = parse(argv)
+    if settings.measure is not None:
+        print(json.dumps(WAYS[settings.measure](settings)))
+        return {}
+    settings.photographs = settings.photographs.resolve()
+    with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
+        report = speed(settings, Path(folder))
+    device = pick_device(settings.device)
+    names = ("backbone", "images", "feature_images", "feature_dim", "batch_size", "raw_steps", "cached_steps", "repeats")
+    report |= {
+        "date": date.today().isoformat(),
+        "settings": {name: getattr(settings, name) for name in names},
+        "machine": machine("torch", "torchvision", "simplejpeg", "pillow", "pillow-simd")
+        | {"torch_threads": torch.get_num_threads(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type},
+    }
+    write_report(settings.out, f"bench_train-{settings.backbone}-{report['date']}", report, markdown(report))
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The benchmarks of training run on a few drawn photographs; how fast anything is, is not tested."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_precisions, bench_train
+
+TINY = "--backbone squeezenet1_1 --feature-images 60 --feature-dim 16 --batch-size 8 --raw-steps 1 --cached-steps 10 --loading-batches 2"
+WAYS = ["ours cached", "tutorial decoder", "ours raw", "ours loading", "bare decoding", "matrix products"]
+
+
+def test_ways_are_measured_and_compared_in_one_run(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*TINY.split(), "--photographs", str(photographs), "--images", "36", "--repeats", "1", "--device", "cpu", "--out", str(tmp_path)]
+    report = bench_train.main([*options, "--ways", *WAYS])
+    assert set(report["rates"]) == set(WAYS)
+    assert all(rate > 0 for rates in report["rates"].values() for rate in rates)
+    medians = report["medians"]
+    assert report["ratios"]["ours cached / ours raw"] == medians["ours cached"] / medians["ours raw"]
+    assert report["epoch_seconds"]["ours cached"] == pytest.approx(414_113 / medians["ours cached"])
+    assert 0 <= report["data_wait"]["ours cached"] <= 1
+    (written,) = tmp_path.glob("bench_train-squeezenet1_1-*.json")
+    assert json.loads(written.read_text())["ratios"] == report["ratios"]
+    assert "| ours cached / tutorial decoder |" in capsys.readouterr().out
+
+
+def test_loss_curves_of_two_precisions_are_compared(data: Path, tmp_path: Path) -> None:
+    options = ["--data", str(data / "flickr8k-features"), "--images", "30", "--epochs", "1", "--seeds", "2", "--batch-size", "16", "--device", "cpu"]
+    report = bench_precisions.main([*options, "--out", str(tmp_path)])
+    assert [(t["precision"], t["seed"]) for t in report["trainings"]] == [("fp32", 0), ("bf16", 0), ("fp32", 1), ("bf16", 1)]
+    assert 0 < report["distances"]["fp32 and bf16, seed 0"] < report["distances"]["fp32, seeds 0 and 1"]
+    assert len(list(tmp_path.glob("bench_precisions-*"))) == 2
