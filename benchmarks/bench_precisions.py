@@ -74,7 +74,10 @@ def flickr_features(source: Path, folder: Path, limit: int | None) -> None:
                 {
                     "image_id": image["imgid"],
                     "file_name": image["filename"],
-                    "captions": [{"id": c["sentid"], "text": c["raw"], "tokens": tokenize(c["raw"])} for c in image["sentences"]],
+                    "captions": [
+                        {"id": place, "text": sentence["raw"], "tokens": tokenize(sentence["raw"])}
+                        for place, sentence in enumerate(image["sentences"])
+                    ],
                 },
             )
             for image in chosen

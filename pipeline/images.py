@@ -167,6 +167,21 @@ def decode_image(data: bytes, name: str, resize: Resize | None = None) -> Photog
         return Photograph(image=image, width=width, height=height, as_stored=as_stored)
 
 
+def plain_jpeg(data: bytes) -> bool:
+    """Whether bytes look like a JPEG whose pixels stand as they are to be seen, by the segments before its first scan.
+
+    A segment is 0xFF, a marker, and a length of two bytes that counts itself (ITU-T T.81, annex B). Where they are not in order, all of
+    the bytes are looked at.
+    """
+    if data[:2] != b"\xff\xd8":
+        return False
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
+    end = place if data[place : place + 2] == b"\xff\xda" else len(data)
+    return not any(data.find(mark, 0, end) >= 0 for mark in NOT_PLAIN)
+
+
 def decode_pixels(data: bytes, name: str, scratch: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """The pixels of :func:`decode_image` without resizing, uint8 (height, width, 3).
 
@@ -176,7 +191,7 @@ def decode_pixels(data: bytes, name: str, scratch: NDArray[np.uint8] | None = No
     Raises:
         ImageError: As :func:`decode_image`.
     """
-    if data[:2] == b"\xff\xd8" and not any(mark in data for mark in NOT_PLAIN):
+    if plain_jpeg(data):
         with contextlib.suppress(ValueError):  # what libjpeg-turbo refuses, decode_image refuses with a reason
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours == "YCbCr" and width * height <= MAX_PIXELS:
@@ -203,7 +218,7 @@ def _decode_plain_jpeg(data: bytes, resize: Resize | None) -> _Stored | None:
 
     None for everything else, of which :func:`_decode` has the details and the errors.
     """
-    if data[:2] != b"\xff\xd8" or any(mark in data for mark in NOT_PLAIN):
+    if not plain_jpeg(data):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)

@@ -109,6 +109,7 @@ class ShardSource:
     def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
         crop = self.preprocessing.crop
         target = torch.empty((len(rows), crop, crop, 3), dtype=torch.uint8, pin_memory=self.pinned)
+        places = target.numpy()
         decoded, pixels = -1, np.empty((0, 0, 3), np.uint8)
         # Row after row: an image that several units share is decoded once, and its neighbours in the tar follow.
         for unit in np.argsort(rows, kind="stable").tolist():
@@ -120,7 +121,7 @@ class ShardSource:
                 top, left, flipped = down // 2, right // 2, False
             else:
                 top, left, flipped = int(draws[unit, 0] * (down + 1)), int(draws[unit, 1] * (right + 1)), draws[unit, 2] < 0.5
-            cut(pixels, top, left, flipped, target[unit])
+            cut(pixels, top, left, flipped, places[unit])
         return target
 
     def _pixels(self, row: int) -> NDArray[np.uint8]:
