@@ -449,6 +449,21 @@ def train(
     )
 
 
+@command("curves", "python cli.py curves runs/first runs/second --out curves.png")
+@click.argument("runs", type=Folder, nargs=-1, required=True)
+@click.option("--out", type=Folder, required=True, help="The picture to write (.png, .jpg, .pdf, .svg).")
+def curves(runs: tuple[Path, ...], out: Path) -> None:
+    """Draw the training curves of RUNS in one picture: loss, scores, learning rate and speed, over epochs."""
+    from pipeline.curves import draw_curves
+
+    for run in draw_curves(runs, out):
+        last, lowest, highest = run.training[-1], run.best("val_loss", min), run.best("val_cider", max)
+        val = f"; lowest val loss {lowest['val_loss']:.4f} after step {lowest['step']:,.0f}" if lowest is not None else ""
+        scored = f"; highest val CIDEr {highest['val_cider']:.3f} after step {highest['step']:,.0f}" if highest is not None else ""
+        say(f"{run.name}: step {last['step']:,.0f}, loss {last['mean_loss']:.4f}{val}{scored}")
+    next_step(f"look at {out}, then caption a picture: python cli.py caption --run {runs[0]} PHOTO.jpg")
+
+
 @command("caption", "python cli.py caption --run runs/first holiday/*.jpg", "python cli.py caption --run runs/first dog.jpg --show --out dog.png")
 @click.argument("images", type=Folder, nargs=-1, required=True)
 @click.option("--run", type=Folder, required=True, help="A run that train has made.")

@@ -135,7 +135,7 @@ def run_training(
                     meter.add(step_loss, batch.batch_captions, waited=came - asked, seconds=time.perf_counter() - asked)
                     progress.advance(1, note=meter.note)
                     if position.step % settings.log_every == 0 or position.step == total:
-                        line = meter.line(position, lr)
+                        line = meter.line(position, lr, per_epoch)
                         loss = line["loss"]
                         if log is not None:
                             log.write(line)

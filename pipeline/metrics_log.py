@@ -45,12 +45,18 @@ class MetricsLog:
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
         for name, value in line.items():
-            if name not in ("step", "epoch"):
+            if name not in ("step", "epoch", "epochs"):
                 self._events.add_scalar(name, value, line["step"])
 
     def validated(self, position: Position, found: Validated) -> None:
         """A line of scores, and a picture of some captions."""
-        line = {"step": position.step, "epoch": position.epoch, "val_loss": found.loss, "val_perplexity": perplexity(found.loss)}
+        line = {
+            "step": position.step,
+            "epoch": position.epoch,
+            "epochs": position.epoch + 1.0,
+            "val_loss": found.loss,
+            "val_perplexity": perplexity(found.loss),
+        }
         self.write(line if found.cider is None else {**line, "val_cider": found.cider})
         for number, shown in enumerate(found.shown):
             self._events.add_text(f"val/caption {number}", f"{shown.caption}\n\n(reference: {shown.reference})", position.step)
@@ -85,7 +91,7 @@ class Meter:
         self.waited += waited
         self.seconds += seconds
 
-    def line(self, position: Position, lr: float) -> dict[str, float | int]:
+    def line(self, position: Position, lr: float, steps_per_epoch: int) -> dict[str, float | int]:
         """A line of the log, the same in all processes, after which the means start anew.
 
         Raises:
@@ -101,6 +107,7 @@ class Meter:
         return {
             "step": position.step,
             "epoch": position.epoch,
+            "epochs": round(position.epoch + position.step_in_epoch / steps_per_epoch, 6),
             "loss": values[-1],
             "mean_loss": loss,
             "perplexity": perplexity(values[-1]),

@@ -32,20 +32,39 @@ def draw_captions(pictures: Sequence[tuple[Path, str]], out: Path | None) -> Non
         InputError: ``out`` has another ending, or there is no screen for a window.
         ImageError: A file is no image.
     """
-    if out is not None and out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
-        raise InputError(f"--out {out}: a picture is written as .png, .jpg, .pdf or .svg.")
+    if out is not None:
+        check_picture_name(out)
     if out is None and sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise InputError("--show: there is no screen here to open a window on. Write a picture instead: --show --out captions.png")
     shown = [(thumbnail(path), text) for path, text in pictures]
     if out is not None:
-        with committed(out) as temporary:
-            picture_grid(shown).savefig(temporary, format=out.suffix[1:].lower(), dpi=100)
+        save_figure(picture_grid(shown), out)
         return
     from matplotlib import pyplot
 
     fill_grid(pyplot.figure(layout="constrained"), shown)
     pyplot.show()
     pyplot.close("all")
+
+
+def check_picture_name(out: Path) -> None:
+    """Refuse what is not called like a picture.
+
+    Raises:
+        InputError: Another ending than those that are written.
+    """
+    if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+        raise InputError(f"--out {out}: a picture is written as .png, .jpg, .pdf or .svg.")
+
+
+def save_figure(figure: "Figure", out: Path) -> None:
+    """Commit a figure under a name that :func:`check_picture_name` has passed.
+
+    Raises:
+        ResourceError: Disk full, not allowed.
+    """
+    with committed(out) as temporary:
+        figure.savefig(temporary, format=out.suffix[1:].lower(), dpi=100)
 
 
 def picture_grid(pictures: Sequence[tuple[NDArray[np.uint8], str]]) -> "Figure":
