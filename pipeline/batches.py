@@ -180,7 +180,7 @@ class ShardSource:
 
     def _pixels(self, row: int) -> Tensor:
         shard, sample = self._split.sample(row)
-        with shard.path.open("rb") as file:
+        with shard.open() as file:
             jpeg = read_member(file, shard, sample.key, "jpg", sample.jpg)
         return torch.from_numpy(decode_sample(shard, sample.key, jpeg))
 
