@@ -40,6 +40,8 @@ from pipeline.vocab import read_vocabulary, vocabulary_digest, vocabulary_of
 from shards.atomic import committed_file, disk_errors, exclusive
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.manifest import library_versions
+from shards.mirror import DEFAULT_CACHE_BYTES
+from shards.remote import localize, origin
 
 MAY_CHANGE = ("epochs", "checkpoint_every")
 
@@ -73,6 +75,8 @@ def train(
     device: str = "auto",
     quiet: bool = True,
     max_steps: int | None = None,
+    shard_cache: Path | None = None,
+    shard_cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> TrainSummary:
     """Train a captioner into ``out``.
 
@@ -84,6 +88,8 @@ def train(
         settings: Fields of :class:`TrainConfig` that were said; the others have its defaults, or on resuming the run's values.
         resume: Go on where ``out`` stopped, or start it.
         max_steps: Stop early after so many steps in all (for measurements and tests).
+        shard_cache, shard_cache_bytes: Where a run that is resumed keeps remote shards, and how many bytes of them; as for
+            :func:`shards.remote.localize`.
 
     Raises:
         OccupiedError: ``out`` holds a run and ``resume`` is not given, or holds something else.
@@ -98,7 +104,8 @@ def train(
     if going_on:
         stored, stored_vocabulary = read_config(out)
         if features is None and shards is None:
-            features, shards = (Path(stored.data), None) if stored.source == "features" else (None, Path(stored.data))
+            place = localize(stored.data, cache=shard_cache, cache_bytes=shard_cache_bytes)
+            features, shards = (place, None) if stored.source == "features" else (None, place)
         config = _resumed_config(out, stored, settings)
     else:
         config = TrainConfig(**settings)
@@ -139,7 +146,7 @@ def train(
             network=data.network,
             vocabulary_digest=vocabulary_digest(vocabulary),
             source=data.kind,
-            data=str(data.path.resolve()),
+            data=origin(data.path),
             data_digest=data.data_digest,
             versions=library_versions("torch", "torchvision", "numpy", "safetensors"),
         )

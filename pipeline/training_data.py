@@ -11,12 +11,13 @@ from model.encoder import FrozenBackbone, feature_dim
 from model.precision import folded
 from model.vocabulary import Vocabulary
 from pipeline.backbones import KEPT_FILE, Network, open_backbone, recorded_network
-from pipeline.batches import CaptionBatch, Encoded, FeatureSource, Order, ShardSource, Source, to_device
+from pipeline.batches import WINDOW_SHARDS, CaptionBatch, Encoded, FeatureSource, Order, ShardSource, Source, to_device
 from pipeline.cache_features import calibration_batches
 from shards.caption_table import table_of_split
 from shards.errors import InputError
 from shards.features import check_same_network, feature_path, open_features
 from shards.manifest import read_dataset_file
+from shards.remote import check_cache_holds
 from shards.tar import OnError, open_samples
 
 
@@ -85,6 +86,7 @@ def open_raw(
         InputError, DamageError, MismatchError, ResourceError: As the parts say.
     """
     split = open_samples(shards, "train", on_error)
+    check_cache_holds(split, WINDOW_SHARDS + 1)
     network, frozen = open_backbone(
         backbone=backbone,
         weights=weights,
