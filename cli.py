@@ -97,6 +97,52 @@ def cli() -> None:
     """Capstream: photographs and captions in, a captioning model out. The commands, in the order data flows:"""
 
 
+def shard_place(value: str) -> Path | str:
+    """A shard dataset's folder, or its URL as it was typed: as a path it would lose one of its slashes."""
+    return value if "://" in value else Path(value)
+
+
+def shard_cache_folder() -> Path:
+    """Where remote shards are kept by default."""
+    from shards.mirror import default_cache
+
+    return default_cache()
+
+
+def shards_options(help_text: str, *, required: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """--shards, and the options of the cache that shards at a URL go to."""
+    options = [
+        click.option("--shards", type=shard_place, metavar="PATH|URL", required=required, default=None, help=help_text),
+        click.option(
+            "--shard-cache",
+            type=Folder,
+            default=shard_cache_folder,
+            show_default="~/.cache/capstream",
+            help="Of shards at a URL: where they are kept.",
+        ),
+        click.option(
+            "--shard-cache-gb",
+            type=click.FloatRange(min=0, min_open=True),
+            default=50.0,
+            help="Of shards at a URL: how many gigabytes of tars are kept; the least recently used ones go first.",
+        ),
+    ]
+
+    def add(function: Callable[P, R]) -> Callable[P, R]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def local_shards(shards: Path | str, cache: Path, gigabytes: float) -> Path:
+    """The folder of a shard dataset, which for one at a URL is its mirror in the cache."""
+    from shards.remote import localize
+
+    return localize(shards, cache=cache, cache_bytes=int(gigabytes * 1e9))
+
+
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
 workers_option = click.option("--workers", type=click.IntRange(1), default=cores, show_default="all cores", help="Worker processes.")
 
@@ -242,18 +288,19 @@ def report_shards(folder: Path, reports: "list[SplitReport]") -> None:
 
 
 @command("vocab", "python cli.py vocab --shards data/shards --min-count 4 --out data/vocab.json")
-@click.option("--shards", type=Folder, required=True, help="A shard dataset.")
+@shards_options("A shard dataset: a folder or a URL.", required=True)
 @click.option("--split", default="train", help="Whose captions to count.")
 @click.option("--min-count", type=int, default=4, help="Keep words that occur at least this often.")
 @click.option("--out", type=Folder, required=True, help="The vocabulary file (JSON).")
-def vocab(shards: Path, split: str, min_count: int, out: Path) -> None:
+def vocab(shards: Path | str, shard_cache: Path, shard_cache_gb: float, split: str, min_count: int, out: Path) -> None:
     """Count the captions' words and number those that occur often enough."""
     from pipeline.vocab import make_vocabulary
 
-    summary = make_vocabulary(shards=shards, split=split, min_count=min_count, out=out)
+    summary = make_vocabulary(shards=local_shards(shards, shard_cache, shard_cache_gb), split=split, min_count=min_count, out=out)
     size = len(summary.vocabulary)
     say(f"{out}: {size} words (4 of them special) of {summary.distinct} distinct ones; they cover {100 * summary.coverage:.2f}% of all tokens.")
-    next_step(f"python cli.py cache-features --shards {shards} --out {shards}-features, then train with --vocab {out}")
+    features = f"{shards}-features" if isinstance(shards, Path) else "data/features"
+    next_step(f"python cli.py cache-features --shards {shards} --out {features}, then train with --vocab {out}")
 
 
 @command("backbones", "python cli.py backbones resnet")
@@ -274,7 +321,7 @@ def backbones(pattern: str) -> None:
     "python cli.py cache-features --shards data/shards --out data/features --backbone resnet152",
     "python cli.py cache-features --shards data/shards --out data/timm --backbone timm:resnet50.a1_in1k --split train --views random:4",
 )
-@click.option("--shards", type=Folder, required=True, help="A shard dataset.")
+@shards_options("A shard dataset: a folder or a URL.", required=True)
 @click.option("--out", type=Folder, required=True, help="Folder for SPLIT.h5.")
 @click.option("--split", "splits", multiple=True, help="Which split; may be given several times. [default: all]")
 @click.option("--backbone", default="resnet152", help="torchvision's name of a classification network, or timm:NAME; see the backbones command.")
@@ -302,7 +349,9 @@ def backbones(pattern: str) -> None:
 )
 @click.option("--device", default="auto", help="auto (all GPUs, else the CPU), cpu, cuda:0, cuda:0,cuda:1 ...: one process each.")
 def cache_features(
-    shards: Path,
+    shards: Path | str,
+    shard_cache: Path,
+    shard_cache_gb: float,
     out: Path,
     splits: tuple[str, ...],
     backbone: str,
@@ -321,7 +370,7 @@ def cache_features(
     from pipeline.cache_features import cache_features
 
     summaries = cache_features(
-        shards=shards,
+        shards=local_shards(shards, shard_cache, shard_cache_gb),
         out=out,
         splits=splits,
         backbone=backbone,
@@ -357,7 +406,7 @@ def describe_cache(summary: "CacheSummary") -> str:
     "torchrun --nproc-per-node=2 cli.py train --features data/features --out runs/two --batch-size 256",
 )
 @click.option("--features", type=Folder, default=None, help="Cached features (train.h5, and val.h5 if there is one).")
-@click.option("--shards", type=Folder, default=None, help="Raw images from shards, through the frozen network at every step.")
+@shards_options("Raw images from shards, a folder or a URL, through the frozen network at every step.")
 @click.option("--out", type=Folder, required=True, help="The run's folder.")
 @click.option("--vocab", type=Folder, default=None, help="A vocabulary file. [default: built from the training captions]")
 @click.option("--min-count", type=int, default=None, help="Without --vocab: keep words that occur this often. [default: 4]")
@@ -403,7 +452,9 @@ def describe_cache(summary: "CacheSummary") -> str:
 @device_option
 def train(
     features: Path | None,
-    shards: Path | None,
+    shards: Path | str | None,
+    shard_cache: Path,
+    shard_cache_gb: float,
     out: Path,
     vocab: Path | None,
     backbone: str | None,
@@ -421,7 +472,7 @@ def train(
         summary = train(
             out=out,
             features=features,
-            shards=shards,
+            shards=local_shards(shards, shard_cache, shard_cache_gb) if shards else None,
             vocab=vocab,
             backbone=backbone,
             weights=weights,
@@ -430,6 +481,8 @@ def train(
             workers=workers,
             device=device,
             quiet=False,
+            shard_cache=shard_cache,
+            shard_cache_bytes=int(shard_cache_gb * 1e9),
         )
     except Interrupted as interrupted:
         if speaks():
@@ -503,7 +556,7 @@ def caption(images: tuple[Path, ...], run: Path, show: bool, out: Path | None, w
 @command("evaluate", "python cli.py evaluate --run runs/first --features data/features --split val --out runs/first/scores.json")
 @click.option("--run", type=Folder, required=True, help="A run that train has made.")
 @click.option("--features", type=Folder, default=None, help="Cached features of the split.")
-@click.option("--shards", type=Folder, default=None, help="Raw images of the split.")
+@shards_options("Raw images of the split: a folder or a URL of shards.")
 @click.option("--split", default="val", help="Which split to caption and score.")
 @click.option("--out", type=Folder, required=True, help="The file for scores and captions (JSON).")
 @click.option("--weights", default=None, help="With --shards: where the backbone's weights are now, if they have moved since training.")
@@ -513,7 +566,9 @@ def caption(images: tuple[Path, ...], run: Path, show: bool, out: Path | None, w
 def evaluate(
     run: Path,
     features: Path | None,
-    shards: Path | None,
+    shards: Path | str | None,
+    shard_cache: Path,
+    shard_cache_gb: float,
     split: str,
     out: Path,
     weights: str | None,
@@ -527,7 +582,7 @@ def evaluate(
     result = evaluate(
         run=run,
         features=features,
-        shards=shards,
+        shards=local_shards(shards, shard_cache, shard_cache_gb) if shards else None,
         split=split,
         weights=weights,
         out=out,

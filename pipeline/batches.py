@@ -5,6 +5,7 @@ captions of a batch are sorted by falling length, as the LSTM wants them; which 
 """
 
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -121,7 +122,13 @@ def training_batches(
             batch_tokens=int(encoded.lengths[everything].sum()),
         )
 
-    return ahead(build, bounds, threads=source.threads)
+    def stream() -> Generator[CaptionBatch, None, None]:
+        with source.visit(order.image_rows) as reached, closing(ahead(build, bounds, threads=source.threads)) as batches:
+            for (_, (start, _)), batch in zip(bounds, batches, strict=True):
+                reached(start)
+                yield batch
+
+    return stream()
 
 
 def table_batches(source: Source, encoded: Encoded, rows: NDArray[np.int64]) -> Generator[CaptionBatch, None, None]:

@@ -30,6 +30,7 @@ from shards.caption_table import table_from_records
 from shards.errors import CapstreamError, ResourceError
 from shards.features import Provenance, open_features, write_features
 from shards.manifest import Shard
+from shards.remote import FetchAhead
 
 Task = tuple[Shard, Path]
 
@@ -98,8 +99,9 @@ def cache_parts(tasks: Sequence[Task], frozen: FrozenBackbone, device: torch.dev
     rows: list[NDArray[np.float16]] = []
     records: list[tuple[str, dict[str, Any]]] = []
     written: Future[None] | None = None
-    with out_of_memory(), contextlib.closing(batches), ThreadPoolExecutor(1) as writer:
+    with out_of_memory(), FetchAhead(shards, window=2) as fetched, contextlib.closing(batches), ThreadPoolExecutor(1) as writer:
         for batch, features in features_of_batches(frozen, batches, device=device, names=[str(shard.path) for shard in shards]):
+            fetched.at(batch.shard)
             rows.append(features)
             records.extend(batch.samples)
             advance(len(batch.samples))

@@ -16,7 +16,7 @@ from pipeline.executors import START_METHOD, run_ahead
 from pipeline.reading import decode_sample, read_samples
 from pipeline.views import places
 from shards.errors import DamageError
-from shards.manifest import REPAIR_SHARD, Sample, Shard
+from shards.manifest import Sample, Shard
 
 # Images that a worker decodes at a time: large enough that handing it over costs nothing, small enough that memory stays small.
 PIECE_IMAGES = 32
@@ -84,7 +84,7 @@ def decode_into(target: NDArray[np.uint8], shard: Shard, samples: Sequence[Sampl
         pixels = decode_sample(shard, sample.key, jpeg)
         if min(pixels.shape[:2]) < crop or not sample.key.isdecimal():
             problem = f"{pixels.shape[1]}x{pixels.shape[0]} pixels are too few for a crop of {crop}, or its key is no number"
-            raise DamageError(f"{shard.path}: sample {sample.key}: {problem}. {REPAIR_SHARD}")
+            raise DamageError(f"{shard.path}: sample {sample.key}: {problem}. {shard.repair}")
         where = places(views, position=int(sample.key), height=pixels.shape[0], width=pixels.shape[1], crop=crop)
         for view, place in enumerate(where):
             cut = pixels[place.top : place.top + crop, place.left : place.left + crop]

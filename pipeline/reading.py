@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.images import ImageError, decode_pixels
 from shards.errors import DamageError
-from shards.manifest import REPAIR_SHARD, Sample, Shard
+from shards.manifest import Sample, Shard
 from shards.tar import check_member, parse_record, read_member
 
 
@@ -27,16 +27,16 @@ def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]
     if shard.skipped:  # no sequential reader finds its way through a damaged tar
         yield from read_samples(shard, shard.sidecar.samples)
         return
-    with shard.path.open("rb") as stream:
+    with shard.open() as stream:
         found = group_by_keys(tar_file_expander([{"url": str(shard.path), "stream": stream}]))
         for sample in shard.sidecar.samples:
             try:
                 content = next(found, None)
             except Exception as error:  # whatever a foreign reader makes of a damaged tar is damage
-                raise DamageError(f"{shard.path}: damaged at sample {sample.key} ({error}). {REPAIR_SHARD}") from error
+                raise DamageError(f"{shard.path}: damaged at sample {sample.key} ({error}). {shard.repair}") from error
             if content is None or content["__key__"] != sample.key:
                 there = "the tar ends" if content is None else f"sample {content['__key__']} stands"
-                raise DamageError(f"{shard.path}: {there} where sample {sample.key} should be. {REPAIR_SHARD}")
+                raise DamageError(f"{shard.path}: {there} where sample {sample.key} should be. {shard.repair}")
             jpeg = check_member(shard, sample.key, "jpg", sample.jpg, content.get("jpg", b""))
             text = check_member(shard, sample.key, "json", sample.json, content.get("json", b""))
             yield sample, jpeg, parse_record(shard, sample.key, text)
@@ -53,9 +53,9 @@ def read_samples(shard: Shard, samples: Sequence[Sample]) -> Iterator[tuple[Samp
     if not samples:
         return
     try:
-        file = shard.path.open("rb")
+        file = shard.open()
     except FileNotFoundError:
-        raise DamageError(f"{shard.path}: is gone. {REPAIR_SHARD}") from None
+        raise DamageError(f"{shard.path}: is gone. {shard.repair}") from None
     with file:
         for sample in samples:
             jpeg = read_member(file, shard, sample.key, "jpg", sample.jpg)
@@ -74,4 +74,4 @@ def decode_sample(shard: Shard, key: str, jpeg: bytes, scratch: NDArray[np.uint8
     try:
         return decode_pixels(jpeg, f"{shard.path}: {key}.jpg", scratch)
     except ImageError as error:
-        raise DamageError(f"{error}. {REPAIR_SHARD}") from None
+        raise DamageError(f"{error}. {shard.repair}") from None

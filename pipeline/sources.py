@@ -5,6 +5,8 @@ Pixels are decoded by threads: libjpeg-turbo works without Python's lock, and no
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import IO, Literal, Protocol
 
 import numpy as np
@@ -14,16 +16,18 @@ from torch import Tensor
 
 from model.preprocessing import Preprocessing, cut
 from pipeline.executors import default_workers
+from pipeline.order import WINDOW_SHARDS
 from pipeline.reading import decode_sample
 from shards.caption_table import CaptionTable
 from shards.errors import DamageError
 from shards.features import FeatureFile
-from shards.manifest import REPAIR_SHARD, Shard, Split
+from shards.manifest import Shard, Split
+from shards.remote import FetchAhead
 from shards.tar import read_member
 
 Augmentation = Literal["tutorial", "none"]
-# Files that one thread holds open: more than a window of shards.
-OPEN_FILES = 32
+# Tars that one thread holds open: those that the order is shuffled over. One that its cache has removed holds its disk until it is closed.
+OPEN_FILES = WINDOW_SHARDS
 # A GPU keeps this share of its free memory for everything else before features are put there.
 FREE_SHARE = 0.5
 
@@ -46,6 +50,14 @@ class Source(Protocol):
 
         Returns:
             float16 (units, dim) features, or uint8 (units, crop, crop, 3) pixels.
+        """
+        ...
+
+    def visit(self, rows: NDArray[np.int64]) -> AbstractContextManager[Callable[[int], None]]:
+        """Make ready what an epoch will need, whose units are those of the images at ``rows``, in that order.
+
+        Returns:
+            A context, in which the function that it gives is told which unit has been reached.
         """
         ...
 
@@ -74,6 +86,10 @@ class FeatureSource:
     def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
         views = (draws[:, 0] * self.views).astype(np.int64)
         return self.features[torch.from_numpy(rows * self.views + views).to(self.features.device)]
+
+    @contextmanager
+    def visit(self, rows: NDArray[np.int64]) -> Iterator[Callable[[int], None]]:  # noqa: ARG002 - everything is in memory
+        yield lambda _: None
 
 
 class ShardSource:
@@ -124,6 +140,17 @@ class ShardSource:
             cut(pixels, top, left, flipped, places[unit])
         return target
 
+    @contextmanager
+    def visit(self, rows: NDArray[np.int64]) -> Iterator[Callable[[int], None]]:
+        """Fetch remote shards ahead of their use, in the order in which they are visited first."""
+        shards, first = np.unique(self.table.shard_rows[rows], return_index=True)
+        _, last = np.unique(self.table.shard_rows[rows][::-1], return_index=True)
+        order = np.argsort(first)
+        # (shards,): the last unit that needs this shard or one that was visited before it
+        done = np.maximum.accumulate(len(rows) - 1 - last[order])
+        with FetchAhead([self.split.shards[shard] for shard in shards[order]], window=WINDOW_SHARDS) as fetched:
+            yield lambda unit: fetched.at(int(np.searchsorted(done, unit)))
+
     def _pixels(self, row: int) -> NDArray[np.uint8]:
         """uint8 (height, width, 3); valid until this thread asks for the next."""
         shard, sample = self.split.sample(row)
@@ -132,7 +159,7 @@ class ShardSource:
         if min(pixels.shape[:2]) < self.preprocessing.crop:
             raise DamageError(
                 f"{shard.path}: sample {sample.key}: {pixels.shape[1]}x{pixels.shape[0]} pixels are too few for a crop of "
-                f"{self.preprocessing.crop}. {REPAIR_SHARD}"
+                f"{self.preprocessing.crop}. {shard.repair}"
             )
         return pixels
 
@@ -152,8 +179,8 @@ class _ThreadsOwn(threading.local):
             if len(self.files) >= OPEN_FILES:
                 self.files.popitem(last=False)[1].close()
             try:
-                found = shard.path.open("rb", buffering=0)
+                found = shard.open()
             except FileNotFoundError:
-                raise DamageError(f"{shard.path}: is gone. {REPAIR_SHARD}") from None
+                raise DamageError(f"{shard.path}: is gone. {shard.repair}") from None
         self.files[name] = found
         return found

@@ -21,6 +21,8 @@ from pipeline.world import World, joined_world, own_device
 from shards.atomic import committed_file, disk_errors, exclusive
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.manifest import library_versions
+from shards.mirror import DEFAULT_CACHE_BYTES
+from shards.remote import localize, origin
 
 MAY_CHANGE = ("epochs", "accumulate", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every")
 
@@ -39,6 +41,8 @@ def train(
     workers: int | None = None,
     quiet: bool = True,
     max_steps: int | None = None,
+    shard_cache: Path | None = None,
+    shard_cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> TrainSummary:
     """Train a captioner into ``out``.
 
@@ -51,6 +55,8 @@ def train(
         resume: Go on where ``out`` stopped, or start it.
         workers: Threads that decode images; by default one for each core. The batches do not depend on it.
         max_steps: Stop early after so many steps in all (for measurements and tests).
+        shard_cache, shard_cache_bytes: Where a run that is resumed keeps remote shards, and how many bytes of them; as for
+            :func:`shards.remote.localize`.
 
     Raises:
         OccupiedError: ``out`` holds a run and ``resume`` is not given, or holds something else.
@@ -67,8 +73,10 @@ def train(
             _check_out(out, resume=resume)
             stored = read_config(out) if holds_run(out) else None
             config = TrainConfig(**settings) if stored is None else _resumed_config(out, stored[0], settings)
-            kind, data = (stored[0].source, Path(stored[0].data)) if stored is not None and features is None and shards is None else (None, None)
-            cached, raw = (data if kind == "features" else features), (data if kind == "shards" else shards)
+            cached, raw = features, shards
+            if stored is not None and cached is None and raw is None:
+                data = localize(stored[0].data, cache=shard_cache, cache_bytes=shard_cache_bytes)
+                cached, raw = (data, None) if stored[0].source == "features" else (None, data)
             if (cached is None) == (raw is None):
                 raise InputError("Give one of --features DIR (cached) and --shards DIR (raw).")
             if cached is not None and (backbone or weights):
@@ -126,7 +134,7 @@ def _identified(
         network=data.network,
         vocabulary_digest=vocabulary_digest(vocabulary),
         source=data.kind,
-        data=str(data.path.resolve()),
+        data=origin(data.path),
         data_digest=data.data_digest,
         versions=library_versions("torch", "torchvision", "numpy", "safetensors"),
     )

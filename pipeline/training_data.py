@@ -16,12 +16,14 @@ from pipeline.backbones import KEPT_FILE, Network, open_backbone, recorded_netwo
 from pipeline.batches import CaptionBatch
 from pipeline.cache_features import AGREEMENT_IMAGES, BATCH_SIZES, calibration_batches, sample_images
 from pipeline.feature_parts import out_of_memory
+from pipeline.order import WINDOW_SHARDS
 from pipeline.samples import sample_pictures, split_pictures
 from pipeline.sources import Augmentation, FeatureSource, ShardSource, Source
 from shards.caption_table import table_of_split
 from shards.errors import InputError
 from shards.features import check_same_network, feature_path, open_features
 from shards.manifest import read_dataset_file
+from shards.remote import check_cache_holds
 from shards.tar import OnError, open_samples
 
 Pictures = Callable[[Sequence[int]], list[NDArray[np.uint8] | None]]
@@ -109,6 +111,7 @@ def open_raw(
         InputError, DamageError, MismatchError, ResourceError: As the parts say.
     """
     split = open_samples(shards, "train", on_error)
+    check_cache_holds(split, WINDOW_SHARDS + 1)
     network, exact = open_backbone(
         backbone=backbone,
         weights=weights,

@@ -178,7 +178,7 @@ def _deep(shard: Shard, dataset: DatasetFile) -> list[str]:
     except CapstreamError as error:
         problems.append(f"webdataset's own reader does not find what the sidecar lists: {error}")
     resize = Resize(**dataset.config["resize"])
-    with shard.path.open("rb") as file:
+    with shard.open() as file:
         for sample in shard.sidecar.samples:
             try:
                 image = decode_image(read_member(file, shard, sample.key, "jpg", sample.jpg), f"sample {sample.key}.jpg").image

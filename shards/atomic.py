@@ -26,34 +26,35 @@ def temporary_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into a :class:`ResourceError` that names ``path`` and the next step."""
+def disk_errors(path: Path, option: str = "--out") -> Iterator[None]:
+    """Turn the operating system's refusals into a :class:`ResourceError` that names ``path`` and the next step: another ``option``, say."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            message = f"{path}: no space left ({error.strerror}). Free some or choose another --out, then run again: finished parts are kept."
+            message = f"{path}: no space left ({error.strerror}). Free some or choose another {option}, then run again: finished parts are kept."
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             message = f"{path}: not allowed ({error.strerror}). Choose a folder that you may write to."
         elif error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            message = f"{path}: cannot be written, something else is in the way ({error.strerror}). Choose another --out."
+            message = f"{path}: cannot be written, something else is in the way ({error.strerror}). Choose another {option}."
         else:
             raise
         raise ResourceError(message) from error
 
 
 @contextlib.contextmanager
-def committed(path: Path) -> Iterator[Path]:
+def committed(path: Path, option: str = "--out") -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on a clean exit fsync and rename it, on an error remove it.
 
     Args:
         path: The final name. Its folder is made if it is missing.
+        option: Of the command line: what chooses the folder.
 
     Raises:
         ResourceError: The disk is full or the folder may not be written.
     """
     temporary = temporary_path(path)
-    with disk_errors(path):
+    with disk_errors(path, option):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -68,9 +69,9 @@ def committed(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def committed_file(path: Path) -> Iterator[IO[bytes]]:
+def committed_file(path: Path, option: str = "--out") -> Iterator[IO[bytes]]:
     """Like :func:`committed`, yielding the temporary file open for binary writing."""
-    with committed(path) as temporary, temporary.open("wb") as file:
+    with committed(path, option) as temporary, temporary.open("wb") as file:
         yield file
         file.flush()
 

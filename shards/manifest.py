@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.atomic import digest, read_own_json, write_json
 from shards.errors import DamageError, InputError, MismatchError
+from shards.mirror import Mirror, open_tar, read_mirror
 
 FORMAT_VERSION = 1
 DATASET_FILE = "dataset.json"
@@ -24,6 +25,7 @@ REJECTS_FILE = "rejects.jsonl"
 REPAIR_SHARD = "Run the shard command again: it rebuilds this shard."
 REPAIR_DATASET = "Delete it, then run the shard command of each split again: whole shards are kept."
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
+MAX_SHARDS = 10**6  # a shard's number has six digits
 SHARD_FILE = re.compile(rf"({SPLIT_NAME.pattern})-(\d{{6}})\.(tar|json)")
 
 
@@ -126,11 +128,31 @@ class Sidecar:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A tar and what its sidecar says; ``skipped`` samples of it were damaged and are not in ``sidecar`` any more."""
+    """A tar and what its sidecar says; ``skipped`` samples of it were damaged and are not in ``sidecar`` any more.
+
+    In a mirror the tar comes when it is opened: ``mirror`` says from where.
+    """
 
     path: Path
     sidecar: Sidecar
     skipped: tuple[str, ...] = ()
+    mirror: Mirror | None = None
+
+    def open(self) -> BinaryIO:
+        """The tar, for reading; a remote one is made local first.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            InputError, DamageError, ResourceError: A remote one cannot be fetched; as :func:`shards.mirror.open_tar`.
+        """
+        if self.mirror is None:
+            return self.path.open("rb")
+        return open_tar(self.path, self.mirror, tar_bytes=self.sidecar.tar_bytes, tar_sha256=self.sidecar.tar_sha256)
+
+    @property
+    def repair(self) -> str:
+        """What to do about damage in the tar, for messages."""
+        return REPAIR_SHARD if self.mirror is None else f"Delete this file: it is fetched from {self.mirror.url} again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +230,11 @@ def shard_path(folder: Path, split: str, index: int) -> Path:
     return folder / f"{split}-{index:06d}.tar"
 
 
+def records_path(tar: Path) -> Path:
+    """In a mirror: where a tar's JSON members are kept when the tar itself may go."""
+    return tar.with_suffix(".records")
+
+
 def sidecar_path(tar: Path) -> Path:
     """The sidecar's place beside its tar."""
     return tar.with_suffix(".json")
@@ -236,23 +263,26 @@ def library_versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def read_dataset_file(folder: Path) -> DatasetFile:
-    """Read and check ``dataset.json``.
+def read_dataset_file(folder: Path, name: str = DATASET_FILE) -> DatasetFile:
+    """Read and check ``dataset.json``, or the file ``name`` that is to become it.
 
     Raises:
         InputError: The folder is no shard dataset.
         DamageError: The file is damaged.
         MismatchError: It was written in another format version.
     """
-    path = folder / DATASET_FILE
+    path = folder / name
     if not path.is_file():
         raise InputError(f"{folder}: not a shard dataset (there is no {DATASET_FILE}). Make one with: python cli.py shard --out {folder}")
     content = read_own_json(path, what="dataset file", format_version=FORMAT_VERSION, repair=REPAIR_DATASET)
     _check_seal(path, content, REPAIR_DATASET)
     try:
         found = DatasetFile(config=dict(content["config"]), splits={str(k): dict(v) for k, v in content["splits"].items()})
-        for summary in found.splits.values():
-            _natural(summary["shards"])
+        for split, summary in found.splits.items():
+            if not SPLIT_NAME.fullmatch(split):
+                raise ValueError(f"{split!r} is no split's name")
+            if _natural(summary["shards"]) > MAX_SHARDS:
+                raise ValueError(f"{summary['shards']} shards")
         resize = found.config["resize"]
         if set(resize) != {"size", "mode", "filter"} or not (isinstance(resize["mode"], str) and isinstance(resize["filter"], str)):
             raise ValueError("config.resize is not {size, mode, filter}")
@@ -317,17 +347,18 @@ def open_split(folder: Path, split: str, *, whole: bool = True) -> Split:
     The tars' content is checked where it is read, member by member.
 
     Args:
-        whole: Refuse a split with a tar that is missing or has another size.
+        whole: Refuse a split with a tar that is missing or has another size. A mirror's tars may be missing: they come when they are needed.
 
     Raises:
         InputError: No such dataset or split.
         DamageError: A tar or sidecar is missing or has another size.
         MismatchError: The sidecars are not those that ``dataset.json`` lists.
     """
-    dataset = read_dataset_file(folder)
+    dataset, mirror = read_dataset_file(folder), read_mirror(folder)
     if split not in dataset.splits:
         known = ", ".join(sorted(dataset.splits)) or "none"
-        raise InputError(f"{folder}: there is no split {split!r} (there: {known}). Add it with: python cli.py shard --split {split} …")
+        place = mirror.url if mirror is not None else folder
+        raise InputError(f"{place}: there is no split {split!r} (there: {known}). Add it with: python cli.py shard --split {split} …")
     summary = dataset.splits[split]
     shards = []
     for index in range(summary["shards"]):
@@ -335,9 +366,9 @@ def open_split(folder: Path, split: str, *, whole: bool = True) -> Split:
         if not sidecar_path(tar).is_file():
             raise DamageError(f"{tar}: its sidecar is missing. {REPAIR_SHARD}")
         sidecar = read_sidecar(sidecar_path(tar))
-        if whole:
+        if whole and mirror is None:
             check_size(tar, sidecar)
-        shards.append(Shard(path=tar, sidecar=sidecar))
+        shards.append(Shard(path=tar, sidecar=sidecar, mirror=mirror))
     found = split_digest([shard.sidecar for shard in shards])
     if found != summary.get("digest"):
         raise MismatchError(

@@ -5,6 +5,7 @@ that the sidecar lists; a sequential pass over a foreign reader's samples is com
 """
 
 import hashlib
+import itertools
 import json
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,8 @@ from typing import IO, Any, Literal
 
 from shards.atomic import committed_file, digest
 from shards.errors import DamageError
-from shards.manifest import REPAIR_SHARD, Member, Sample, Shard, Split, open_split
+from shards.manifest import Member, Sample, Shard, Split, open_split, records_path
+from shards.mirror import CACHE_OPTION, fetching
 
 
 def write_tar(path: Path, records: Iterable[tuple[str, bytes, dict[str, Any]]]) -> tuple[tuple[Sample, ...], int, str]:
@@ -69,7 +71,7 @@ def check_member(shard: Shard, key: str, ending: str, member: Member, data: byte
     if len(data) != member.size or zlib.crc32(data) != member.crc32:
         raise DamageError(
             f"{shard.path}: sample {key}.{ending} is damaged ({len(data)} bytes, CRC-32 {zlib.crc32(data):08x}; its sidecar says "
-            f"{member.size} bytes, {member.crc32:08x}). {REPAIR_SHARD}"
+            f"{member.size} bytes, {member.crc32:08x}). {shard.repair}"
         )
     return data
 
@@ -106,9 +108,11 @@ def open_samples(folder: Path, name: str, on_error: OnError) -> Split:
 
 def _without_damaged(shard: Shard) -> Shard:
     samples = shard.sidecar.samples
-    if not shard.path.is_file():
+    try:
+        file = shard.open()
+    except (FileNotFoundError, IsADirectoryError, DamageError):  # a remote tar that is not the right one is as good as none
         return replace(shard, sidecar=replace(shard.sidecar, samples=()), skipped=tuple(sample.key for sample in samples))
-    with shard.path.open("rb") as file:
+    with file:
         good = tuple(sample for sample in samples if not damaged_members(file, shard, sample))
     kept = {sample.key for sample in good}
     return replace(shard, sidecar=replace(shard.sidecar, samples=good), skipped=tuple(s.key for s in samples if s.key not in kept))
@@ -146,11 +150,36 @@ def parse_record(shard: Shard, key: str, data: bytes) -> dict[str, Any]:
 def read_records(shard: Shard) -> Iterator[tuple[Sample, dict[str, Any]]]:
     """Every sample's JSON record of a shard, in order, checked, without reading the images.
 
+    A mirror keeps them beside the tar, so that captions do not need all tars again each time.
+
     Raises:
         DamageError: A record is damaged or missing.
     """
-    if not shard.sidecar.samples:
+    samples = shard.sidecar.samples
+    if not samples:
         return
-    with shard.path.open("rb") as file:
-        for sample in shard.sidecar.samples:
+    kept = _kept_members(shard) if shard.mirror is not None and not shard.skipped else None
+    if kept is not None:
+        yield from ((sample, parse_record(shard, sample.key, data)) for sample, data in zip(samples, kept, strict=True))
+        return
+    with shard.open() as file:
+        for sample in samples:
             yield sample, parse_record(shard, sample.key, read_member(file, shard, sample.key, "json", sample.json))
+
+
+def _kept_members(shard: Shard) -> list[bytes]:
+    """All JSON members of a mirror's tar, checked: from the file that keeps them, which is written if it is not there or damaged."""
+    path = records_path(shard.path)
+    ends = list(itertools.accumulate(sample.json.size for sample in shard.sidecar.samples))
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    members = [content[start:end] for start, end in itertools.pairwise([0, *ends])]
+    if all(zlib.crc32(data) == sample.json.crc32 for sample, data in zip(shard.sidecar.samples, members, strict=True)):
+        return members
+    with shard.open() as file:
+        members = [read_member(file, shard, sample.key, "json", sample.json) for sample in shard.sidecar.samples]
+    with fetching(path.parent), committed_file(path, CACHE_OPTION) as kept:
+        kept.write(b"".join(members))
+    return members

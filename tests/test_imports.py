@@ -48,7 +48,7 @@ def test_nothing_loads_a_pickle() -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom cli import cli\ntry: cli(['--help'])\nexcept SystemExit: pass\n"
-        "print(sorted({'torch', 'numpy', 'h5py', 'PIL', 'nltk'} & set(sys.modules)))"
+        "print(sorted({'torch', 'numpy', 'h5py', 'PIL', 'nltk', 'fsspec', 'aiohttp'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,596 @@
+"""Shards at URLs, from a real HTTP server and a real S3-compatible one, both on 127.0.0.1."""
+
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+from model.encoder import with_crop
+from model.networks import random_info
+from pipeline.batches import CaptionBatch, Encoded, training_batches
+from pipeline.pixels import _without_samples
+from pipeline.sources import ShardSource
+from pipeline.train import train
+from pipeline.vocab import make_vocabulary, vocabulary_of
+from shards import mirror as mirror_module
+from shards.caption_table import table_of_split
+from shards.errors import CapstreamError, DamageError, InputError, ResourceError
+from shards.manifest import DATASET_FILE, DatasetFile, Shard, Split, open_split, read_dataset_file, records_path, sidecar_path
+from shards.mirror import MIRROR_FILE, _file_system
+from shards.remote import FetchAhead, check_cache_holds, localize, mirror_name, origin
+from shards.tar import open_samples
+from tests.conftest import TINY_MODEL, Small, shard_small
+
+ROOT = Path(__file__).parents[2]
+LARGE = 10**9
+Run = Callable[..., Result]
+
+
+class Server:
+    """A web server over a folder that counts what it is asked for, and misbehaves where a test says so.
+
+    Attributes:
+        gets: How often each name was asked for.
+        cut: Names whose answer ends in the middle, and how often still.
+        longer: Names that get bytes behind their end, without a length in the header.
+        hang: Names that stop in the middle until ``released`` is set.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.gets: Counter[str] = Counter()
+        self.cut: Counter[str] = Counter()
+        self.longer: set[str] = set()
+        self.hang: set[str] = set()
+        self.released = threading.Event()
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer._answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/data/shards"
+
+    def tar_gets(self) -> dict[str, int]:
+        return {name: count for name, count in self.gets.items() if name.endswith(".tar")}
+
+    def close(self) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        name = request.path.rpartition("/")[2]
+        path = self.root / name
+        with self._lock:
+            self.gets[name] += 1
+            cut = self.cut[name] > 0
+            self.cut[name] -= cut
+        if not path.is_file() or request.path != f"/data/shards/{name}":
+            request.send_error(404)
+            return
+        content = path.read_bytes()
+        request.send_response(200)
+        if name in self.longer:
+            content += bytes(10_000)
+        else:
+            request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        half = len(content) // 2
+        request.wfile.write(content[:half])
+        request.wfile.flush()
+        if name in self.hang:
+            self.released.wait(60)
+        if not cut:
+            request.wfile.write(content[half:])
+
+
+@pytest.fixture(scope="session")
+def fine(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small dataset in 18 train shards of two images, and a val shard."""
+    folder = tmp_path_factory.mktemp("fine") / "shards"
+    shard_small(small.source, folder, "train", shard_size=2)
+    shard_small(small.source, folder, "val")
+    return folder
+
+
+@pytest.fixture
+def server(fine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(mirror_module, "BACKOFF_SECONDS", (0.01, 0.01, 0.01))
+    server = Server(fine)
+    yield server
+    server.close()
+
+
+def opened(server: Server, cache: Path, cache_bytes: int = LARGE, split: str = "train") -> Split:
+    return open_split(localize(server.url, cache=cache, cache_bytes=cache_bytes), split)
+
+
+def tar_bytes(folder: Path) -> int:
+    """What stands on the disk as a tar, whole or half fetched."""
+    total = 0
+    for pattern in ("*.tar", ".*.tar.tmp"):
+        for path in folder.glob(pattern):
+            try:
+                total += path.stat().st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def largest(folder: Path) -> int:
+    return max(tar.stat().st_size for tar in folder.glob("train-*.tar"))
+
+
+def read_all(split: Split) -> list[bytes]:
+    contents = []
+    for shard in split.shards:
+        with shard.open() as file:
+            contents.append(file.read())
+    return contents
+
+
+def batches_of(split: Split, epochs: int = 2) -> list[CaptionBatch]:
+    table = table_of_split(split)
+    source = ShardSource(split, table, with_crop(random_info(64), size=64, mode="squash", filter="lanczos"), "tutorial")
+    encoded = Encoded(table, vocabulary_of(table, min_count=1).vocabulary)
+    return [batch for epoch in range(epochs) for batch in training_batches(source, encoded, seed=3, epoch=epoch, batch_size=16, captions_per_image=5)]
+
+
+def assert_same(found: list[CaptionBatch], wanted: list[CaptionBatch]) -> None:
+    assert len(found) == len(wanted) > 2
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.images == other.images).all()
+        assert (one.tokens == other.tokens).all()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+def python(code: str, *arguments: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_a_local_path_stays_what_it_is(fine: Path) -> None:
+    assert localize(fine) == fine
+    assert localize(str(fine)) == fine
+    assert origin(fine) == str(fine.resolve())
+
+
+def test_a_mirror_has_the_datasets_files_and_no_tar_yet(server: Server, fine: Path, tmp_path: Path) -> None:
+    folder = localize(server.url + "/", cache=tmp_path, cache_bytes=LARGE)
+    assert folder.parent == tmp_path
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == {MIRROR_FILE, DATASET_FILE} | {sidecar_path(tar).name for tar in fine.glob("*.tar")}
+    assert origin(folder) == server.url
+    assert localize(origin(folder), cache=tmp_path, cache_bytes=LARGE) == folder
+
+
+def test_each_tar_comes_once_and_gives_the_batches_of_the_local_folder(server: Server, fine: Path, tmp_path: Path) -> None:
+    assert_same(batches_of(opened(server, tmp_path)), batches_of(open_split(fine, "train")))
+    assert server.tar_gets() == {tar.name: 1 for tar in fine.glob("train-*.tar")}
+
+
+def test_another_start_fetches_dataset_json_alone(server: Server, tmp_path: Path) -> None:
+    read_all(opened(server, tmp_path))
+    before = Counter(server.gets)
+    table_of_split(opened(server, tmp_path))
+    read_all(opened(server, tmp_path))
+    assert server.gets - before == Counter({DATASET_FILE: 2})
+
+
+def test_a_small_bound_holds_at_all_times_and_gives_the_same_batches(server: Server, fine: Path, tmp_path: Path) -> None:
+    bound = 5 * largest(fine)
+    split = opened(server, tmp_path, bound)
+    done = threading.Event()
+
+    def watch() -> int:
+        found = 0
+        while not done.wait(0.001):
+            found = max(found, tar_bytes(split.folder))
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        watched = pool.submit(watch)
+        try:
+            batches = batches_of(split)
+        finally:
+            done.set()
+        most = watched.result()
+    assert_same(batches, batches_of(open_split(fine, "train")))
+    assert 0 < most <= bound
+    assert max(server.tar_gets().values()) > 1
+
+
+def test_the_least_recently_used_tar_goes_first(server: Server, fine: Path, tmp_path: Path) -> None:
+    split = opened(server, tmp_path, 3 * largest(fine))
+    for shard in split.shards[:3]:
+        shard.open().close()
+    for age, shard in zip((300, 200, 100), split.shards, strict=False):
+        os.utime(shard.path, (time.time() - age,) * 2)
+    split.shards[0].open().close()  # counts as a use
+    split.shards[3].open().close()
+    assert [shard.path.is_file() for shard in split.shards[:4]] == [True, False, True, True]
+
+
+def test_a_smaller_bound_holds_from_the_start(server: Server, tmp_path: Path) -> None:
+    split = opened(server, tmp_path)
+    read_all(split)
+    bound = tar_bytes(split.folder) // 3
+    localize(server.url, cache=tmp_path, cache_bytes=bound)
+    assert 0 < tar_bytes(split.folder) <= bound
+
+
+def test_captions_need_each_tar_once_however_small_the_bound(server: Server, fine: Path, tmp_path: Path) -> None:
+    bound = 2 * largest(fine)
+    local = table_of_split(open_split(fine, "train"))
+    for _ in range(2):
+        table = table_of_split(opened(server, tmp_path, bound))
+        assert (table.texts, table.keys) == (local.texts, local.keys)
+    assert set(server.tar_gets().values()) == {1}
+
+
+def test_a_damaged_file_of_records_is_made_again(server: Server, tmp_path: Path) -> None:
+    split = opened(server, tmp_path)
+    wanted = table_of_split(split).texts
+    path = records_path(split.shards[2].path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], b"x" + whole[1:], b""):
+        path.write_bytes(damaged)
+        assert table_of_split(split).texts == wanted
+        assert path.read_bytes() == whole
+
+
+def test_wrong_bytes_are_refused_with_both_digests(server: Server, fine: Path, tmp_path: Path) -> None:
+    server.root = shutil.copytree(fine, tmp_path / "damaged")
+    tar = server.root / "train-000001.tar"
+    content = bytearray(tar.read_bytes())
+    content[700] ^= 1
+    tar.write_bytes(content)
+    split = opened(server, tmp_path / "cache")
+    shard = split.shards[1]
+    with pytest.raises(DamageError) as error:
+        shard.open()
+    assert f"{server.url}/train-000001.tar" in str(error.value)
+    assert shard.sidecar.tar_sha256 in str(error.value)
+    assert server.gets["train-000001.tar"] == 1
+    assert not tar_bytes(split.folder)
+    left_out = open_samples(split.folder, "train", "skip")
+    assert left_out.images == split.images - 2
+    assert "train-000001.tar" in str(left_out.skipped_note())
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_cut_connection_is_tried_again(server: Server, fine: Path, tmp_path: Path, times: int) -> None:
+    server.cut["train-000000.tar"] = server.cut[DATASET_FILE] = server.cut["train-000003.json"] = times
+    split = opened(server, tmp_path)
+    with split.shards[0].open() as file:
+        assert file.read() == (fine / "train-000000.tar").read_bytes()
+    assert server.gets["train-000000.tar"] == times + 1
+
+
+def test_a_connection_that_is_always_cut_is_an_error_that_names_the_url(server: Server, tmp_path: Path) -> None:
+    server.cut["train-000000.tar"] = 99
+    split = opened(server, tmp_path)
+    with pytest.raises(ResourceError, match=rf"{server.url}/train-000000\.tar: could not be fetched in 4 attempts .* Run the same command again"):
+        split.shards[0].open()
+    assert not list(split.folder.glob(".*.tmp"))
+
+
+def test_a_server_that_is_gone_is_an_error_that_names_the_url(server: Server, tmp_path: Path) -> None:
+    server.close()
+    with pytest.raises(ResourceError, match=rf"{server.url}/dataset\.json: could not be fetched"):
+        opened(server, tmp_path)
+
+
+def test_never_more_is_written_than_the_sidecar_lists(server: Server, tmp_path: Path) -> None:
+    server.longer.add("train-000000.tar")
+    split = opened(server, tmp_path)
+    with pytest.raises(DamageError, match=r"train-000000\.tar: sends more than the \d+ bytes that its sidecar lists"):
+        split.shards[0].open()
+    assert not tar_bytes(split.folder)
+
+
+def test_what_is_not_there_is_named_by_its_url(server: Server, fine: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"{server.url}/no/dataset\.json: there is no such file"):
+        localize(server.url + "/no", cache=tmp_path, cache_bytes=LARGE)
+    server.root = shutil.copytree(fine, tmp_path / "part")
+    (server.root / "train-000002.json").unlink()
+    with pytest.raises(InputError, match=rf"{server.url}/train-000002\.json: there is no such file"):
+        opened(server, tmp_path / "cache")
+    with pytest.raises(InputError, match="not a shard dataset"):  # dataset.json comes last
+        read_dataset_file(tmp_path / "cache" / mirror_name(server.url))
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", "..", ""])
+def test_a_split_whose_name_leads_elsewhere_is_refused(server: Server, fine: Path, tmp_path: Path, name: str) -> None:
+    there = read_dataset_file(fine)
+    server.root = tmp_path / "hostile"
+    DatasetFile(config=there.config, splits={name: there.splits["train"]}).write(server.root)
+    with pytest.raises(DamageError, match=rf"{server.url}/dataset\.json: damaged .* is no split's name"):
+        opened(server, tmp_path / "cache")
+    assert set(server.gets) == {DATASET_FILE}
+
+
+def test_damage_in_a_sidecar_is_named_by_its_url(server: Server, fine: Path, tmp_path: Path) -> None:
+    server.root = shutil.copytree(fine, tmp_path / "damaged")
+    path = server.root / "train-000004.json"
+    path.write_text(path.read_text().replace('"tar_bytes": ', '"tar_bytes": 1'))
+    with pytest.raises(DamageError, match=rf"{server.url}/train-000004\.json: damaged"):
+        opened(server, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("https://host/shards?key=1", "without"),
+        ("https://me:secret@host/shards", "without a password"),
+        ("https:///shards", "names no host"),
+        ("nothing://host/shards", "Shards can be read from"),
+    ],
+)
+def test_a_url_that_makes_no_sense_is_refused(tmp_path: Path, url: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        localize(url, cache=tmp_path, cache_bytes=LARGE)
+
+
+def test_a_missing_package_is_named_with_what_installs_it(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    _file_system.cache_clear()
+    with pytest.raises(InputError, match=r"pip install '\.\[remote\]'"):
+        opened(server, tmp_path)
+
+
+def test_a_dataset_that_has_changed_there_is_fetched_anew(server: Server, small: Small, fine: Path, tmp_path: Path) -> None:
+    old = opened(server, tmp_path)
+    table_of_split(old)
+    server.root = small.shards
+    new = opened(server, tmp_path)
+    assert new.folder == old.folder
+    assert read_all(new) == read_all(open_split(small.shards, "train"))
+    assert table_of_split(new).texts == table_of_split(open_split(small.shards, "train")).texts
+    assert len(list(new.folder.glob("train-*.json"))) == len(new.shards) < len(old.shards)
+    with pytest.raises(CapstreamError, match=server.url):  # whoever has the old one open is told
+        old.shards[-1].open()
+
+
+def test_a_remote_shard_is_sent_to_a_worker_in_a_few_bytes(server: Server, tmp_path: Path) -> None:
+    shard = _without_samples(opened(server, tmp_path).shards[0])
+    content = pickle.dumps(shard)
+    assert len(content) < 2000
+    with pickle.loads(content).open() as file:
+        assert len(file.read()) == shard.sidecar.tar_bytes
+
+
+READ = """
+import sys
+from pathlib import Path
+from shards.manifest import open_split
+from shards.remote import localize
+split = open_split(localize(sys.argv[1], cache=Path(sys.argv[2]), cache_bytes=10**9), "train")
+for shard in split.shards:
+    with shard.open() as file:
+        assert len(file.read()) == shard.sidecar.tar_bytes
+print(split.digest)
+"""
+
+
+def test_processes_that_open_one_mirror_at_a_time_fetch_each_tar_once(server: Server, fine: Path, tmp_path: Path) -> None:
+    processes = [python(READ, server.url, tmp_path) for _ in range(3)]
+    for process in processes:
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert output.strip() == open_split(fine, "train").digest
+    assert server.tar_gets() == {tar.name: 1 for tar in fine.glob("train-*.tar")}
+
+
+def test_after_a_kill_in_the_middle_of_a_tar_all_goes_on(server: Server, tmp_path: Path) -> None:
+    server.hang.add("train-000000.tar")
+    folder = tmp_path / mirror_name(server.url)
+    process = python(READ, server.url, tmp_path)
+    wait_until(lambda: bool(list(folder.glob(".train-000000.tar.tmp"))), 30)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=10)
+    server.released.set()
+    assert list(folder.glob(".*.tmp"))
+    assert not list(folder.glob("*.tar"))
+    split = opened(server, tmp_path)
+    split.shards[1].open().close()  # another tar clears it away
+    assert not list(folder.glob(".*.tmp"))
+    split.shards[0].open().close()
+    assert server.gets["train-000000.tar"] == 2
+
+
+def names(shards: tuple[Shard, ...] | list[Shard]) -> set[str]:
+    return {shard.path.name for shard in shards}
+
+
+def there(split: Split) -> set[str]:
+    return {path.name for path in split.folder.glob("*.tar")}
+
+
+def test_fetching_ahead_keeps_within_the_bound_and_fetches_nothing_twice(server: Server, fine: Path, tmp_path: Path) -> None:
+    bound = 5 * largest(fine)
+    split = opened(server, tmp_path, bound)
+    visited = np.random.default_rng(0).permutation(len(split.shards))
+    order = [split.shards[index] for index in visited]
+    with FetchAhead(order, window=2) as ahead:
+        for position in range(0, len(order), 2):
+            ahead.at(position)
+            for shard in order[position : position + 2] * 3:
+                shard.open().close()
+                assert tar_bytes(split.folder) <= bound
+            wait_until(lambda first=position: names(order[first : first + 4]) <= there(split))  # type: ignore[misc]
+    assert not ahead._thread.is_alive()
+    assert server.tar_gets() == dict.fromkeys(names(order), 1)
+
+
+def test_fetching_ahead_stops_at_a_bounded_number_and_never_removes_what_is_in_use(server: Server, fine: Path, tmp_path: Path) -> None:
+    bound = 3 * largest(fine) + 10
+    split = opened(server, tmp_path, bound)
+    order = split.shards
+    with FetchAhead(order, window=2) as ahead:
+        wait_until(lambda: names(order[:3]) <= there(split))
+        time.sleep(0.2)
+        assert there(split) == names(order[:3])
+        assert names(order[:2]) <= there(split)
+        for shard in order[:2]:  # as if they had not been used for long
+            os.utime(shard.path, (0, 0))
+        ahead.at(1)
+        wait_until(lambda: names(order[1:4]) <= there(split))
+    time.sleep(0.1)
+    assert set(server.tar_gets().values()) == {1}
+    assert sum(server.tar_gets().values()) == 4
+
+
+def test_what_cannot_be_fetched_ahead_is_an_error_where_it_is_read(server: Server, fine: Path, tmp_path: Path) -> None:
+    server.root = shutil.copytree(fine, tmp_path / "part")
+    (server.root / "train-000001.tar").unlink()
+    split = opened(server, tmp_path / "cache")
+    with FetchAhead(split.shards, window=2):
+        wait_until(lambda: names([split.shards[0], *split.shards[2:4]]) <= there(split))
+        with pytest.raises(InputError, match=r"train-000001\.tar: there is no such file"):
+            split.shards[1].open()
+
+
+def test_closing_gives_up_a_tar_that_is_half_there(server: Server, tmp_path: Path) -> None:
+    server.cut["train-000000.tar"] = 99
+    split = opened(server, tmp_path)
+    ahead = FetchAhead(split.shards, window=2)
+    wait_until(lambda: server.gets["train-000000.tar"] > 0)
+    ahead.close()
+    assert not ahead._thread.is_alive()
+
+
+def test_fetching_ahead_of_local_shards_starts_nothing(fine: Path) -> None:
+    shards = open_split(fine, "train").shards
+    before = threading.active_count()
+    with FetchAhead(shards, window=2) as ahead:
+        ahead.at(3)
+        assert threading.active_count() == before
+
+
+def test_a_cache_too_small_for_a_window_is_refused_with_what_is_needed(server: Server, fine: Path, tmp_path: Path) -> None:
+    split = opened(server, tmp_path, 400_000)
+    sizes = sorted((shard.sidecar.tar_bytes for shard in split.shards), reverse=True)
+    check_cache_holds(open_split(fine, "train"), 17)
+    check_cache_holds(dataclasses.replace(split, shards=split.shards[:3]), 17)
+    with pytest.raises(InputError, match=rf"--shard-cache-gb 0\.0001 .* {sum(sizes[:17])} bytes\. Give at least 0\.001"):
+        train(out=tmp_path / "run", shards=localize(server.url, cache=tmp_path, cache_bytes=100_000), device="cpu")
+    with pytest.raises(InputError, match=r"more than --shard-cache-gb 1e-06 holds"):
+        opened(server, tmp_path, 1000).shards[0].open()
+
+
+def test_a_run_of_remote_shards_goes_on_from_its_url(server: Server, tmp_path: Path, run_cli: Run) -> None:
+    out, cache = tmp_path / "run", tmp_path / "cache"
+    options = ["--shard-cache", cache, "--device", "cpu"]
+    first = ["--backbone", "squeezenet1_1", "--weights", "random", "--captions-per-image", 5, "--batch-size", 16, "--hidden-dim", 16]
+    result = run_cli("train", "--shards", server.url, "--out", out, "--epochs", 1, "--min-count", 1, *first, *options)
+    assert result.exit_code == 0, result.output
+    assert f"--shards {server.url}" in result.output.splitlines()[-1]
+    assert json.loads((out / "config.json").read_text())["data"] == server.url
+    result = run_cli("train", "--out", out, "--resume", "--epochs", 2, *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "config.json").read_text())["data"] == server.url
+    assert set(server.tar_gets().values()) == {1}
+    result = run_cli("evaluate", "--run", out, "--shards", server.url, "--out", tmp_path / "scores.json", *options)
+    assert result.exit_code == 0, result.output
+    result = run_cli("vocab", "--shards", server.url, "--out", tmp_path / "vocab.json", "--shard-cache", cache)
+    assert result.exit_code == 0, result.output
+    assert f"--shards {server.url} --out data/features" in result.output
+    assert set(server.tar_gets().values()) == {1}
+
+
+def test_the_cache_stands_where_xdg_says(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Run) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    result = run_cli("vocab", "--shards", server.url, "--out", tmp_path / "vocab.json")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "capstream" / mirror_name(server.url) / DATASET_FILE).is_file()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The address of an S3-compatible server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: str, small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The small dataset in that server; what a user would set is set."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="photographs")
+    for path in small.shards.iterdir():
+        if path.is_file():
+            client.upload_file(str(path), "photographs", f"a/shards/{path.name}")
+    _file_system.cache_clear()
+    yield "s3://photographs/a/shards"
+    _file_system.cache_clear()
+
+
+def test_shards_in_s3_are_cached_and_trained_on(bucket: str, small: Small, tmp_path: Path, run_cli: Run) -> None:
+    cache = ["--shard-cache", tmp_path / "cache", "--device", "cpu"]
+    network = ["--backbone", "squeezenet1_1", "--weights", "random"]
+    result = run_cli("cache-features", "--shards", bucket, "--out", tmp_path / "remote", *network, *cache)
+    assert result.exit_code == 0, result.output
+    result = run_cli("cache-features", "--shards", small.shards, "--out", tmp_path / "local", *network, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "remote/train.h5").read_bytes() == (tmp_path / "local/train.h5").read_bytes()
+    model = [f"--{name.replace('_', '-')}={value}" for name, value in TINY_MODEL.items()]
+    result = run_cli("train", "--shards", bucket, "--out", tmp_path / "run", "--epochs", 1, "--captions-per-image", 5, *model, *network, *cache)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run/config.json").read_text())["data"] == bucket
+
+
+def test_what_is_not_in_s3_is_named_by_its_url(bucket: str, tmp_path: Path) -> None:
+    for url in (f"{bucket}/no", "s3://nowhere/shards"):
+        with pytest.raises(InputError, match=f"{url}/dataset.json: there is no such file"):
+            localize(url, cache=tmp_path, cache_bytes=LARGE)
+
+
+def test_a_vocabulary_of_shards_in_s3_is_that_of_the_local_ones(bucket: str, small: Small, tmp_path: Path) -> None:
+    folder = localize(bucket, cache=tmp_path / "cache", cache_bytes=LARGE)
+    make_vocabulary(shards=folder, split="train", min_count=1, out=tmp_path / "remote.json")
+    make_vocabulary(shards=small.shards, split="train", min_count=1, out=tmp_path / "local.json")
+    assert (tmp_path / "remote.json").read_bytes() == (tmp_path / "local.json").read_bytes()
