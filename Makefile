@@ -22,7 +22,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.raw_vs_cached
+	$(BIN)/python -m benchmarks.bench_train
 
 setup: $(STAMP)
 

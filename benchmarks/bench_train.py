@@ -7,6 +7,7 @@ hidden 512, 9,956 words, batches of 128):
     ours raw           pipeline.train on shards, as `train --shards` runs it
     tutorial decoder   the tutorial's decoder step in float32, on features and tokens that lie ready in memory
     ours cached        pipeline.train on a feature file, as `train --features` runs it: reading, gathering, logging and all
+    ours caching       `cache-features` as a user types it, the whole call: what cached training has to pay back first
     tutorial loading   the DataLoader alone
     ours loading       our batches of pixels alone
     bare decoding      simplejpeg from memory into one buffer, and a crop into the batch, in as many threads: the limit of loading
@@ -22,6 +23,7 @@ timed ones: batches that were decoded ahead of time, compiling.
 import argparse
 import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -62,7 +64,8 @@ from shards.caption_table import CaptionTable, table_of_split
 from shards.features import Provenance, open_features, write_features
 from shards.manifest import Split, open_split
 
-WORDS, COCO_CAPTIONS, CAPTIONS_PER_IMAGE = 9_956, 414_113, 5
+WORDS, COCO_CAPTIONS, COCO_IMAGES = 9_956, 414_113, 82_783
+CAPTIONS = "captions_per_second"
 LENGTHS = Path("../shared/data/coco-captions/captions_val2017.json")
 RATIOS = (
     ("ours cached", "tutorial decoder"),
@@ -83,7 +86,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--backbone", default="resnet152", help="torchvision's name of a classification network")
     parser.add_argument("--images", type=int, default=2000, help="photographs, replicated")
-    parser.add_argument("--feature-images", type=int, default=82_783, help="images of the feature file, with about five captions each")
+    parser.add_argument("--feature-images", type=int, default=COCO_IMAGES, help="images of the feature file, with about five captions each")
     parser.add_argument("--feature-dim", type=int, default=2048, help="features of an image in the feature file")
     parser.add_argument("--batch-size", type=int, default=128, help="captions per step")
     parser.add_argument("--raw-steps", type=int, default=3, help="timed steps of the raw ways")
@@ -136,7 +139,7 @@ def write_feature_file(s: argparse.Namespace, work: Path) -> None:
         known = np.array([len(tokenize(text)) for text in texts])
     else:
         known = np.clip(np.round(draw.normal(11.3, 2.4, 5000)), 6, 50).astype(np.int64)
-    captions = round(s.feature_images * COCO_CAPTIONS / 82_783)
+    captions = round(s.feature_images * COCO_CAPTIONS / COCO_IMAGES)
     rows = np.sort(np.concatenate([np.arange(s.feature_images), draw.integers(0, s.feature_images, captions - s.feature_images)]))
     offsets = np.concatenate([[0], np.cumsum(draw.choice(known, captions))])
     chances = 1 / np.arange(1, WORDS - len(SPECIAL) + 1)
@@ -240,6 +243,13 @@ def tutorial_raw(s: argparse.Namespace) -> dict[str, float]:
     return timed((captions for _, captions in steps), 1, s.raw_steps, device)
 
 
+def ours_caching(s: argparse.Namespace) -> dict[str, float]:
+    out = Path(tempfile.mkdtemp(dir=s.work))
+    weights = ("--weights", s.work / "weights.safetensors", "--device", s.device)
+    seconds, _ = run_command("cache-features", "--shards", s.work / "shards", "--out", out, "--backbone", s.backbone, *weights)
+    return {"images_per_second": open_split(s.work / "shards", "train").images / seconds}
+
+
 def tutorial_decoder(s: argparse.Namespace) -> dict[str, float]:
     device = pick_device(s.device)
     file = open_features(s.work / "features" / "train.h5")
@@ -334,6 +344,7 @@ WAYS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "ours raw": ours_raw,
     "tutorial decoder": tutorial_decoder,
     "ours cached": ours_cached,
+    "ours caching": ours_caching,
     "tutorial loading": tutorial_loading,
     "ours loading": ours_loading,
     "bare decoding": bare_decoding,
@@ -359,20 +370,31 @@ def speed(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     for repeat in range(s.repeats):
         for way in ways:
             found[way].append(in_a_process(s, work, way))
-            say(f"repeat {repeat + 1} of {s.repeats}: {way}: {found[way][-1]['captions_per_second']:,.1f} captions/s")
-    rates = {way: [run["captions_per_second"] for run in runs] for way, runs in found.items()}
+            say(f"repeat {repeat + 1} of {s.repeats}: {way}: {found[way][-1]}")
+    rates = {way: [run[CAPTIONS] for run in runs] for way, runs in found.items() if CAPTIONS in runs[0]}
     medians = {way: statistics.median(values) for way, values in rates.items()}
-    waits = {way: statistics.median(run["data_wait"] for run in runs) for way, runs in found.items() if "data_wait" in runs[0]}
     lengths = np.diff(open_features(work / "features" / "train.h5").table.offsets)
-    return {
+    epoch_seconds = {way: COCO_CAPTIONS / rate for way, rate in medians.items()}
+    report: dict[str, Any] = {
         "rates": rates,
         "medians": medians,
-        "epoch_seconds": {way: COCO_CAPTIONS / rate for way, rate in medians.items()},
+        "epoch_seconds": epoch_seconds,
         "ratios": {f"{one} / {other}": medians[one] / medians[other] for one, other in RATIOS if one in medians and other in medians},
-        "data_wait": waits,
+        "data_wait": {way: statistics.median(run["data_wait"] for run in runs) for way, runs in found.items() if "data_wait" in runs[0]},
         "tokens_per_caption": float(lengths.mean()) + 2,
         "precision": "bf16" if pick_precision("auto", pick_device(s.device)) == "bf16" else "fp32",
     }
+    if "ours caching" in found:
+        caching = [run["images_per_second"] for run in found["ours caching"]]
+        report |= {"caching_images_per_second": caching, "break_even_epochs": break_even(epoch_seconds, statistics.median(caching))}
+    return report
+
+
+def break_even(epoch_seconds: dict[str, float], images_per_second: float) -> dict[str, float]:
+    """After how many epochs COCO's cache has paid for itself, against each raw way."""
+    cached = epoch_seconds.get("ours cached", math.inf)
+    raw = {way: epoch_seconds[way] for way in ("tutorial raw", "ours raw") if way in epoch_seconds}
+    return {way: COCO_IMAGES / images_per_second / (seconds - cached) for way, seconds in raw.items() if seconds > cached}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -396,6 +418,14 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         *(f"{way}: {100 * value:.2f}% of the time is waiting for data." for way, value in report["data_wait"].items()),
     ]
+    if "break_even_epochs" in report:
+        caching = report["caching_images_per_second"]
+        hours = COCO_IMAGES / statistics.median(caching) / 3600
+        paid = ", ".join(f"{epochs:.2f} against {way}" for way, epochs in report["break_even_epochs"].items())
+        lines += [
+            "",
+            f"Caching: {spread(caching)} images/s, {hours:.1f} hours for COCO's {COCO_IMAGES:,} images; paid back after so many epochs: {paid}.",
+        ]
     return "\n".join([*lines, "", machine_line(report["machine"]), ""])
 
 

@@ -5,7 +5,7 @@ ever moves, and its forward pass records no gradients.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, distributed, nn
@@ -152,14 +152,24 @@ class BiasCorrectedBatchNorm1d(nn.BatchNorm1d):
     over the processes, in float64, by an operation that gradients go back through. torch's SyncBatchNorm does it on GPUs alone.
     """
 
+    # What num_batches_tracked says, read once: asking a GPU at every step would make it wait.
+    _batches: int | None = None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._batches = None
+
     def forward(self, features: Tensor) -> Tensor:
         # features: (images, dim)
         if not self.training:
             return super().forward(features)
         assert self.num_batches_tracked is not None and self.momentum is not None
+        if self._batches is None:
+            self._batches = int(self.num_batches_tracked)
+        self._batches += 1
         self.num_batches_tracked.add_(1)
         momentum = self.momentum
-        factor = momentum / (1.0 - (1.0 - momentum) ** int(self.num_batches_tracked))
+        factor = momentum / (1.0 - (1.0 - momentum) ** self._batches)
         if distributed.is_available() and distributed.is_initialized():
             return self._over_all_processes(features, factor)
         return functional.batch_norm(

@@ -86,7 +86,9 @@ def run_training(
     encoded = Encoded(data.source.table, vocabulary, device)
     validation = None
     if data.val is not None:
-        validation = Validation(data.val, vocabulary, features_of, data.val_pictures, images=settings.val_images, device=device, world=world)
+        validation = Validation(
+            data.val, vocabulary, features_of, data.val_pictures, images=settings.val_images, device=device, world=world, quiet=quiet
+        )
     model = captioner if world.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
     step_of = Step(captioner, model, features_of, pieces=settings.accumulate, precision=settings.precision, world=world)
     per_epoch = steps_per_epoch(data.source.table, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image)

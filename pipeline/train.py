@@ -103,6 +103,7 @@ def train(
                         passes=config.epochs,
                         threads=workers,
                         on_error=config.on_error,
+                        quiet=quiet or not world.first,
                     )
                 return _identified(out, config, data, vocab, stored, world)
 

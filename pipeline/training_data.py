@@ -1,9 +1,9 @@
 """Shards or feature files -> what a training reads: the same from both."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +17,15 @@ from pipeline.batches import CaptionBatch
 from pipeline.cache_features import AGREEMENT_IMAGES, BATCH_SIZES, calibration_batches, sample_images
 from pipeline.feature_parts import out_of_memory
 from pipeline.order import WINDOW_SHARDS
+from pipeline.progress import Progress
 from pipeline.samples import sample_pictures, split_pictures
 from pipeline.sources import Augmentation, FeatureSource, ShardSource, Source
-from shards.caption_table import table_of_split
+from shards.caption_table import CaptionTable, table_from_records
 from shards.errors import InputError
 from shards.features import check_same_network, feature_path, open_features
-from shards.manifest import read_dataset_file
+from shards.manifest import Shard, Split, read_dataset_file
 from shards.remote import check_cache_holds
-from shards.tar import OnError, open_samples
+from shards.tar import OnError, open_samples, read_records
 
 Pictures = Callable[[Sequence[int]], list[NDArray[np.uint8] | None]]
 
@@ -97,6 +98,7 @@ def open_raw(
     passes: int = 1,
     threads: int | None = None,
     on_error: OnError = "fail",
+    quiet: bool = True,
 ) -> Data:
     """Open a shard dataset and the network that its pixels will go through, computed as ``cache-features`` computes it.
 
@@ -106,6 +108,7 @@ def open_raw(
         precision: ``fp32`` or ``bf16``; bf16 goes back to fp32 where the network does not agree with it.
         passes: How many times about each caption's image will go through the network: compiling may pay.
         threads: Threads that decode; by default one for each core.
+        quiet: Show no progress while captions are read, for which remote shards are fetched.
 
     Raises:
         InputError, DamageError, MismatchError, ResourceError: As the parts say.
@@ -127,13 +130,13 @@ def open_raw(
     if "val" in read_dataset_file(shards).splits:
         val_split = open_samples(shards, "val", on_error)
         notes.append(val_split.skipped_note())
-        val = ShardSource(val_split, table_of_split(val_split), network.preprocessing, "none", threads=threads)
+        val = ShardSource(val_split, read_captions(val_split, quiet=quiet), network.preprocessing, "none", threads=threads)
         pictures = val_split
     pinned = device.type == "cuda"
     return Data(
         kind="shards",
         path=shards,
-        source=ShardSource(split, table_of_split(split), network.preprocessing, augment, threads=threads, pinned=pinned),
+        source=ShardSource(split, read_captions(split, quiet=quiet), network.preprocessing, augment, threads=threads, pinned=pinned),
         val=val,
         val_pictures=lambda rows: split_pictures(pictures, rows) if pictures is not None else [],
         network=network,
@@ -141,6 +144,22 @@ def open_raw(
         data_digest=split.digest,
         notes=tuple(note for note in notes if note),
     )
+
+
+def read_captions(split: Split, *, quiet: bool = True) -> CaptionTable:
+    """All captions of a split, with progress: the shards of a remote one are fetched meanwhile.
+
+    Raises:
+        InputError, DamageError, ResourceError: As :func:`shards.tar.read_records`.
+    """
+    with Progress(f"Reading captions of {split.name}", total=split.images, unit="images", quiet=quiet) as progress:
+
+        def records(shard: Shard) -> Iterator[tuple[str, dict[str, Any]]]:
+            for sample, record in read_records(shard):
+                yield sample.key, record
+            progress.advance(len(shard.sidecar.samples))
+
+        return table_from_records(map(records, split.shards))
 
 
 def _arithmetic(exact: FrozenBackbone, precision: str, device: torch.device, sample: Tensor, images: int) -> Arithmetic:

@@ -16,6 +16,7 @@ from model.decoding import greedy, sentence
 from model.metrics import cider
 from model.vocabulary import Vocabulary
 from pipeline.batches import CaptionBatch, Encoded, table_batches, to_device
+from pipeline.progress import Progress
 from pipeline.samples import SAMPLES, spread_rows
 from pipeline.sources import Source
 from pipeline.training_data import Features, Pictures
@@ -46,18 +47,34 @@ class Validation:
     Args:
         source: The val split.
         features_of: What turns a batch into features.
+        quiet: Show no progress while the features are computed.
         pictures: Gives the pixels of some images.
     """
 
     def __init__(
-        self, source: Source, vocabulary: Vocabulary, features_of: Features, pictures: Pictures, *, images: int, device: torch.device, world: World
+        self,
+        source: Source,
+        vocabulary: Vocabulary,
+        features_of: Features,
+        pictures: Pictures,
+        *,
+        images: int,
+        device: torch.device,
+        world: World,
+        quiet: bool = True,
     ) -> None:
         self.table, self.vocabulary, self.pictures, self.world = source.table, vocabulary, pictures, world
         captioned = source.table.caption_counts > 0
         chosen = np.union1d(spread_rows(source.table.images, images), spread_rows(source.table.images, SAMPLES))
         self.rows = chosen[captioned[chosen]]
         start, stop = world.part.of(0, len(self.rows))
-        self.batches = list(_with_features(source, Encoded(source.table, vocabulary, device), self.rows[start:stop], features_of, device))
+        self.batches: list[CaptionBatch] = []
+        encoded = Encoded(source.table, vocabulary, device)
+        with torch.no_grad(), Progress("Preparing val", total=stop - start, unit="images", quiet=quiet or not world.first) as progress:
+            for read in table_batches(source, encoded, self.rows[start:stop]):
+                batch = to_device(read, device)
+                self.batches.append(replace(batch, images=features_of(batch)))
+                progress.advance(len(batch.images))
 
     @torch.no_grad()
     def measure(self, captioner: Captioner) -> Validated:
@@ -83,10 +100,3 @@ class Validation:
         first = np.cumsum(self.table.caption_counts) - self.table.caption_counts
         for row, place, pixels in zip(rows, np.searchsorted(self.rows, rows), self.pictures(rows), strict=True):
             yield ShownCaption(pixels=pixels, caption=sentence(words[place]), reference=self.table.texts[first[row]])
-
-
-@torch.no_grad()
-def _with_features(source: Source, encoded: Encoded, rows: NDArray[np.int64], features_of: Features, device: torch.device) -> Iterator[CaptionBatch]:
-    for read in table_batches(source, encoded, rows):
-        batch = to_device(read, device)
-        yield replace(batch, images=features_of(batch))
