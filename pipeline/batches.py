@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.preprocessing import mirror
 from model.vocabulary import END, PAD, START, UNK, Vocabulary
 from pipeline.order import Part, batch_bounds, epoch_order, unit_draws
 from pipeline.prefetch import ahead
@@ -30,6 +31,7 @@ class CaptionBatch:
     Attributes:
         epoch, step: Position in the stream; step counts from 0 in each epoch.
         images: float16 (units, dim) features, or uint8 (units, crop, crop, 3) pixels.
+        mirrored: bool (units,): which images :func:`to_device` mirrors; None: none at all.
         unit_rows: int64 (captions,): the row of ``images`` that each caption belongs to.
         captions: int64 (captions,): indices into the caption table, longest caption first.
         tokens: int64 (captions, longest): [<start>, w1, ..., wn, <end>, <pad>, ...].
@@ -40,6 +42,7 @@ class CaptionBatch:
     epoch: int
     step: int
     images: Tensor
+    mirrored: Tensor | None
     unit_rows: Tensor
     captions: Tensor
     tokens: Tensor
@@ -118,6 +121,7 @@ def training_batches(
             epoch=epoch,
             step=step,
             images=source.images(order.image_rows[start:stop], draws[start:stop]),
+            mirrored=source.mirrored(draws[start:stop]),
             batch_captions=len(everything),
             batch_tokens=int(encoded.lengths[everything].sum()),
         )
@@ -154,6 +158,7 @@ def _with_captions(encoded: Encoded, captions: NDArray[np.int64], unit_rows: NDA
         epoch=0,
         step=0,
         images=torch.empty(0),
+        mirrored=None,
         unit_rows=torch.from_numpy(unit_rows),
         captions=torch.from_numpy(captions),
         tokens=tokens,
@@ -164,10 +169,12 @@ def _with_captions(encoded: Encoded, captions: NDArray[np.int64], unit_rows: NDA
 
 
 def to_device(batch: CaptionBatch, device: torch.device) -> CaptionBatch:
-    """The batch with everything but its lengths and caption indices on ``device``."""
+    """The batch with everything but its lengths and caption indices on ``device``, and its images mirrored where they are to be."""
+    images = batch.images.to(device, non_blocking=True)
     return replace(
         batch,
-        images=batch.images.to(device, non_blocking=True),
+        images=images if batch.mirrored is None else mirror(images, batch.mirrored.to(device, non_blocking=True)),
+        mirrored=None,
         unit_rows=batch.unit_rows.to(device, non_blocking=True),
         tokens=batch.tokens.to(device, non_blocking=True),
     )

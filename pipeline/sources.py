@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.preprocessing import Preprocessing, cut
+from model.preprocessing import Preprocessing
 from pipeline.executors import default_workers
 from pipeline.order import WINDOW_SHARDS
 from pipeline.reading import decode_sample
@@ -46,11 +46,15 @@ class Source(Protocol):
     threads: int
 
     def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
-        """The images at ``rows``, int64 (units,); ``draws``, float64 (units, 3), decide crop and mirror image, or the cached view.
+        """The images at ``rows``, int64 (units,); ``draws``, float64 (units, 3), decide the crop, or the cached view.
 
         Returns:
             float16 (units, dim) features, or uint8 (units, crop, crop, 3) pixels.
         """
+        ...
+
+    def mirrored(self, draws: NDArray[np.float64]) -> Tensor | None:
+        """Which images are to be mirrored on the device, bool (units,); None: none at all."""
         ...
 
     def visit(self, rows: NDArray[np.int64]) -> AbstractContextManager[Callable[[int], None]]:
@@ -86,6 +90,9 @@ class FeatureSource:
     def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
         views = (draws[:, 0] * self.views).astype(np.int64)
         return self.features[torch.from_numpy(rows * self.views + views).to(self.features.device)]
+
+    def mirrored(self, draws: NDArray[np.float64]) -> Tensor | None:  # noqa: ARG002 - a view is mirrored already, or not
+        return None
 
     @contextmanager
     def visit(self, rows: NDArray[np.int64]) -> Iterator[Callable[[int], None]]:  # noqa: ARG002 - everything is in memory
@@ -134,11 +141,14 @@ class ShardSource:
                 decoded, pixels = row, self._pixels(row)
             down, right = pixels.shape[0] - crop, pixels.shape[1] - crop
             if self.augmentation == "none":
-                top, left, flipped = down // 2, right // 2, False
+                top, left = down // 2, right // 2
             else:
-                top, left, flipped = int(draws[unit, 0] * (down + 1)), int(draws[unit, 1] * (right + 1)), draws[unit, 2] < 0.5
-            cut(pixels, top, left, flipped, places[unit])
+                top, left = int(draws[unit, 0] * (down + 1)), int(draws[unit, 1] * (right + 1))
+            places[unit] = pixels[top : top + crop, left : left + crop]
         return target
+
+    def mirrored(self, draws: NDArray[np.float64]) -> Tensor | None:
+        return None if self.augmentation == "none" else torch.from_numpy(draws[:, 2] < 0.5)
 
     @contextmanager
     def visit(self, rows: NDArray[np.int64]) -> Iterator[Callable[[int], None]]:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.batches import Encoded, training_batches
+from model.preprocessing import mirror
+from pipeline.batches import Encoded, to_device, training_batches
 from pipeline.images import decode_image
 from pipeline.sources import OPEN_FILES, FeatureSource, ShardSource
 from pipeline.vocab import vocabulary_of
@@ -16,17 +17,33 @@ from shards.tar import read_member
 from tests.conftest import PREPROCESSING, Small, shard_small, table_with
 
 
-def test_augmentation_crops_and_mirrors_within_the_image(small: Small) -> None:
+def test_augmentation_crops_within_the_image_and_the_device_mirrors(small: Small) -> None:
     split = open_split(small.shards, "train")
     table = table_of_split(split)
     source = ShardSource(split, table, PREPROCESSING, "tutorial")
     whole = torch.from_numpy(source._pixels(5).copy())
-    for draws, expected in (
-        ([0.0, 0.0, 0.9], whole[:56, :56]),
-        ([0.999, 0.5, 0.9], whole[8:, 4:60]),
-        ([0.0, 0.999, 0.1], whole[:56, 8:].flip(1)),
-    ):
-        assert torch.equal(source.images(np.array([5]), np.array([draws]))[0], expected)
+    draws = np.array([[0.0, 0.0, 0.9], [0.999, 0.5, 0.5], [0.0, 0.999, 0.1]])
+    found = source.images(np.array([5, 5, 5]), draws)
+    for pixels, expected in zip(found, (whole[:56, :56], whole[8:, 4:60], whole[:56, 8:]), strict=True):
+        assert torch.equal(pixels, expected)
+    mirrored = source.mirrored(draws)
+    assert mirrored is not None
+    assert mirrored.tolist() == [False, False, True]
+    assert torch.equal(mirror(found, mirrored)[2], whole[:56, 8:].flip(1))
+    assert ShardSource(split, table, PREPROCESSING, "none").mirrored(draws) is None
+
+
+def test_batches_are_mirrored_on_the_device_as_their_epoch_says(small: Small) -> None:
+    split = open_split(small.shards, "train")
+    table = table_of_split(split)
+    encoded = Encoded(table, vocabulary_of(table, min_count=1).vocabulary)
+    batch = next(training_batches(ShardSource(split, table, PREPROCESSING, "tutorial"), encoded, seed=0, epoch=0, batch_size=16))
+    assert batch.mirrored is not None
+    assert 0 < int(batch.mirrored.sum()) < 16
+    there = to_device(batch, torch.device("cpu"))
+    assert there.mirrored is None
+    for row, turned in enumerate(batch.mirrored.tolist()):
+        assert torch.equal(there.images[row], batch.images[row].flip(1) if turned else batch.images[row])
 
 
 def test_pixels_of_many_units_are_those_of_each_image_decoded_alone(small: Small) -> None:
