@@ -22,4 +22,5 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_ARENA_MAX, 1))
-    return all([bool(libc.mallopt(*setting)) for setting in settings])
+    taken = [libc.mallopt(*setting) for setting in settings]
+    return all(taken)

@@ -418,7 +418,7 @@ def test_after_a_kill_in_the_middle_of_a_tar_all_goes_on(server: Server, tmp_pat
     server.hang.add("train-000000.tar")
     folder = tmp_path / mirror_name(server.url)
     process = python(READ, server.url, tmp_path)
-    wait_until(lambda: bool(list(folder.glob(".train-000000.tar.tmp"))), 30)
+    wait_until(lambda: bool(list(folder.glob(".train-000000.tar.tmp"))) and server.gets["train-000000.tar"] == 1, 30)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=10)
     server.released.set()
