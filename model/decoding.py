@@ -1,54 +1,268 @@
-"""Features -> captions: batched, pure functions of a captioner."""
+"""Features -> captions: greedy and beam search, diverse beams, sampling; batched, pure functions of a captioner.
 
+Rows that have ended cost nothing more. What is decoded together does not change what is decoded, but for rounding in the network's sums:
+images share nothing, and each draws its own random numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoder import Captioner
+from model.decoder import Captioner, State
 from model.vocabulary import END, PAD, START, UNK, Vocabulary
 
 MAX_WORDS = 20
 
 
-@torch.inference_mode()
-def greedy(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, *, max_words: int = MAX_WORDS) -> list[list[str]]:
-    """The likeliest word at every step, for a batch of images.
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How captions are made; the default is greedy.
 
-    The image's step predicts <start>, which is forced and not counted; <pad>, <start> and <unk> are never chosen; a row
-    ends at <end>, and then costs nothing more.
+    Attributes:
+        beam: Hypotheses that are followed at a time, in each group; 1 is greedy.
+        length_penalty: A finished hypothesis counts by its log-probability over ((5 + words) / 6) to this power (Wu et al., 2016,
+            "Google's neural machine translation system", equation 14); 0: by the log-probability alone, which favours short captions.
+        block_ngrams: No sequence of so many words comes twice in a caption; 0: any may. A word never follows itself.
+        groups: Groups of ``beam`` hypotheses that avoid each other's words (Vijayakumar et al., 2018, "Diverse beam search").
+        diversity: What a word's log-probability loses for each hypothesis of an earlier group that took it at the same place.
+        samples: Draw so many captions instead of searching; 0: search.
+        temperature: Of sampling: logits are divided by it.
+        top_k, top_p: Of sampling: only the so many likeliest words, or the fewest whose probabilities reach ``top_p`` (Holtzman et al.,
+            2020, "The curious case of neural text degeneration"); 0 and 1: all words.
+        seed: Of sampling.
+        max_words: A caption that has not ended is cut here.
+    """
+
+    beam: int = 1
+    length_penalty: float = 0.0
+    block_ngrams: int = 0
+    groups: int = 1
+    diversity: float = 0.5
+    samples: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    max_words: int = MAX_WORDS
+
+    def __post_init__(self) -> None:
+        for name, least in (("beam", 1), ("groups", 1), ("max_words", 1), ("block_ngrams", 0), ("samples", 0), ("top_k", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least {least}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}, it must be greater than 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, it must be greater than 0 and at most 1")
+        if not (self.diversity >= 0 and self.length_penalty >= 0):
+            raise ValueError(f"diversity is {self.diversity} and length_penalty {self.length_penalty}, neither may be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """A caption and its log-probability in nats, over the length penalty where there is one."""
+
+    words: tuple[str, ...]
+    score: float
+
+
+def decode(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, decoding: Decoding, *, first_image: int = 0) -> list[list[Hypothesis]]:
+    """Captions of a batch of images.
 
     Args:
         captioner: In eval mode.
         features: float (images, feature_dim) on the captioner's device.
-        max_words: A caption that has not ended is cut here.
+        first_image: The first image's number among all that are captioned: each image's random numbers are its own.
 
     Returns:
-        For each image its words.
+        For each image, at least one hypothesis: those of a search the best first, group by group turned into one list; samples in the
+        order in which they were drawn.
+
+    Raises:
+        ValueError: The captioner is in training mode.
     """
     if captioner.training:
         raise ValueError("decoding needs the captioner in eval mode: single images would be normalised by themselves")
-    captions: list[list[int]] = [[] for _ in range(len(features))]
-    if not captions:
+    if not len(features):
         return []
-    decoder = captioner.decoder
-    forbidden = torch.tensor(vocabulary.encode([PAD, START, UNK]), device=features.device)
-    end = vocabulary.id(END)
-    _, state = decoder.decoding_step(captioner.projection(features.float()), None)
-    rows = torch.arange(len(features), device=features.device)
-    words = torch.full_like(rows, vocabulary.id(START))
-    for _ in range(max_words):
-        logits, state = decoder.decoding_step(decoder.embedding(words), state)
-        words = logits.index_fill_(1, forbidden, -torch.inf).argmax(dim=1)
-        going = words != end
-        words, rows = words[going], rows[going]
-        state = (state[0][:, going], state[1][:, going])
-        for row, word in zip(rows.tolist(), words.tolist(), strict=True):
-            captions[row].append(word)
-        if not len(rows):
+    with torch.inference_mode():
+        if decoding.samples:
+            return _sampled(captioner, features, vocabulary, decoding, first_image)
+        return _searched(captioner, features, vocabulary, decoding)
+
+
+def greedy(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, *, max_words: int = MAX_WORDS) -> list[list[str]]:
+    """The likeliest word at every step: for each image its words.
+
+    Raises:
+        ValueError: As :func:`decode`.
+    """
+    found = decode(captioner, features, vocabulary, Decoding(max_words=max_words))
+    return [list(hypotheses[0].words) for hypotheses in found]
+
+
+class _Rows:
+    """Hypotheses under way: their words so far, their scores, and the decoder's state for each.
+
+    Attributes:
+        images: int64 (rows,): whose hypothesis a row is.
+        words: int64 (rows, words so far).
+        scores: float64 (rows,).
+    """
+
+    def __init__(self, captioner: Captioner, features: Tensor, vocabulary: Vocabulary, copies: int) -> None:
+        decoder = captioner.decoder
+        _, state = decoder.decoding_step(captioner.projection(features.float()), None)
+        self.decoder = decoder
+        self.images = torch.arange(len(features), device=features.device).repeat_interleave(copies)
+        # (layers, images, hidden_dim) -> (layers, images * copies, hidden_dim)
+        self.state: State = (state[0].repeat_interleave(copies, dim=1), state[1].repeat_interleave(copies, dim=1))
+        self.last = torch.full_like(self.images, vocabulary.id(START))
+        self.words = self.images.new_empty((len(self.images), 0))
+        self.scores = torch.zeros(len(self.images), dtype=torch.float64, device=features.device)
+        self._forbidden = torch.tensor(vocabulary.encode([PAD, START, UNK]), device=features.device)
+
+    def log_probabilities(self, block_ngrams: int, temperature: float = 1.0) -> Tensor:
+        """float32 (rows, vocabulary_size) of the next word; -inf for what must not follow."""
+        logits, self.state = self.decoder.decoding_step(self.decoder.embedding(self.last), self.state)
+        logits = logits.float().index_fill(1, self._forbidden, -torch.inf)
+        if self.words.shape[1]:
+            logits.scatter_(1, self.last[:, None], -torch.inf)
+        if block_ngrams > 1 and self.words.shape[1] >= block_ngrams:
+            # (rows, places, block_ngrams): every sequence so far; what followed the words that stand last again is not to follow again
+            windows = self.words.unfold(1, block_ngrams, 1)
+            tail = self.words[:, self.words.shape[1] - block_ngrams + 1 :]
+            again = (windows[:, :, :-1] == tail[:, None]).all(dim=2)
+            rows, places = again.nonzero(as_tuple=True)
+            logits[rows, windows[rows, places, -1]] = -torch.inf
+        elif block_ngrams == 1 and self.words.shape[1]:
+            logits.scatter_(1, self.words, -torch.inf)
+        return (logits / temperature).log_softmax(dim=1)
+
+    def follow(self, parents: Tensor, words: Tensor, scores: Tensor) -> None:
+        """Go on with some rows, int64 (rows,), each with a word and its new score; a row may be followed several times, or not."""
+        self.images, self.scores, self.last = self.images[parents], scores, words
+        self.words = torch.cat([self.words[parents], words[:, None]], dim=1)
+        self.state = (self.state[0][:, parents], self.state[1][:, parents])
+
+
+def _searched(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, d: Decoding) -> list[list[Hypothesis]]:
+    """Beam search. A hypothesis that ends leaves the beam, which goes on with as many fewer: so one of 1 is greedy.
+
+    Rows stand in a grid of images x groups x beam; ``places`` says where each living row stands.
+    """
+    images, end, device = len(features), vocabulary.id(END), features.device
+    ended: list[list[list[tuple[float, tuple[int, ...]]]]] = [[[] for _ in range(d.groups)] for _ in range(images)]
+    rows = _Rows(captioner, features, vocabulary, d.groups)
+    groups = torch.arange(d.groups, device=device).repeat(images)
+    free = torch.full((images, d.groups), d.beam, device=device)
+    for step in range(d.max_words + 1):
+        if not len(rows.images):
             break
-    return [vocabulary.decode(caption) for caption in captions]
+        if step == d.max_words:  # cut: unfinished hypotheses answer as they are
+            for image, group, score, words in zip(*(t.tolist() for t in (rows.images, groups, rows.scores, rows.words)), strict=True):
+                ended[image][group].append((score, tuple(words)))
+            break
+        chances = rows.log_probabilities(d.block_ngrams)
+        taken = torch.zeros((images, chances.shape[1]), device=device)  # words of earlier groups at this place
+        parents, words, scores, own = [], [], [], []
+        for group in range(d.groups):
+            mine = (groups == group).nonzero().squeeze(1)
+            if not len(mine):
+                continue
+            found = _best_of_each_image(rows, mine, chances, taken if d.groups > 1 else None, free[:, group], d)
+            parent, word, score = found
+            finished = word == end
+            for row, total in zip(parent[finished].tolist(), score[finished].tolist(), strict=True):
+                ended[int(rows.images[row])][group].append((total, tuple(rows.words[row].tolist())))
+            free[:, group] -= torch.bincount(rows.images[parent[finished]], minlength=images)
+            taken.index_put_((rows.images[parent], word), torch.ones((), device=device), accumulate=True)
+            going = ~finished
+            parents.append(parent[going])
+            words.append(word[going])
+            scores.append(score[going])
+            own.append(torch.full_like(word[going], group))
+        rows.follow(torch.cat(parents), torch.cat(words), torch.cat(scores))
+        groups = torch.cat(own)
+    return [_ranked([h for group in of_image for h in group], vocabulary, d.length_penalty) for of_image in ended]
 
 
-def sentence(words: list[str]) -> str:
+def _best_of_each_image(rows: _Rows, mine: Tensor, chances: Tensor, taken: Tensor | None, free: Tensor, d: Decoding) -> tuple[Tensor, Tensor, Tensor]:
+    """The best continuations of one group's rows ``mine``, as many for each image as its beam has room for.
+
+    Returns:
+        The rows that they continue, their words and their scores (without what diversity took), each (continuations,).
+    """
+    images = rows.images[mine]
+    own = chances[mine]
+    judged = own if taken is None else own - d.diversity * taken[images]
+    # No image takes more of one row than its whole beam: (rows, candidates)
+    values, words = judged.topk(min(d.beam, judged.shape[1]), dim=1)
+    total = rows.scores[mine, None] + values
+    candidates = values.shape[1]
+    # Candidates sorted by image, then by falling score; of each image the first so many are taken.
+    flat_images = images[:, None].expand_as(total).flatten()
+    order = total.flatten().argsort(descending=True, stable=True)
+    order = order[flat_images[order].argsort(stable=True)]
+    sorted_images = flat_images[order]
+    begins = torch.searchsorted(sorted_images, sorted_images)
+    rank = torch.arange(len(order), device=order.device) - begins
+    order = order[(rank < free[sorted_images]) & total.flatten()[order].isfinite()]
+    parent, word = mine[order // candidates], words.flatten()[order]
+    return parent, word, rows.scores[parent] + chances[parent, word]
+
+
+def _ranked(found: Sequence[tuple[float, tuple[int, ...]]], vocabulary: Vocabulary, length_penalty: float) -> list[Hypothesis]:
+    weighed = [(score / ((5 + len(words)) / 6) ** length_penalty, words) for score, words in found]
+    best = sorted(weighed, key=lambda item: (-item[0], item[1]))
+    distinct = {words: score for score, words in reversed(best)}  # two groups may say the same
+    return [Hypothesis(words=tuple(vocabulary.decode(words)), score=score) for score, words in best if distinct.pop(words, None) is not None]
+
+
+def _sampled(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, d: Decoding, first_image: int) -> list[list[Hypothesis]]:
+    images, end, device = len(features), vocabulary.id(END), features.device
+    rows = _Rows(captioner, features, vocabulary, d.samples)
+    # (images * samples, max_words): each image's numbers are drawn from PCG64 seeded with (seed, image).
+    draws = torch.from_numpy(
+        np.concatenate([np.random.default_rng([d.seed, first_image + image]).random((d.samples, d.max_words)) for image in range(images)])
+    ).to(device)
+    sample = torch.arange(images * d.samples, device=device)
+    found: dict[int, Hypothesis] = {}
+    for step in range(d.max_words):
+        chances = rows.log_probabilities(d.block_ngrams, d.temperature)
+        words, logs = _drawn(chances, draws[sample, step], d)
+        scores = rows.scores + logs
+        for place in (words == end).nonzero().squeeze(1).tolist():
+            found[int(sample[place])] = Hypothesis(words=tuple(vocabulary.decode(rows.words[place].tolist())), score=float(scores[place]))
+        going = (words != end).nonzero().squeeze(1)
+        rows.follow(going, words[going], scores[going])
+        sample = sample[going]
+        if not len(sample):
+            break
+    for number, words_so_far, score in zip(sample.tolist(), rows.words.tolist(), rows.scores.tolist(), strict=True):
+        found[number] = Hypothesis(words=tuple(vocabulary.decode(words_so_far)), score=score)
+    return [[found[image * d.samples + number] for number in range(d.samples)] for image in range(images)]
+
+
+def _drawn(chances: Tensor, draws: Tensor, d: Decoding) -> tuple[Tensor, Tensor]:
+    """Words by inverse transform sampling, int64 (rows,), and the log-probabilities that they were drawn with, float64 (rows,)."""
+    logs, words = chances.double().sort(dim=1, descending=True, stable=True)
+    shares = logs.exp()
+    reached = shares.cumsum(dim=1)
+    kept = reached - shares < d.top_p  # the likeliest word stays always
+    if d.top_k:
+        kept[:, d.top_k :] = False
+    shares = torch.where(kept, shares, 0.0)
+    reached = shares.cumsum(dim=1)
+    place = torch.searchsorted(reached, draws[:, None] * reached[:, -1:], right=True).clamp_(max=chances.shape[1] - 1)
+    place = torch.minimum(place, kept.sum(dim=1, keepdim=True) - 1)  # rounding may point behind the last one
+    drawn = (shares.gather(1, place) / reached[:, -1:]).log()
+    return words.gather(1, place).squeeze(1), drawn.squeeze(1)
+
+
+def sentence(words: Sequence[str]) -> str:
     """Tokens as one line of text, by NLTK's detokenizer: punctuation and contractions are joined again.
 
     >>> sentence(["a", "man", "'s", "dog", ",", "asleep", "."])

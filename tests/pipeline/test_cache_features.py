@@ -405,7 +405,7 @@ def test_a_damaged_part_is_made_anew_and_nothing_is_left_over(small: Small, many
         part.write_bytes(content if number < 3 else b"")
     subprocess.run(run_pass(shards, out), cwd=ROOT, check=True)
     assert (out / "train.h5").read_bytes() == whole
-    assert sorted(p.name for p in out.iterdir()) == ["backbone.safetensors", "train.h5"]
+    assert sorted(p.name for p in out.iterdir()) == ["backbone.safetensors", "train.h5", "train.samples.tar"]
 
 
 @pytest.mark.parametrize("fits", ["no part", "parts, but not the whole"])
