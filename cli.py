@@ -15,6 +15,7 @@ import click
 from shards.errors import CapstreamError, SaidElsewhereError
 
 if TYPE_CHECKING:
+    from model.decoding import Decoding
     from pipeline.cache_features import CacheSummary
     from pipeline.checkpoints import Which
     from pipeline.verify import FeatureReport, SplitReport
@@ -24,6 +25,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Folder = click.Path(path_type=Path)
 INTERRUPTED = 130
+# Captioning fewer photographs than this shows no progress.
+QUIET_BELOW = 100
 
 
 class FlowGroup(click.Group):
@@ -517,40 +520,113 @@ def curves(runs: tuple[Path, ...], out: Path) -> None:
     next_step(f"look at {out}, then caption a picture: python cli.py caption --run {runs[0]} PHOTO.jpg")
 
 
-@command("caption", "python cli.py caption --run runs/first holiday/*.jpg", "python cli.py caption --run runs/first dog.jpg --show --out dog.png")
-@click.argument("images", type=Folder, nargs=-1, required=True)
+def decoding_options(function: Callable[P, R]) -> Callable[P, R]:
+    """How captions are made, for the commands that make them; :func:`chosen_decoding` takes what they were given."""
+    options = [
+        click.option("--beam", type=int, default=1, help="Beam search with so many hypotheses; 1 is greedy."),
+        click.option("--length-penalty", type=float, default=0.0, help="Beam search: above 0 longer captions count for more."),
+        click.option("--block-ngrams", type=int, default=0, help="No sequence of so many words comes twice in a caption. [default: any may]"),
+        click.option("--groups", type=int, default=1, help="Beam search: groups of --beam hypotheses that avoid each other's words."),
+        click.option("--diversity", type=float, default=0.5, help="With --groups: how strongly they do."),
+        click.option("--samples", type=int, default=0, help="Draw so many captions at random instead of searching."),
+        click.option("--temperature", type=float, default=1.0, help="With --samples: below 1 likely words become likelier still."),
+        click.option("--top-k", type=int, default=0, help="With --samples: only from the so many likeliest words. [default: from all]"),
+        click.option("--top-p", type=float, default=1.0, help="With --samples: only from the likeliest words that have this share together."),
+        click.option("--seed", type=int, default=0, help="With --samples: the same seed draws the same captions."),
+        click.option("--max-words", type=int, default=20, help="Captions are cut behind so many words."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def chosen_decoding(settings: dict[str, Any]) -> "Decoding":
+    """The decoding that the options of :func:`decoding_options` ask for."""
+    from model.decoding import Decoding
+    from shards.errors import InputError
+
+    try:
+        return Decoding(**settings)
+    except ValueError as error:
+        raise InputError(f"Decoding options: {error}.") from None
+
+
+@command(
+    "caption",
+    "python cli.py caption --run runs/first holiday/*.jpg",
+    "python cli.py caption --run runs/first dog.jpg --show --out dog.png",
+    "python cli.py caption --run runs/first photographs/ https://example.org/cat.jpg --beam 5 --best 3 --json > captions.jsonl",
+    "find /photographs -name '*.jpg' | python cli.py caption --run runs/first - > captions.txt",
+)
+@click.argument("images", nargs=-1, required=True)
 @click.option("--run", type=Folder, required=True, help="A run that train has made.")
+@decoding_options
+@click.option("--best", type=click.IntRange(1), default=None, help="How many captions to give of each, with scores. [default: 1, or all --samples]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line and photograph: captions with scores, or the problem.")
 @click.option("--show", is_flag=True, help="Show the pictures with their captions; with --out write them to a file instead.")
 @click.option("--out", type=Folder, default=None, help="With --show: the picture to write (.png, .jpg, .pdf, .svg).")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="Arithmetic of the frozen network.")
 @click.option("--weights", default=None, help="Where the backbone's weights are now, if they have moved since training.")
 @checkpoint_option
 @device_option
-def caption(images: tuple[Path, ...], run: Path, show: bool, out: Path | None, weights: str | None, checkpoint: "Which", device: str) -> None:
-    """Write one line of caption per image."""
+def caption(
+    images: tuple[str, ...],
+    run: Path,
+    best: int | None,
+    as_json: bool,
+    show: bool,
+    out: Path | None,
+    precision: str,
+    weights: str | None,
+    checkpoint: "Which",
+    device: str,
+    **decoding_settings: Any,
+) -> None:
+    """Caption photographs: IMAGES are files, folders, patterns in quotes, URLs, or - for a list of these on standard input.
+
+    Each line of output is a caption; with more than one photograph its name stands before it, with more than one caption its
+    log-probability behind.
+    """
     from pipeline.caption import caption_images
-    from pipeline.pictures import draw_captions
+    from pipeline.photographs import named_photographs
+    from pipeline.pictures import MAX_SHOWN, draw_captions
 
     if out is not None and not show:
         raise click.UsageError("--out writes the picture that --show draws: give --show too.")
-    done = list(caption_images(run=run, images=images, device=device, weights=weights, checkpoint=checkpoint, quiet=len(images) < 100))
-    for photograph in done:
-        if photograph.caption is not None:
-            say(f"{photograph.path}: {photograph.caption}" if len(images) > 1 else photograph.caption)
-        else:
+    decoding = chosen_decoding(decoding_settings)
+    names = named_photographs(images, sys.stdin)
+    count = best or decoding.samples or 1
+    failed = 0
+    shown: list[tuple[str, str]] = []
+    captioned = caption_images(
+        run=run,
+        images=names,
+        decoding=decoding,
+        precision=precision,
+        device=device,
+        weights=weights,
+        checkpoint=checkpoint,
+        quiet=len(names) < QUIET_BELOW,
+        report=lambda note: click.echo(note, err=True),
+    )
+    for photograph in captioned:
+        if photograph.problem is not None:
+            failed += 1
             click.echo(f"No caption: {photograph.problem}", err=True)
-    captioned = [(photograph.path, photograph.caption) for photograph in done if photograph.caption is not None]
-    if show and captioned:
-        draw_captions(captioned, out)
+        elif len(shown) < MAX_SHOWN:
+            shown.append((photograph.name, photograph.captions[0].caption))
+        for line in photograph.lines(count, named=len(names) > 1, as_json=as_json):
+            say(line)
+    if show and shown:
+        draw_captions(shown, out)
+        left_out = len(names) - failed - len(shown)
         if out is not None:
-            click.echo(f"Wrote {out}.", err=True)
-    if len(captioned) < len(done):
-        raise click.ClickException(
-            f"{len(done) - len(captioned)} of {len(done)} files could not be captioned (named above). Check their paths and formats."
-        )
-    more = " ..." if len(images) > 1 else ""
-    picture = f"python cli.py caption --run {run} --show --out captions.png {images[0]}{more}"
-    scores = f"python cli.py evaluate --run {run} --features DIR --out {run}/scores.json"
-    click.echo(f"Next: {scores if show else picture}", err=True)  # not on standard output, which holds captions alone
+            click.echo(f"Wrote {out}{f', without the last {left_out} photographs' if left_out else ''}.", err=True)
+    if failed:
+        raise click.ClickException(f"{failed} of {len(names)} photographs could not be captioned (named above). Check their paths and formats.")
+    picture = f"python cli.py caption --run {run} --show --out captions.png {' '.join(images[:1])}{' ...' if len(images) > 1 else ''}"
+    scores = f"python cli.py evaluate --run {run} --features DIR"
+    click.echo(f"Next: {scores if show or images == ('-',) else picture}", err=True)  # not on standard output, which holds captions alone
 
 
 @command("evaluate", "python cli.py evaluate --run runs/first --features data/features --split val --out runs/first/scores.json")

@@ -68,13 +68,16 @@ class Hypothesis:
     score: float
 
 
-def decode(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, decoding: Decoding, *, first_image: int = 0) -> list[list[Hypothesis]]:
+def decode(
+    captioner: Captioner, features: Tensor, vocabulary: Vocabulary, decoding: Decoding, *, numbers: Sequence[int] | None = None
+) -> list[list[Hypothesis]]:
     """Captions of a batch of images.
 
     Args:
         captioner: In eval mode.
         features: float (images, feature_dim) on the captioner's device.
-        first_image: The first image's number among all that are captioned: each image's random numbers are its own.
+        numbers: Each image's number among all that are captioned, for sampling: its random numbers are drawn from (seed, number). By
+            default they are counted from 0.
 
     Returns:
         For each image, at least one hypothesis: those of a search the best first, group by group turned into one list; samples in the
@@ -89,7 +92,7 @@ def decode(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, decod
         return []
     with torch.inference_mode():
         if decoding.samples:
-            return _sampled(captioner, features, vocabulary, decoding, first_image)
+            return _sampled(captioner, features, vocabulary, decoding, range(len(features)) if numbers is None else numbers)
         return _searched(captioner, features, vocabulary, decoding)
 
 
@@ -221,13 +224,13 @@ def _ranked(found: Sequence[tuple[float, tuple[int, ...]]], vocabulary: Vocabula
     return [Hypothesis(words=tuple(vocabulary.decode(words)), score=score) for score, words in best if distinct.pop(words, None) is not None]
 
 
-def _sampled(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, d: Decoding, first_image: int) -> list[list[Hypothesis]]:
+def _sampled(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, d: Decoding, numbers: Sequence[int]) -> list[list[Hypothesis]]:
     images, end, device = len(features), vocabulary.id(END), features.device
     rows = _Rows(captioner, features, vocabulary, d.samples)
-    # (images * samples, max_words): each image's numbers are drawn from PCG64 seeded with (seed, image).
-    draws = torch.from_numpy(
-        np.concatenate([np.random.default_rng([d.seed, first_image + image]).random((d.samples, d.max_words)) for image in range(images)])
-    ).to(device)
+    # (images * samples, max_words): each image's numbers are drawn from PCG64 seeded with (seed, number).
+    draws = torch.from_numpy(np.concatenate([np.random.default_rng([d.seed, number]).random((d.samples, d.max_words)) for number in numbers])).to(
+        device
+    )
     sample = torch.arange(images * d.samples, device=device)
     found: dict[int, Hypothesis] = {}
     for step in range(d.max_words):

@@ -1,82 +1,143 @@
 """Run + photographs -> captions."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from model.decoding import greedy, sentence
+from model.decoding import Decoding, Hypothesis, decode, sentence
 from model.encoder import FrozenBackbone
 from model.precision import folded
 from model.preprocessing import center_crop
-from pipeline.arithmetic import prepare_device
+from pipeline.arithmetic import choose_arithmetic, compile_where_it_pays, pick_precision, prepare_device
 from pipeline.backbones import pick_device, reopen_backbone
+from pipeline.cache_features import AGREEMENT_IMAGES
 from pipeline.checkpoints import Which
 from pipeline.executors import default_workers
-from pipeline.images import ImageError, Resize, load_photograph
+from pipeline.images import ImageError, Resize, decode_image
+from pipeline.photographs import photograph_bytes
 from pipeline.prefetch import ahead
 from pipeline.progress import Progress
 from pipeline.run import Run, kept_weights, open_run
+from pipeline.scores import Alternative
+from pipeline.training_data import images_per_pass
 
-BATCH_SIZE = 32
+# From so many photographs on, judging a faster arithmetic on some of them costs less than it saves.
+FAST_FROM_PHOTOGRAPHS = 256
+GREEDY = Decoding()
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedPhotograph:
-    """A caption, or why there is none."""
+    """A photograph's captions, the best first, or why there are none.
 
-    path: Path
-    caption: str | None
+    Attributes:
+        name: The file or URL.
+        captions: All that decoding found; scores as in :class:`model.decoding.Hypothesis`.
+        problem: Why there are none.
+    """
+
+    name: str
+    captions: tuple[Alternative, ...] = ()
     problem: str | None = None
+
+    def lines(self, count: int, *, named: bool, as_json: bool) -> Iterator[str]:
+        """The best ``count`` captions as lines of output; nothing for a problem, unless as JSON.
+
+        Args:
+            named: The photograph's name stands before each caption.
+            as_json: One line instead: ``{"image", "captions": [{"caption", "score"}, ...]}``, or ``{"image", "problem"}``.
+        """
+        if as_json:
+            found = {"captions": [asdict(one) for one in self.captions[:count]]} if self.problem is None else {"problem": self.problem}
+            yield json.dumps({"image": self.name, **found}, ensure_ascii=False)
+            return
+        for one in self.captions[:count]:
+            yield (f"{self.name}: " if named else "") + one.caption + (f"  ({one.score:.2f})" if count > 1 else "")
 
 
 def caption_images(
-    *, run: Path, images: Sequence[Path], device: str = "auto", weights: str | None = None, checkpoint: Which = "latest", quiet: bool = True
+    *,
+    run: Path,
+    images: Sequence[str],
+    decoding: Decoding = GREEDY,
+    precision: str = "auto",
+    device: str = "auto",
+    weights: str | None = None,
+    checkpoint: Which = "latest",
+    quiet: bool = True,
+    report: Callable[[str], None] | None = None,
 ) -> Iterator[CaptionedPhotograph]:
-    """Caption photographs, in the order given; a file that is no image gets its problem instead, and the others go on.
+    """Caption photographs, in the order given; one that cannot be read gets its problem instead, and the others go on.
 
     Args:
         run: A run directory.
-        images: Image files of any kind that :mod:`pipeline.images` opens.
+        images: Files and URLs, as :func:`pipeline.photographs.named_photographs` gives them.
+        decoding: How captions are made; by default greedily.
+        precision: Of the frozen network, as for ``cache-features``; ``auto`` stays with fp32 for a few photographs, where judging
+            anything faster would take longer than it saves.
         weights: Where the backbone's weights are, if no longer at the place that the run recorded.
         checkpoint: Of the run, as for :func:`pipeline.run.open_run`.
+        report: Told what was decided about the arithmetic.
 
     Raises:
         InputError, DamageError, MismatchError, ResourceError: The run or its backbone cannot be opened.
     """
-    opened = open_run(run, device=pick_device(device), checkpoint=checkpoint)
-    frozen = open_run_backbone(opened, weights=weights)
-    resize = run_resize(opened)
-    groups = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
+    chosen_device = pick_device(device)
+    pick_precision(precision, chosen_device)
+    opened = open_run(run, device=chosen_device, checkpoint=checkpoint)
+    resize, crop = run_resize(opened), opened.config.network.preprocessing.crop
+    size = images_per_pass(chosen_device)
+    groups = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
 
-    def load(paths: Sequence[Path]) -> list[NDArray[np.uint8] | str]:
-        return [_load(path, resize) for path in paths]
+    def load(group: Sequence[int]) -> list[NDArray[np.uint8] | ImageError]:
+        return [_load(images[number], resize) for number in group]
 
     with Progress("Captioning", total=len(images), unit="images", quiet=quiet) as progress:
-        for paths, loaded in zip(groups, ahead(load, groups, threads=default_workers()), strict=True):
-            pixels = [item for item in loaded if not isinstance(item, str)]
-            captions = iter(caption_pixels(opened, frozen, [torch.from_numpy(array) for array in pixels]) if pixels else [])
-            for path, item in zip(paths, loaded, strict=True):
-                if isinstance(item, str):
-                    yield CaptionedPhotograph(path=path, caption=None, problem=item)
+        loading = ahead(load, groups, threads=default_workers())
+        prepare_device(chosen_device)
+        exact = reopen_backbone(opened.config.network, kept=kept_weights(run), weights=weights)
+        frozen: FrozenBackbone | None = None
+        failed = 0
+        for group, loaded in zip(groups, loading, strict=True):
+            there = [number for number, item in zip(group, loaded, strict=True) if not isinstance(item, ImageError)]
+            found: Iterator[list[Hypothesis]] = iter(())
+            if there:
+                pixels = center_crop([torch.from_numpy(item) for item in loaded if not isinstance(item, ImageError)], crop)
+                if frozen is None:  # the first photographs that can be read are those that the arithmetic is judged on
+                    asked = "fp32" if precision == "auto" and len(images) < FAST_FROM_PHOTOGRAPHS else precision
+                    arithmetic = choose_arithmetic(exact, precision=asked, device=chosen_device, sample=pixels[:AGREEMENT_IMAGES])
+                    arithmetic = compile_where_it_pays(arithmetic, sample=pixels[:AGREEMENT_IMAGES], views=len(images), views_per_pass=size)
+                    frozen = arithmetic.frozen
+                    if report is not None:
+                        for note in arithmetic.notes:
+                            report(note)
+                # Rounded like cached features.
+                features = frozen(pixels.to(chosen_device)).half()
+                found = iter(decode(opened.captioner, features, opened.vocabulary, decoding, numbers=there))
+            for number, item in zip(group, loaded, strict=True):
+                if isinstance(item, ImageError):
+                    yield CaptionedPhotograph(name=images[number], problem=str(item))
                 else:
-                    yield CaptionedPhotograph(path=path, caption=sentence(next(captions)))
-            progress.advance(len(paths))
+                    captions = tuple(Alternative(caption=sentence(h.words), score=h.score) for h in next(found))
+                    yield CaptionedPhotograph(name=images[number], captions=captions)
+            failed += len(group) - len(there)
+            progress.advance(len(group), note=f"{failed} failed" if failed else "")
 
 
-def _load(path: Path, resize: Resize) -> NDArray[np.uint8] | str:
+def _load(name: str, resize: Resize) -> NDArray[np.uint8] | ImageError:
     try:
-        return load_photograph(path, resize)
+        return np.array(decode_image(photograph_bytes(name), name, resize).image, dtype=np.uint8)
     except ImageError as error:
-        return str(error)
+        return error
 
 
 def open_run_backbone(run: Run, *, weights: str | None = None) -> FrozenBackbone:
-    """The frozen network that a run's features came from, on the run's device."""
+    """The frozen network that a run's features came from, in float32 on the run's device."""
     device = next(run.captioner.parameters()).device
     prepare_device(device)
     return folded(reopen_backbone(run.config.network, kept=kept_weights(run.folder), weights=weights)).to(device)
@@ -86,10 +147,3 @@ def run_resize(run: Run) -> Resize:
     """How photographs get the size of the shards that the run was trained on."""
     preprocessing = run.config.network.preprocessing
     return Resize(size=preprocessing.size, mode=preprocessing.mode, filter=preprocessing.filter)
-
-
-def caption_pixels(run: Run, frozen: FrozenBackbone, pixels: Sequence[Tensor]) -> list[list[str]]:
-    """Words for resized photographs, each uint8 (height, width, 3)."""
-    device = next(run.captioner.parameters()).device
-    features = frozen(center_crop(pixels, run.config.network.preprocessing.crop).to(device)).half()
-    return greedy(run.captioner, features, run.vocabulary)

@@ -149,10 +149,10 @@ def demo(*, out: Path, images: int | None, weights: str, workers: int, device: s
 
     say("7/7 caption: some val photographs from their files")
     picture = out / "captions.png"
-    shown = [out / "synth" / "images" / name for name in val.file_names[:PICTURES]]
+    shown = [str(out / "synth" / "images" / name) for name in val.file_names[:PICTURES]]
     captioned = caption_images(run=out / "run", images=shown, device=device)
     references = [val.texts[int(i)] for i in (val.caption_counts.cumsum() - val.caption_counts)[:PICTURES]]
-    draw_captions([(c.path, f"{c.caption}\n(reference: {r})") for c, r in zip(captioned, references, strict=True)], picture)
+    draw_captions([(c.name, f"{c.captions[0].caption}\n(reference: {r})") for c, r in zip(captioned, references, strict=True)], picture)
     rows.append(("all together", f"{whole.lap():,.0f} s"))
     return DemoResult(
         rows=tuple(rows),
@@ -162,7 +162,7 @@ def demo(*, out: Path, images: int | None, weights: str, workers: int, device: s
         control_pairs=control_pairs,
         picture=picture,
         run=out / "run",
-        example=shown[0],
+        example=Path(shown[0]),
     )
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import decode_image, read_image_file
+from pipeline.images import decode_image
+from pipeline.photographs import photograph_bytes
 from shards.atomic import committed
 from shards.errors import InputError
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 
 COLUMNS = 4
 LONGEST_SIDE = 800
+MAX_SHOWN = 100
 
 
-def draw_captions(pictures: Sequence[tuple[Path, str]], out: Path | None) -> None:
+def draw_captions(pictures: Sequence[tuple[str, str]], out: Path | None) -> None:
     """Draw photographs with a text above each: into a file, or in a window.
 
     Args:
-        pictures: (image file, text), at least one.
+        pictures: (image file or URL, text), from one to :data:`MAX_SHOWN` of them.
         out: A .png, .jpg, .pdf or .svg file; None opens a window.
 
     Raises:
@@ -36,7 +38,7 @@ def draw_captions(pictures: Sequence[tuple[Path, str]], out: Path | None) -> Non
         check_picture_name(out)
     if out is None and sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise InputError("--show: there is no screen here to open a window on. Write a picture instead: --show --out captions.png")
-    shown = [(thumbnail(path), text) for path, text in pictures]
+    shown = [(thumbnail(name), text) for name, text in pictures]
     if out is not None:
         save_figure(picture_grid(shown), out)
         return
@@ -94,8 +96,8 @@ def wrapped(text: str, width: int = 46) -> str:
     return "\n".join(piece for line in text.splitlines() for piece in textwrap.wrap(line, width) or [""])
 
 
-def thumbnail(path: Path) -> NDArray[np.uint8]:
+def thumbnail(name: str) -> NDArray[np.uint8]:
     """A photograph in its own shape, at most ``LONGEST_SIDE`` pixels a side, uint8 (height, width, 3)."""
-    image = decode_image(read_image_file(path), str(path)).image
+    image = decode_image(photograph_bytes(name), name).image
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return np.asarray(image, dtype=np.uint8)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from shards.atomic import committed, disk_errors, write_json
 from shards.errors import CapstreamError, InputError
+from shards.fetch import Stopped, download
 from shards.manifest import (
     DATASET_FILE,
     SHARD_FILE,
@@ -30,14 +31,13 @@ from shards.manifest import (
     sidecar_path,
 )
 from shards.mirror import (
+    ADVICE,
     CACHE_OPTION,
     DEFAULT_CACHE_BYTES,
     FORMAT_VERSION,
     MIRROR_FILE,
     Mirror,
-    Stopped,
     default_cache,
-    download,
     fetch_tar,
     fetching,
     gigabytes,
@@ -121,7 +121,7 @@ def _fetch_dataset(folder: Path, url: str) -> None:
     """``dataset.json`` last: once it stands there, the sidecars that it lists do."""
     there = folder / DATASET_FILE
     with committed(there, CACHE_OPTION) as temporary:
-        download(f"{url}/{DATASET_FILE}", temporary, at_most=MAX_SIDECAR_BYTES)
+        download(f"{url}/{DATASET_FILE}", temporary, at_most=MAX_SIDECAR_BYTES, advice=ADVICE)
         with _named(temporary, f"{url}/{DATASET_FILE}"):
             dataset = read_dataset_file(folder, temporary.name)
         same = there.is_file() and there.read_bytes() == temporary.read_bytes()
@@ -142,7 +142,7 @@ def _tars(folder: Path, dataset: DatasetFile) -> Iterator[Path]:
 def _fetch_sidecar(tar: Path, url: str) -> None:
     path = sidecar_path(tar)
     with committed(path, CACHE_OPTION) as temporary:
-        download(f"{url}/{path.name}", temporary, at_most=MAX_SIDECAR_BYTES)
+        download(f"{url}/{path.name}", temporary, at_most=MAX_SIDECAR_BYTES, advice=ADVICE)
         with _named(temporary, f"{url}/{path.name}"):
             sidecar = read_sidecar(temporary)
         if not path.is_file() or read_sidecar(path).tar_sha256 != sidecar.tar_sha256:

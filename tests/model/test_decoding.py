@@ -133,7 +133,7 @@ def test_a_beam_of_one_is_greedy_and_the_batch_changes_nothing(seed: int, scale:
     for decoding in (Decoding(beam=3, block_ngrams=block), Decoding(beam=2, groups=2), Decoding(samples=3, seed=seed)):
         whole = decode(model, features, VOCABULARY, decoding)
         for image in range(5):
-            (alone,) = decode(model, features[image : image + 1], VOCABULARY, decoding, first_image=image)
+            (alone,) = decode(model, features[image : image + 1], VOCABULARY, decoding, numbers=[image])
             assert [h.words for h in alone] == [h.words for h in whole[image]]
             assert [h.score for h in alone] == pytest.approx([h.score for h in whole[image]], abs=1e-5)
 

@@ -417,7 +417,7 @@ def test_every_resize_mode_goes_the_whole_way(tmp_path: Path, mode: str, size: t
     assert cached[0].images == 4
     raw = {"shards": tmp_path / "shards", "backbone": "resnet18", "weights": "random"}
     train(out=tmp_path / "raw", settings={**TINY_MODEL, "epochs": 1}, device="cpu", **raw)  # type: ignore[arg-type]
-    captioned = list(caption_images(run=tmp_path / "raw", images=[tmp_path / "images" / "0.jpg"], device="cpu"))
+    captioned = list(caption_images(run=tmp_path / "raw", images=[str(tmp_path / "images" / "0.jpg")], device="cpu"))
     assert captioned[0].problem is None
 
 

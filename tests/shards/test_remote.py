@@ -27,11 +27,12 @@ from pipeline.pixels import _without_samples
 from pipeline.sources import ShardSource
 from pipeline.train import train
 from pipeline.vocab import make_vocabulary, vocabulary_of
-from shards import mirror as mirror_module
+from shards import fetch as fetch_module
 from shards.caption_table import table_of_split
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
+from shards.fetch import _file_system
 from shards.manifest import DATASET_FILE, DatasetFile, Shard, Split, open_split, read_dataset_file, records_path, sidecar_path
-from shards.mirror import MIRROR_FILE, _file_system
+from shards.mirror import MIRROR_FILE
 from shards.remote import FetchAhead, check_cache_holds, localize, mirror_name, origin
 from shards.tar import open_samples
 from tests.conftest import TINY_MODEL, Small, shard_small
@@ -122,7 +123,7 @@ def fine(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def server(fine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(mirror_module, "BACKOFF_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(fetch_module, "BACKOFF_SECONDS", (0.01, 0.01, 0.01))
     server = Server(fine)
     yield server
     server.close()
@@ -356,7 +357,7 @@ def test_damage_in_a_sidecar_is_named_by_its_url(server: Server, fine: Path, tmp
         ("https://host/shards?key=1", "without"),
         ("https://me:secret@host/shards", "without a password"),
         ("https:///shards", "names no host"),
-        ("nothing://host/shards", "Shards can be read from"),
+        ("nothing://host/shards", "Files are read from"),
     ],
 )
 def test_a_url_that_makes_no_sense_is_refused(tmp_path: Path, url: str, says: str) -> None:

@@ -1,0 +1,121 @@
+"""One file from a URL, over HTTP or any protocol of fsspec: bounded, hashed on the way, tried again where the connection breaks."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from shards.errors import DamageError, InputError, ResourceError
+
+# The protocols that the extra "remote" installs what is needed for; fsspec knows others.
+SERVED = ("http", "https", "s3")
+CHUNK_BYTES = 8 << 20
+# Between the attempts at a file whose connection breaks: there is one attempt more than there are pauses.
+BACKOFF_SECONDS: tuple[float, ...] = (0.5, 2.0, 8.0)
+CONNECT_SECONDS, SILENCE_SECONDS = 30, 60
+AGAIN = "Run the same command again: what was fetched is kept."
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """Whoever asked for the file ahead of its use does not want it any more."""
+
+
+class _BrokenError(Exception):
+    """The connection broke, or could not be made."""
+
+
+def download(
+    url: str, target: Path, *, at_most: int, whole: bool = False, stop: threading.Event | None = None, advice: str = "Check the URL."
+) -> str:
+    """Fetch a file in chunks, from its start again where the connection breaks.
+
+    Args:
+        target: Written over. At most ``at_most`` bytes are ever written, whatever comes.
+        whole: ``at_most`` is just what has to come; less is a broken connection too.
+        advice: What to do about a file that is not there, or is too long.
+
+    Returns:
+        The SHA-256 of its bytes.
+
+    Raises:
+        Stopped: ``stop`` was set.
+        InputError: Not found there, or a package is missing.
+        DamageError: More comes than ``at_most``.
+        ResourceError: Not allowed, or the connection broke each time.
+    """
+    for attempt in range(len(BACKOFF_SECONDS) + 1):
+        if attempt:
+            (stop or threading.Event()).wait(BACKOFF_SECONDS[attempt - 1])
+        try:
+            return _download_once(url, target, at_most, whole, stop, advice)
+        except _BrokenError as error:
+            broken = error
+    raise ResourceError(
+        f"{url}: could not be fetched in {len(BACKOFF_SECONDS) + 1} attempts ({broken}). Check the network and the credentials. {AGAIN}"
+    )
+
+
+def _download_once(url: str, target: Path, at_most: int, whole: bool, stop: threading.Event | None, advice: str) -> str:
+    sha256, size = hashlib.sha256(), 0
+    with target.open("wb") as file, contextlib.closing(_chunks(url, advice)) as chunks:
+        for chunk in chunks:
+            size += len(chunk)
+            if size > at_most:
+                listed = " that its sidecar lists" if whole else ""
+                raise DamageError(f"{url}: sends more than the {at_most} bytes{listed}. {advice}")
+            file.write(chunk)
+            sha256.update(chunk)
+            if stop is not None and stop.is_set():
+                raise Stopped
+    if whole and size < at_most:
+        raise _BrokenError(f"it ended after {size} of {at_most} bytes")
+    return sha256.hexdigest()
+
+
+def _chunks(url: str, advice: str) -> Generator[bytes, None, None]:
+    """The bytes of a file. A foreign file system's errors become ours here, before anybody can take them for the disk's."""
+    system, options = _file_system(urlsplit(url).scheme, os.getpid())
+    try:
+        with system.open(url, "rb", **options) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+    except FileNotFoundError:
+        raise InputError(f"{url}: there is no such file. {advice}") from None
+    except Exception as error:  # each file system has its own
+        status = getattr(error, "status", None)
+        if isinstance(error, PermissionError) or status in (401, 403):
+            raise ResourceError(f"{url}: not allowed ({error}). Check the credentials.") from None
+        raise _BrokenError(f"{type(error).__name__}: {error}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _file_system(protocol: str, process: int) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001 - fsspec's file systems do not outlive a fork
+    """The file system of a protocol, and the options with which it reads a file from start to end.
+
+    Raises:
+        InputError: fsspec does not know the protocol, or the package for it is missing.
+    """
+    import fsspec
+    from fsspec.config import conf
+
+    options: dict[str, Any] = {}
+    reading: dict[str, Any] = {"block_size": CHUNK_BYTES, "cache_type": "none"}
+    try:
+        if protocol in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            # By default aiohttp gives a whole file five minutes.
+            timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+            options["client_kwargs"] = {"trust_env": True, "timeout": timeout, **conf.get(protocol, {}).get("client_kwargs", {})}
+            reading = {"block_size": 0, "size": 1}  # a stream; with a size, whatever it is, it is not asked for first
+        return fsspec.filesystem(protocol, skip_instance_cache=True, **options), reading
+    except ImportError as error:
+        remedy = "pip install '.[remote]'" if protocol in SERVED else "pip install, and the name of that package"
+        raise InputError(f"{protocol}://: a package is missing ({error}). Install it with: {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{protocol}://: {error}. Files are read from {', '.join(SERVED)}.") from None
