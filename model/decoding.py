@@ -130,7 +130,7 @@ class _Rows:
     def log_probabilities(self, block_ngrams: int, temperature: float = 1.0) -> Tensor:
         """float32 (rows, vocabulary_size) of the next word; -inf for what must not follow."""
         logits, self.state = self.decoder.decoding_step(self.decoder.embedding(self.last), self.state)
-        logits = logits.float().index_fill(1, self._forbidden, -torch.inf)
+        logits = logits.float().index_fill_(1, self._forbidden, -torch.inf)
         if self.words.shape[1]:
             logits.scatter_(1, self.last[:, None], -torch.inf)
         if block_ngrams > 1 and self.words.shape[1] >= block_ngrams:
@@ -142,7 +142,7 @@ class _Rows:
             logits[rows, windows[rows, places, -1]] = -torch.inf
         elif block_ngrams == 1 and self.words.shape[1]:
             logits.scatter_(1, self.words, -torch.inf)
-        return (logits / temperature).log_softmax(dim=1)
+        return (logits if temperature == 1 else logits / temperature).log_softmax(dim=1)
 
     def follow(self, parents: Tensor, words: Tensor, scores: Tensor) -> None:
         """Go on with some rows, int64 (rows,), each with a word and its new score; a row may be followed several times, or not."""

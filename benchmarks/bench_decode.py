@@ -1,0 +1,252 @@
+"""How fast are captions decoded from features?
+
+In turns (A B A B ..., again and again), in one process, greedily and with a beam:
+
+    ours      model.decoding.decode: all images of a batch together, rows that have ended leave it
+    per image the straightforward loop, one image at a time: its hypotheses are the batch (greedily: one row, argmax)
+
+Both follow the same rules (no word follows itself, never <unk>, a hypothesis that ends leaves the beam), so that their captions can be
+compared too; the report says what share is the same. The captioner has the tutorial's sizes and COCO's 9,956 words; it is trained for
+some steps on real captions, beside random features, so that captions have realistic lengths.
+
+The limit is the vocabulary's matrix product at the precision that decoding has, float32: its time alone, for the rows that were really
+decoded, is measured beside.
+
+    python -m benchmarks.bench_decode --out benchmarks/results
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.machine import machine, machine_line, table, write_report
+from benchmarks.workload import say
+from model.decoder import Captioner
+from model.decoding import Decoding, decode
+from model.networks import random_info
+from model.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
+from pipeline.backbones import pick_device
+from pipeline.run import Run, open_run
+from pipeline.tokenizer import tokenize
+from pipeline.train import train
+from pipeline.vocab import vocabulary_of, write_vocabulary
+from shards.caption_table import table_from_records
+from shards.features import Provenance, write_features
+
+WORDS = 9_956
+LONGEST = 20
+
+
+@torch.inference_mode()
+def one_image(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, beam: int) -> list[str]:
+    """The best caption of one image, features (dim,), by beam search as a tutorial writes it."""
+    decoder, end = captioner.decoder, vocabulary.id(END)
+    never = [vocabulary.id(word) for word in (PAD, START, UNK)]
+    _, (hidden, cell) = decoder.decoding_step(captioner.projection(features[None].float()), None)
+    words: list[list[int]] = [[]]
+    last = torch.tensor([vocabulary.id(START)], device=features.device)
+    scores = torch.zeros(1, device=features.device)
+    finished: list[tuple[float, list[int]]] = []
+    for _ in range(LONGEST):
+        logits, (hidden, cell) = decoder.decoding_step(decoder.embedding(last), (hidden, cell))
+        logits[:, never] = -torch.inf
+        for row, sentence in enumerate(words):
+            if sentence:
+                logits[row, sentence[-1]] = -torch.inf
+        totals = scores[:, None] + torch.log_softmax(logits, dim=1)
+        best, places = totals.flatten().topk(beam - len(finished))
+        rows, chosen = places // len(vocabulary), places % len(vocabulary)
+        going = []
+        for place, (row, word, score) in enumerate(zip(rows.tolist(), chosen.tolist(), best.tolist(), strict=True)):
+            if word == end:
+                finished.append((score, words[row]))
+            else:
+                going.append(place)
+        if not going:
+            words = []
+            break
+        words = [[*words[int(rows[place])], int(chosen[place])] for place in going]
+        hidden, cell = hidden[:, rows[going]], cell[:, rows[going]]
+        last, scores = chosen[going], best[going]
+    finished += list(zip(scores.tolist(), words, strict=False))
+    return vocabulary.decode(max(finished)[1])
+
+
+@torch.inference_mode()
+def one_image_greedy(captioner: Captioner, features: Tensor, vocabulary: Vocabulary) -> list[str]:
+    """The caption of one image, features (dim,), by the likeliest word at each step."""
+    decoder = captioner.decoder
+    never = [vocabulary.id(word) for word in (PAD, START, UNK)]
+    _, state = decoder.decoding_step(captioner.projection(features[None].float()), None)
+    word, words = vocabulary.id(START), []
+    for place in range(LONGEST):
+        logits, state = decoder.decoding_step(decoder.embedding(torch.tensor([word], device=features.device)), state)
+        logits[:, never if place == 0 else [*never, word]] = -torch.inf
+        word = int(logits.argmax())
+        if word == vocabulary.id(END):
+            break
+        words.append(word)
+    return vocabulary.decode(words)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Decoding: ours against a loop over images.")
+    parser.add_argument(
+        "--captions", type=Path, default=Path("../shared/data/coco-captions/captions_val2017.json"), help="real captions, COCO's JSON"
+    )
+    parser.add_argument("--images", type=int, default=1024, help="images that we decode each time")
+    parser.add_argument("--loop-images", type=int, default=64, help="images that the loop decodes each time")
+    parser.add_argument("--batch-size", type=int, default=128, help="of ours, in images")
+    parser.add_argument("--train-steps", type=int, default=150)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, help="folder for the report")
+    return parser.parse_args(argv)
+
+
+def trained_run(settings: argparse.Namespace, folder: Path) -> tuple[Run, Tensor]:
+    """A run of the tutorial's sizes, trained a little, and float16 features (images, dim) to decode."""
+    captions = [annotation["caption"] for annotation in json.loads(settings.captions.read_text())["annotations"]]
+    records = [
+        (f"{row:09}", {"image_id": row, "file_name": f"{row}.jpg", "captions": [{"id": row, "text": text, "tokens": tokenize(text)}]})
+        for row, text in enumerate(captions)
+    ]
+    content = table_from_records([records[start : start + 1000] for start in range(0, len(records), 1000)])
+    known = vocabulary_of(content, min_count=4).vocabulary.words
+    write_vocabulary(folder / "vocab.json", Vocabulary((*known, *(f"filler{number}" for number in range(WORDS - len(known))))))
+    info = random_info(224)
+    preprocessing = {"size": 256, "mode": "squash", "filter": "lanczos", "crop": 224, "mean": list(info.mean), "std": list(info.std)}
+    provenance = Provenance(
+        backbone="resnet152",
+        weights="imported",
+        weights_sha256="0" * 64,
+        preprocessing=preprocessing,
+        views=("center",),
+        precision="fp32",
+        arithmetic={},
+        split="train",
+        split_digest="0" * 64,
+        versions={},
+    )
+    features = np.random.default_rng(0).standard_normal((len(records), 1, 2048)).astype(np.float16)
+    (folder / "features").mkdir()
+    write_features(folder / "features" / "train.h5", lambda: [(features, content)], dim=2048, provenance=provenance)
+    train(
+        out=folder / "run",
+        features=folder / "features",
+        vocab=folder / "vocab.json",
+        settings={"epochs": 1},
+        device=settings.device,
+        max_steps=settings.train_steps,
+    )
+    run = open_run(folder / "run", device=pick_device(settings.device))
+    return run, torch.from_numpy(features[: settings.images, 0])
+
+
+def synchronized(device: torch.device) -> float:
+    """Seconds, when the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def products_seconds(captioner: Captioner, rows: int, steps: int) -> float:
+    """Seconds of the vocabulary's matrix product alone, for a batch of ``rows`` and so many steps."""
+    weight = captioner.decoder.output.weight
+    hidden = torch.randn(rows, weight.shape[1], device=weight.device)
+    with torch.inference_mode():
+        began = synchronized(weight.device)
+        for _ in range(steps):
+            hidden @ weight.T
+        return synchronized(weight.device) - began
+
+
+def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    say(f"training {settings.train_steps} steps on real captions")
+    run, features = trained_run(settings, folder)
+    device = pick_device(settings.device)
+    features = features.to(device)
+    own = features[: settings.loop_images]
+
+    def ours(beam: int) -> Callable[[], list[list[str]]]:
+        def captions() -> list[list[str]]:
+            batches = features.split(settings.batch_size)
+            return [list(found[0].words) for batch in batches for found in decode(run.captioner, batch, run.vocabulary, Decoding(beam=beam))]
+
+        return captions
+
+    ways: dict[str, Callable[[], list[list[str]]]] = {
+        "ours, greedy": ours(1),
+        "per image, greedy": lambda: [one_image_greedy(run.captioner, row, run.vocabulary) for row in own],
+        "ours, beam 5": ours(5),
+        "per image, beam 5": lambda: [one_image(run.captioner, row, run.vocabulary, 5) for row in own],
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[list[str]]] = {}
+    products: list[float] = []
+    for repeat in range(-1, settings.repeats):  # the first round warms up
+        for name, way in ways.items():
+            began = synchronized(device)
+            found[name] = way()
+            seconds = synchronized(device) - began
+            if repeat >= 0:
+                rates[name].append(len(found[name]) / seconds)
+        words = sum(map(len, found["ours, beam 5"])) / len(features) + 1
+        if repeat >= 0:
+            products.append(settings.batch_size / (products_seconds(run.captioner, 5 * settings.batch_size, 10) / 10 * words))
+            say(f"repeat {repeat + 1} of {settings.repeats}: " + ", ".join(f"{name} {values[-1]:,.0f}/s" for name, values in rates.items()))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    same = {
+        kind: float(np.mean([a == b for a, b in zip(found[f"ours, {kind}"], found[f"per image, {kind}"], strict=False)]))
+        for kind in ("greedy", "beam 5")
+    }
+    return {
+        "rates": rates,
+        "medians": medians,
+        "ratios": {kind: medians[f"ours, {kind}"] / medians[f"per image, {kind}"] for kind in ("greedy", "beam 5")},
+        "same_captions": same,
+        "mean_words": {name: float(np.mean([len(words) for words in captions])) for name, captions in found.items()},
+        "products_alone": statistics.median(products),
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{report['medians'][name]:,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}", f"{report['mean_words'][name]:.1f}"]
+        for name, rates in report["rates"].items()
+    ]
+    lines = [f"# Decoding, {report['date']}", "", *table(["Way", "captions/s", "from to", "words a caption"], rows), ""]
+    for kind, ratio in report["ratios"].items():
+        same = report["same_captions"][kind]
+        lines.append(f"{kind}: ours is {ratio:.1f} times as fast as the loop over images; {100 * same:.1f}% of their captions are the same.")
+    lines += [f"The vocabulary's matrix product alone, float32, for beam 5: {report['products_alone']:,.0f} captions/s.", ""]
+    return "\n".join([*lines, machine_line(report["machine"]), ""])
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    settings = parse(argv)
+    with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
+        report = measure(settings, Path(folder))
+    report |= {
+        "date": date.today().isoformat(),
+        "settings": {name: getattr(settings, name) for name in ("images", "loop_images", "batch_size", "train_steps", "repeats", "device")},
+        "sizes": {"words": WORDS, "special": len(SPECIAL)},
+        "machine": machine("torch", "numpy") | {"torch_threads": torch.get_num_threads()},
+    }
+    write_report(settings.out, f"bench_decode-{report['date']}", report, markdown(report))
+    return report
+
+
+if __name__ == "__main__":
+    main()
