@@ -45,6 +45,7 @@ from shards.features import Provenance, write_features
 
 WORDS = 9_956
 LONGEST = 20
+CAPTIONS = Path("../shared/data/coco-captions/captions_val2017.json")
 
 
 @torch.inference_mode()
@@ -180,7 +181,7 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     def ours(beam: int) -> Callable[[], list[list[str]]]:
         def captions() -> list[list[str]]:
-            batches = features.split(settings.batch_size)
+            batches: tuple[Tensor, ...] = torch.split(features, settings.batch_size)
             return [list(found[0].words) for batch in batches for found in decode(run.captioner, batch, run.vocabulary, Decoding(beam=beam))]
 
         return captions
@@ -206,10 +207,8 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
             products.append(settings.batch_size / (products_seconds(run.captioner, 5 * settings.batch_size, 10) / 10 * words))
             say(f"repeat {repeat + 1} of {settings.repeats}: " + ", ".join(f"{name} {values[-1]:,.0f}/s" for name, values in rates.items()))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    same = {
-        kind: float(np.mean([a == b for a, b in zip(found[f"ours, {kind}"], found[f"per image, {kind}"], strict=False)]))
-        for kind in ("greedy", "beam 5")
-    }
+    pairs = {kind: zip(found[f"ours, {kind}"], found[f"per image, {kind}"], strict=False) for kind in ("greedy", "beam 5")}
+    same = {kind: float(np.mean([own == other for own, other in both])) for kind, both in pairs.items()}
     return {
         "rates": rates,
         "medians": medians,
