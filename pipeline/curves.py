@@ -80,7 +80,7 @@ def draw_curves(runs: Sequence[Path], out: Path) -> tuple[RunCurves, ...]:
 
 def _draw_run(axes: "Sequence[Axes]", run: RunCurves, colour: str) -> None:
     loss, cider, rate, speed = axes
-    thinned = _thinned(run.training)
+    thinned = thinned(run.training)
     x = [line["epochs"] for line in thinned]
     loss.plot(x, [line["mean_loss"] for line in thinned], color=colour, linewidth=1.2, label=run.name)
     dots: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 5}
@@ -91,7 +91,7 @@ def _draw_run(axes: "Sequence[Axes]", run: RunCurves, colour: str) -> None:
     speed.plot(x, [line["captions_per_second"] for line in thinned], color=colour, linewidth=1.2)
 
 
-def _thinned(lines: Sequence[Line]) -> list[Line]:
+def thinned(lines: Sequence[Line]) -> list[Line]:
     """At most ``POINTS`` lines, each the mean of some that follow one another."""
     size = max(1, -(-len(lines) // POINTS))
     groups = [lines[start : start + size] for start in range(0, len(lines), size)]
