@@ -63,9 +63,12 @@
     const where = data.split ? [" on the split ", foreign("b", {}, data.split)] : [];
     find("summary").append(...names, ...where, `: ${images(data.images.length)}.`);
     document.title = `${runs.map((run) => run.name).join(", ")}: captions, scored`;
-    const lines = data.notes.map((note) => [note]);
-    runs.forEach((run, place) => run.notes.forEach((note) => lines.push(several ? [chip(place), spoken(`${run.name}: `), " ", note] : [note])));
-    for (const line of lines) find("notes").append(make("p", { class: "note", dir: "auto" }, ...line));
+    for (const note of data.notes) find("notes").append(foreign("p", { class: "note" }, note));
+    for (const note of new Set(runs.flatMap((run) => run.notes))) {
+      const said = runs.map((_, run) => run).filter((run) => several && runs[run].notes.includes(note));
+      const whose = said.flatMap((run) => [chip(run), spoken(`${runs[run].name}: `), " "]);
+      find("notes").append(make("p", { class: "note" }, ...whose, foreign("bdi", {}, note)));
+    }
   }
 
   // ---- Scores
@@ -113,8 +116,8 @@
     });
     const head = make("tr", {}, make("td"), ...runs.map((_, run) => make("th", { scope: "col" }, several ? runName(run) : foreign("bdi", {}, runs[run].name))));
     const scales = several ? "Bars of one row share one scale, which need not begin at 0." : "Bars begin at 0.";
-    const about = make("caption", {}, `Each score with its 95% bootstrap interval over the images. ${scales} Below the line stands what is neither right nor wrong.`);
-    find("score-table").append(scrolling("Scores", make("table", {}, about, make("thead", {}, head), body)));
+    const about = `Each score with its 95% bootstrap interval over the images. ${scales} Below the line stands what describes the captions and does not judge them.`;
+    find("score-table").append(make("p", { class: "quiet small" }, about), scrolling("Scores", make("table", {}, make("thead", {}, head), body)));
   }
 
   const scrolling = (name, content) => make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, content);
@@ -152,7 +155,7 @@
     if (!score) return;
     const values = runs.map((_, run) => data.images.map((image) => scoreOf(image, run, index)).filter((value) => value !== null));
     const highest = Math.max(0, ...values.map((own) => own.reduce((most, value) => Math.max(most, value), 0)));
-    const step = niceStep(highest || 1, 20);
+    const step = niceStep(highest || 1, 30);
     const edges = Array.from({ length: Math.floor(highest / step) + 2 }, (_, bin) => rounded(bin * step));
     const counts = values.map((own) => {
       const count = new Array(edges.length - 1).fill(0);
@@ -185,7 +188,7 @@
 
   // ---- Curves
 
-  const CHART = { width: 420, height: 230, left: 50, right: 8, top: 10, bottom: 34 };
+  const CHART = { width: 560, height: 220, left: 50, right: 10, top: 10, bottom: 34 };
 
   function chart(title, lines, dots, fromZero) {
     const points = [...lines, ...dots].flatMap((one) => one.points);
@@ -233,6 +236,8 @@
     runs.forEach((run, index) => {
       if (run.curves === null) place.append(make("p", { class: "note" }, several ? runName(index) : "", several ? ": " : "", run.curvesNote));
     });
+    // As wide as there is room for, so that the figures of the axes keep their size.
+    CHART.width = Math.max(280, Math.min(640, matchMedia("(min-width: 48rem)").matches ? place.clientWidth / 2 : place.clientWidth));
     const logged = runs.map((_, run) => run).filter((run) => runs[run].curves !== null);
     if (!logged.length) return;
     if (several) place.append(make("ul", { class: "legend" }, ...logged.map((run) => make("li", {}, runName(run)))));
