@@ -195,7 +195,7 @@
     const reach = (index, pick, start) => points.reduce((found, point) => pick(found, point[index]), start);
     let [least, most] = [reach(1, Math.min, fromZero ? 0 : Infinity), reach(1, Math.max, -Infinity)];
     if (least === most) [least, most] = [least - 0.5, most + 0.5];
-    const step = niceStep(most - least, 4);
+    const step = niceStep(most - least, 5);
     least = step * Math.floor(least / step);
     most = step * Math.ceil(most / step);
     const last = reach(0, Math.max, 0) || 1;
@@ -205,7 +205,7 @@
     for (let tick = 0; tick <= Math.round((most - least) / step); tick += 1) {
       const value = rounded(least + tick * step);
       parts.push(draw("line", { class: "grid", x1: CHART.left, x2: CHART.width - CHART.right, y1: y(value), y2: y(value) }));
-      const text = Math.abs(value) >= 10000 ? `${plain(value / 1000)}k` : Math.abs(value) < 0.001 && value ? value.toExponential(0) : plain(value);
+      const text = Math.abs(value) >= 10000 ? `${plain(value / 1000)}k` : Math.abs(value) < 0.0001 && value ? value.toExponential(0) : plain(value);
       parts.push(draw("text", { x: CHART.left - 6, y: y(value) + 4, "text-anchor": "end" }, text));
     }
     const across = niceStep(last, 6);
