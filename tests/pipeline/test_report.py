@@ -37,7 +37,11 @@ def scored(image_id: int, *, file_name: str = "", caption: str = "a dog", cider:
 
 def score_file(*images: ScoredImage, split: str = "val", **other: Any) -> ScoreFile:
     mean = float(np.mean([image.scores["cider"] for image in images])) if images else 0.0
-    values: dict[str, Any] = {"made_by": {"command": "python cli.py evaluate"}, "scores": {"cider": Interval(value=mean, low=mean, high=mean)}, **other}
+    values: dict[str, Any] = {
+        "made_by": {"command": "python cli.py evaluate"},
+        "scores": {"cider": Interval(value=mean, low=mean, high=mean)},
+        **other,
+    }
     return ScoreFile(split=split, images=images, **values)
 
 
