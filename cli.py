@@ -24,6 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Folder = click.Path(path_type=Path)
 INTERRUPTED = 130
+LARGE_PAGE = 300_000_000
 
 
 class FlowGroup(click.Group):
@@ -623,6 +624,8 @@ def report(
         lost = [f"{count:,} {what}" for count, what in ((made.missing, "not found"), (made.damaged, "damaged")) if count]
         say(f"Pictures: {made.pictures:,} of {made.images:,}{''.join(f', {one}' for one in lost)} ({made.images_per_second:,.0f} images/s).")
     say(f"{out}: {made.images:,} images, {len(made.runs)} {'run' if len(made.runs) == 1 else 'runs'}, {made.bytes / 1e6:,.1f} MB.")
+    if made.bytes > LARGE_PAGE:
+        click.echo("A page of this size opens slowly, and in some browsers not at all: without pictures it is much smaller.", err=True)
     other = "" if len(made.runs) > 1 else f", then compare with another run: python cli.py report {runs[0]} OTHER_RUN --out {out}"
     next_step(f"open {out} in a browser{other}")
 

@@ -372,6 +372,26 @@ def test_the_browser_itself_refuses_markup_scripts_and_fetches(pages: Path, brow
     page.close()
 
 
+def test_bare_captions_without_scores_references_or_pictures_make_a_page_of_three_runs(tmp_path: Path, open_page: Open) -> None:
+    for name in ("a", "b", "c"):
+        images = tuple(
+            ScoredImage(image_id=n, file_name="", caption="" if n == 2 else f"{name} said {n}", references=(), scores={})
+            for n in (range(1, 5) if name != "c" else range(3, 7))
+        )
+        write_scores(tmp_path / f"{name}.scores.json", ScoreFile(split="", made_by={}, scores={}, images=images))
+    report(runs=[tmp_path / f"{name}.scores.json" for name in "abc"], out=tmp_path / "bare.html")
+    page = open_page(tmp_path / "bare.html")
+    assert page.locator("#summary").inner_text() == "A a, B b and C c: 6 images."
+    assert "a and c have 2 of 6 images in common" in page.locator("#notes").inner_text()
+    assert "C and A have no score of single images in common" in page.locator("#differences").inner_text()
+    assert page.locator("#curve-panels .note").count() == 3
+    assert status(page) == "6 images; 1 to 6 shown, by Caption length of A, in words, shortest first."
+    cards = page.locator("#cards > li").all_inner_texts()
+    assert cards[0].startswith("Image 2\n")
+    assert cards[0].count("(an empty caption)") == 2
+    assert all("This run has not captioned it." in card for card in cards[-2:])  # what has no value comes last
+
+
 def test_five_thousand_images_open_quickly_and_only_what_is_near_is_in_the_page(tmp_path: Path, open_page: Open) -> None:
     Image.effect_noise((160, 120), 60).convert("RGB").save(tmp_path / "picture.jpg")
     runs = [write_run(tmp_path / name, MANY, seed=seed, file_name="picture.jpg") for name, seed in (("first", 1), ("second", 2))]
