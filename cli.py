@@ -27,6 +27,7 @@ Folder = click.Path(path_type=Path)
 INTERRUPTED = 130
 # Captioning fewer photographs than this shows no progress.
 QUIET_BELOW = 100
+LARGE_PAGE = 300_000_000
 
 
 class FlowGroup(click.Group):
@@ -671,6 +672,38 @@ def evaluate(
         say(f"{name:8} {value:.4f}")
     say(f"{out}: scores and {len(result.captions)} captions.")
     next_step(f"python cli.py caption --run {run} PHOTO.jpg --show --out captions.png")
+
+
+@command(
+    "report",
+    "python cli.py report runs/first --shards data/shards --out report.html",
+    "python cli.py report runs/first runs/second --images data/val2014 --out report.html",
+)
+@click.argument("runs", type=Folder, nargs=-1, required=True)
+@click.option("--out", type=Folder, required=True, help="The page to write (.html).")
+@click.option("--split", default="val", help="Whose scores: those that evaluate has put into RUN/SPLIT.scores.json; and of which split of --shards.")
+@click.option("--images", type=Folder, default=None, help="Pictures: the folder that the photographs' file names are relative to.")
+@shards_options("Pictures: the shards of the split, a folder or a URL.")
+def report(
+    runs: tuple[Path, ...], out: Path, split: str, images: Path | None, shards: Path | str | None, shard_cache: Path, shard_cache_gb: float
+) -> None:
+    """Write one page that shows RUNS (folders, or score files): scores, curves, every image with its captions. It needs no network."""
+    from pipeline.report import report
+
+    place = local_shards(shards, shard_cache, shard_cache_gb) if shards else None
+    made = report(runs=runs, out=out, split=split, shards=place, images=images, quiet=False)
+    for note in made.notes:
+        click.echo(note, err=True)
+    if made.pictures is None:
+        say("The page shows captions without pictures: --shards DIR or --images DIR adds them.")
+    else:
+        lost = [f"{count:,} {what}" for count, what in ((made.missing, "not found"), (made.damaged, "damaged")) if count]
+        say(f"Pictures: {made.pictures:,} of {made.images:,}{''.join(f', {one}' for one in lost)} ({made.images_per_second:,.0f} images/s).")
+    say(f"{out}: {made.images:,} images, {len(made.runs)} {'run' if len(made.runs) == 1 else 'runs'}, {made.bytes / 1e6:,.1f} MB.")
+    if made.bytes > LARGE_PAGE:
+        click.echo("A page of this size opens slowly, and in some browsers not at all: without pictures it is much smaller.", err=True)
+    other = "" if len(made.runs) > 1 else f", then compare with another run: python cli.py report {runs[0]} OTHER_RUN --out {out}"
+    next_step(f"open {out} in a browser{other}")
 
 
 @command("demo", "python cli.py demo", "python cli.py demo --out runs/pretrained --weights IMAGENET1K_V1")

@@ -80,18 +80,18 @@ def draw_curves(runs: Sequence[Path], out: Path) -> tuple[RunCurves, ...]:
 
 def _draw_run(axes: "Sequence[Axes]", run: RunCurves, colour: str) -> None:
     loss, cider, rate, speed = axes
-    thinned = _thinned(run.training)
-    x = [line["epochs"] for line in thinned]
-    loss.plot(x, [line["mean_loss"] for line in thinned], color=colour, linewidth=1.2, label=run.name)
+    shown = thinned(run.training)
+    x = [line["epochs"] for line in shown]
+    loss.plot(x, [line["mean_loss"] for line in shown], color=colour, linewidth=1.2, label=run.name)
     dots: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 5}
     loss.plot([line["epochs"] for line in run.validation], [line["val_loss"] for line in run.validation], linestyle="none", **dots)
     scored = [line for line in run.validation if "val_cider" in line]
     cider.plot([line["epochs"] for line in scored], [line["val_cider"] for line in scored], linewidth=1.2, **dots)
-    rate.plot(x, [line["lr"] for line in thinned], color=colour, linewidth=1.2)
-    speed.plot(x, [line["captions_per_second"] for line in thinned], color=colour, linewidth=1.2)
+    rate.plot(x, [line["lr"] for line in shown], color=colour, linewidth=1.2)
+    speed.plot(x, [line["captions_per_second"] for line in shown], color=colour, linewidth=1.2)
 
 
-def _thinned(lines: Sequence[Line]) -> list[Line]:
+def thinned(lines: Sequence[Line]) -> list[Line]:
     """At most ``POINTS`` lines, each the mean of some that follow one another."""
     size = max(1, -(-len(lines) // POINTS))
     groups = [lines[start : start + size] for start in range(0, len(lines), size)]

@@ -35,4 +35,4 @@ def test_every_module_is_in_the_readmes_tree_and_its_examples_are_true(path: Pat
 
 def test_commands_are_listed_in_the_order_data_flows() -> None:
     data = ["synth", "shard", "verify", "vocab", "backbones", "cache-features"]
-    assert list(cli.commands) == [*data, "train", "curves", "caption", "evaluate", "demo"]
+    assert list(cli.commands) == [*data, "train", "curves", "caption", "evaluate", "report", "demo"]
