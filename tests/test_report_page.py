@@ -224,6 +224,7 @@ def test_a_card_opens_to_references_scores_and_alternatives_and_says_where_a_pic
     assert card.locator("img").evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])") == [151, 192]
     assert card.locator("details").inner_text() == "References, scores, alternatives"
     card.locator("summary").click()
+    card.get_by_text("two birds").wait_for()  # what a card opens to is made when it opens
     text = card.inner_text()
     assert "the same words for real" in text
     assert "two birds" in text
