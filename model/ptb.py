@@ -95,7 +95,7 @@ def _rules() -> tuple[re.Pattern[str], ...]:
         rf"((?i:can))(?i:not)|((?i:gon|wan))(?i:na)|((?i:got))(?i:ta)|((?i:lem|gim))(?i:me)|('[tT])(?i:is|was)|([mM]ore){_APOS}n",
         # Verbs and possessives: isn|'t, dog|'s
         rf"({_WORD}|{_NUMBER}){_APOS}(?i:[msd]|re|ve|ll)(?:{_NO_WORD}|\Z)",
-        rf"({_LETTER}+?)(?i:n){_ANY_APOS}(?i:t)",
+        rf"({_LETTER}*?(?![nN]){_LETTER})(?i:n){_ANY_APOS}(?i:t)",
         rf"({_APOS}(?i:[msd]|re|ve|ll))(?:{_NO_WORD}|\Z)",
         rf"((?i:n){_ANY_APOS}(?i:t))(?:{_NO_WORD}|\Z)",
         # Words with an apostrophe inside
@@ -106,12 +106,13 @@ def _rules() -> tuple[re.Pattern[str], ...]:
         rf"({_APOS}\d\d)(?:{_SPACE}|\Z)",
         # Quotation marks before words, which are longer than the words with an apostrophe in front
         rf"([`'‘]){_LETTER}[^ \t\n\r\u00a0]",
+        rf"({_APOS}(?i:[msd]|re|ve|ll))",
         # Web names
         rf"(https?://{_IN_ADDRESS}+{_ENDS_ADDRESS})",
         rf"""((?:www\.(?:[^ \t\n\r\f"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}|(?:[^ \t\n\r\f"`'<>|.!?(){{}},\-_$]+\.)+(?:com|net|org|edu))"""
         rf"(?:/{_IN_ADDRESS}+{_ENDS_ADDRESS})?)",
         r"""([a-zA-Z0-9][^ \t\n\r\f"<>|()\u00a0]*@(?:[^ \t\n\r\f"<>|().\u00a0]+\.)*[^ \t\n\r\f"<>|().\u00a0]+)""",
-        rf"([@#]{_LETTER}[\w]*)",
+        rf"(@(?:{_LETTER}|_)(?:{_ALNUM}|_)*|#{_LETTER}+)",
         # Numbers: 3 1/2, 555-1212, 10,000, -5
         r"((?:\d{1,4}[- \u00a0])?\d{1,4}(?:\\?/|\u2044)\d{1,4})",
         r"(\d{1,2}[-/]\d{1,2}[-/]\d{2,4})",
@@ -123,13 +124,14 @@ def _rules() -> tuple[re.Pattern[str], ...]:
         rf"([A-Za-z])\.(?:{_SPACE}+(?:{_FIRST_WORDS}){_SPACE}|\Z)",
         _abbreviation().pattern,
         rf"((?i:{'|'.join(_BEFORE_NUMBERS)})\.){_SPACE}?\d",
-        # Words
+        # Words, with their full stop where the sentence goes on
+        rf"({_WORD}\.)[,;:\u3001]",
         rf"({_WORD})",
         rf"({_PREFIXED}(?:{_HYPHEN}{_PREFIXED})*)",
         r"([A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+)",
         rf"({_SLASHED}(?:\\?/{_SLASHED}){{1,2}})",
         rf"([A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:[A-Za-z0-9]+|{_ACRONYM}\.))+)",
-        r"([cC]\+\+|[cC]#)",
+        r"([cC]\+\+|[cCfF]#)",
         # Faces
         rf"""([<>]?[:;=][-o*']?[()DPdpO\\{{@|\[\]])(?!{_LETTER})""",
         r"([-^x=~<>'][_.][-^x=~<>'](?!\w)|\([-^x=~<>'][_.]?[-^x=~<>']\))",
