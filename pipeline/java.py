@@ -25,6 +25,11 @@ TOKENIZER_JAR, METEOR_JAR, SPICE_JAR = "tokenizer/stanford-corenlp-3.4.1.jar", "
 METEOR_DATA = "meteor/data/paraphrase-en.gz"
 # SPICE parses with CoreNLP 3.6.0 (https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip), which pycocoevalcap leaves out.
 SPICE_LIBRARIES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+NEEDS = {
+    "tokenizer": (TOKENIZER_JAR,),
+    "METEOR": (METEOR_JAR, METEOR_DATA),
+    "SPICE": (SPICE_JAR, *(f"spice/lib/{name}" for name in SPICE_LIBRARIES)),
+}
 SECONDS = 120.0
 SECONDS_PER_CAPTION = {"tokenizer": 0.01, "METEOR": 0.1, "SPICE": 1.0}
 # Places in the statistics of a METEOR segment
@@ -72,15 +77,18 @@ def require(*files: str, what: str) -> tuple[str, Path]:
     java = find_java()
     if java is None:
         raise JavaError(f"{what}: there is no java on the PATH, nor at JAVA_HOME. Install a Java runtime to have it.")
-    specification = importlib.util.find_spec("pycocoevalcap")
-    places = list(specification.submodule_search_locations or ()) if specification is not None else []
-    if not places:
-        raise JavaError(f"{what}: the package pycocoevalcap is not installed.")
-    folder = Path(places[0])
-    missing = [name for name in files if not (folder / name).is_file()]
+    folder = package_folder()
+    missing = [str(folder / name) for name in files if not (folder / name).is_file()]
     if missing:
-        raise JavaError(f"{what}: {', '.join(missing)} is missing in pycocoevalcap's folder {folder}. Put it there to have it.")
+        raise JavaError(f"{what}: missing {' and '.join(missing)}. Put {'this file' if len(missing) == 1 else 'these files'} there to have it.")
     return java, folder
+
+
+def package_folder() -> Path:
+    """Where pycocoevalcap and its jars are; nothing of it is imported."""
+    specification = importlib.util.find_spec("pycocoevalcap")
+    assert specification is not None, "pycocoevalcap is one of our requirements"
+    return Path(next(iter(specification.submodule_search_locations or ())))
 
 
 def time_limit(what: str, captions: int) -> float:
@@ -96,7 +104,7 @@ def java_tokens(texts: Sequence[str], *, seconds: float | None = None) -> list[l
     Raises:
         JavaError: No Java, or it failed.
     """
-    java, folder = require(TOKENIZER_JAR, what="The Java tokenizer")
+    java, folder = require(*NEEDS["tokenizer"], what="The Java tokenizer")
     lines = [" ".join(text.splitlines()) for text in texts]
     command = [java, "-Dfile.encoding=UTF-8", "-cp", str(folder / TOKENIZER_JAR), "edu.stanford.nlp.process.PTBTokenizer"]
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
@@ -135,7 +143,7 @@ def meteor(captions: Sequence[str], references: Sequence[Sequence[str]], sums_of
     Raises:
         JavaError: No Java, or it failed.
     """
-    java, folder = require(METEOR_JAR, METEOR_DATA, what="METEOR")
+    java, folder = require(*NEEDS["METEOR"], what="METEOR")
     command = [java, "-Dfile.encoding=UTF-8", "-jar", "-Xmx2G", str(folder / METEOR_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
     with _Conversation(command, "METEOR", seconds or time_limit("METEOR", len(captions))) as jar:
         asked = [" ||| ".join(("SCORE", *map(_plain, group), _plain(caption))) for caption, group in zip(captions, references, strict=True)]
@@ -244,7 +252,7 @@ def spice(captions: Sequence[str], references: Sequence[Sequence[str]], *, secon
     Raises:
         JavaError: No Java, no CoreNLP 3.6.0, or it failed.
     """
-    java, folder = require(SPICE_JAR, *(f"spice/lib/{name}" for name in SPICE_LIBRARIES), what="SPICE")
+    java, folder = require(*NEEDS["SPICE"], what="SPICE")
     with tempfile.TemporaryDirectory(prefix="capstream-spice-") as work:
         asked, answered = Path(work) / "in.json", Path(work) / "out.json"
         pairs = enumerate(zip(captions, references, strict=True))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model.intervals import RESAMPLES, bounds, mean_bounds, resampled_sums, statistic_bounds
 from model.metrics import BLEU, bleu_of_counts, caption_qualities, score_captions
 from model.ptb import ptb_tokens
-from pipeline.java import TOKENIZER_JAR, JavaError, java_tokens, meteor, require, spice
+from pipeline.java import NEEDS, JavaError, java_tokens, meteor, require, spice
 from pipeline.scores import Alternative, Interval, ScoredImage, ScoreFile
 from shards.errors import InputError
 from shards.manifest import library_versions
@@ -49,7 +49,7 @@ def check_tokenizer(ptb: Ptb) -> None:
     """
     if ptb == "java":
         try:
-            require(TOKENIZER_JAR, what="The Java tokenizer")
+            require(*NEEDS["tokenizer"], what="The Java tokenizer")
         except JavaError as error:
             raise InputError(f"--ptb java: {error} Or leave --ptb out: the built-in tokenizer needs no Java.") from None
 
@@ -94,9 +94,11 @@ def score_texts(
     }
     figures |= _means({name: scored.images[name] for name in ("rouge_l", "cider")}, scored.corpus, seed)
     if java:
-        for measure in (_meteor, _spice):
+        for name, measure in (("METEOR", _meteor), ("SPICE", _spice)):
             try:
-                measure(candidates, references, figures, of_images, seed, said, say)
+                require(*NEEDS[name], what=name)
+                say(f"{name}, in Java")
+                measure(candidates, references, figures, of_images, seed, said)
             except JavaError as error:
                 said.append(str(error))
     figures |= _means(qualities, {}, seed)
@@ -177,9 +179,7 @@ def _meteor(
     of_images: dict[str, NDArray[np.float64]],
     seed: int,
     notes: list[str],  # noqa: ARG001 - as _spice
-    say: Callable[[str], None],
 ) -> None:
-    say("METEOR, in Java")
     # The same draws as for the other scores; each draw's statistics are summed, and METEOR computes the score of the sum.
     found = meteor(*_joined(candidates, references), lambda counts: resampled_sums(counts, seed=seed))
     low, high = bounds(found.resampled[:, None])
@@ -194,9 +194,7 @@ def _spice(
     of_images: dict[str, NDArray[np.float64]],
     seed: int,
     notes: list[str],
-    say: Callable[[str], None],
 ) -> None:
-    say("SPICE, in Java: this takes minutes")
     found = spice(*_joined(candidates, references))
     counted = found[np.isfinite(found)]
     if not len(counted):
