@@ -83,7 +83,7 @@ def test_meteor_equals_pycocoevalcaps_and_a_draw_of_every_image_once_is_the_corp
     corpus, images = scorer.compute_score(dict(enumerate(references)), {i: [text] for i, text in enumerate(captions)})
     asked = []
 
-    def sums_of(counts: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def sums_of(counts: np.ndarray) -> np.ndarray:
         asked.append(counts)
         return np.concatenate([counts.sum(axis=0)[None], resampled_sums(counts, resamples=20)])
 
