@@ -9,12 +9,14 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,14 +119,30 @@ def java_tokens(texts: Sequence[str], *, seconds: float | None = None) -> list[l
 
 def _run(command: Sequence[str], what: str, text: str = "", seconds: float = SECONDS, folder: Path | None = None) -> str:
     try:
-        done = subprocess.run(command, input=text.encode("utf-8", "replace"), capture_output=True, timeout=seconds, cwd=folder, check=False)  # noqa: S603 - no shell, our own arguments
+        with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=folder, start_new_session=True) as process:  # noqa: S603 - no shell
+            try:
+                output, errors = process.communicate(text.encode("utf-8", "replace"), timeout=seconds)
+            except BaseException:
+                _kill(process)
+                raise
     except subprocess.TimeoutExpired:
         raise JavaError(f"{what} did not answer within {seconds:.0f} s and was stopped.") from None
     except OSError as error:
         raise JavaError(f"{what} could not be started ({error.strerror}: {command[0]}).") from None
-    if done.returncode != 0:
-        raise JavaError(f"{what} failed (exit code {done.returncode}){_last_line(done.stderr)}.")
-    return done.stdout.decode("utf-8", "replace")
+    if process.returncode != 0:
+        raise JavaError(f"{what} failed (exit code {process.returncode}){_last_line(errors)}.")
+    return output.decode("utf-8", "replace")
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a program and what it has started: java may be a script around the real one."""
+    if process.poll() is not None:  # its number may be another's by now
+        return
+    if os.name == "posix":
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
 
 
 def _last_line(errors: bytes) -> str:
@@ -188,7 +206,7 @@ class _Conversation:
     def __enter__(self) -> "_Conversation":
         self.errors = tempfile.TemporaryFile()
         try:
-            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)  # noqa: S603 - no shell, our own arguments
+            self.process = subprocess.Popen(self.command, stdin=PIPE, stdout=PIPE, stderr=self.errors, start_new_session=True)  # noqa: S603 - no shell
         except OSError as error:
             self.errors.close()
             raise JavaError(f"{self.what} could not be started ({error.strerror}: {self.command[0]}).") from None
@@ -199,7 +217,7 @@ class _Conversation:
 
     def __exit__(self, *_: object) -> None:
         self.timer.cancel()
-        self.process.kill()
+        _kill(self.process)
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
@@ -209,7 +227,7 @@ class _Conversation:
 
     def _stop(self) -> None:
         self.late = True
-        self.process.kill()
+        _kill(self.process)
 
     def ask(self, lines: Sequence[str], answers: int) -> list[str]:
         """Write lines, read so many lines.
