@@ -48,25 +48,20 @@ def score_captions(candidates: Sequence[Tokens], references: Sequence[Sequence[T
     Raises:
         ValueError: No images, or other numbers of candidates and references.
     """
-    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.rouge.rouge import Rouge
 
     truth, result = comparable(candidates, references)
-    scorer = BleuScorer(n=MAX_N)
-    for index, hypothesis in result.items():
-        scorer += (hypothesis[0], truth[index])
-    bleu, bleu_images = scorer.compute_score(option="closest", verbose=0)  # as pycocoevalcap's Bleu does
-    counts = [(*c["correct"], *c["guess"], c["testlen"], min((abs(n - c["testlen"]), n) for n in c["reflen"])[1]) for c in scorer.ctest]
+    bleu, bleu_images, counts = _bleu(truth, result)
     rouge, rouge_images = Rouge().compute_score(truth, result)
     cider_corpus, cider_images = _cider(truth, result)
     return CaptionScores(
-        corpus={**dict(zip(BLEU, map(float, bleu), strict=True)), "rouge_l": float(rouge), "cider": cider_corpus},
+        corpus={**dict(zip(BLEU, bleu, strict=True)), "rouge_l": float(rouge), "cider": cider_corpus},
         images={
             **{name: np.array(of_image) for name, of_image in zip(BLEU, bleu_images, strict=True)},
             "rouge_l": rouge_images,
             "cider": cider_images,
         },
-        bleu_counts=np.array(counts, dtype=np.int64),
+        bleu_counts=counts,
     )
 
 
@@ -88,6 +83,18 @@ def comparable(candidates: Sequence[Tokens], references: Sequence[Sequence[Token
         raise ValueError(f"{len(candidates)} captions for {len(references)} images, each with at least one reference, cannot be scored")
     result = {index: [" ".join(tokens)] for index, tokens in enumerate(candidates)}
     return {index: [" ".join(tokens) for tokens in group] for index, group in enumerate(references)}, result
+
+
+def _bleu(truth: Comparable, result: Comparable) -> tuple[list[float], list[list[float]], NDArray[np.int64]]:
+    """Corpus scores, those of each image, and its counts. The scorer, with all n-grams of all references, goes before the next one comes."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    scorer = BleuScorer(n=MAX_N)
+    for index, hypothesis in result.items():
+        scorer += (hypothesis[0], truth[index])
+    corpus, of_images = scorer.compute_score(option="closest", verbose=0)  # as pycocoevalcap's Bleu does
+    counts = [(*c["correct"], *c["guess"], c["testlen"], min((abs(n - c["testlen"]), n) for n in c["reflen"])[1]) for c in scorer.ctest]
+    return list(map(float, corpus)), of_images, np.array(counts, dtype=np.int64)
 
 
 def _cider(truth: Comparable, result: Comparable) -> tuple[float, NDArray[np.float64]]:

@@ -8,6 +8,7 @@ the Java lexer. docs/metrics.md says how often both agree, and where they do not
 
 import functools
 import re
+import sys
 
 # Dropped after tokenization, the list of pycocoevalcap's tokenizer/ptbtokenizer.py. Brackets stay, and they come lower-cased:
 # "-lrb-" is not in the list.
@@ -163,7 +164,7 @@ def ptb_tokens(text: str) -> list[str]:
     while place < len(text):
         plain = _PLAIN.match(text, place)
         if plain is not None and _is_plain(plain, text):
-            found.append(plain[1].lower())
+            found.append(sys.intern(plain[1].lower()))  # one string for all "a": a split has millions of tokens
             place = plain.end()
             continue
         gap = _GAP.match(text, place)
