@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from model.decoding import Decoding
     from pipeline.cache_features import CacheSummary
     from pipeline.checkpoints import Which
+    from pipeline.scores import ScoreFile
+    from pipeline.scoring import Ptb
     from pipeline.verify import FeatureReport, SplitReport
     from shards.tar import OnError
 
@@ -500,10 +503,7 @@ def train(
     best = f"; the best captions of val came after step {summary.best.step}, CIDEr {summary.best.cider:.3f}" if summary.best is not None else ""
     say(f"{out}: trained to step {summary.steps}; loss {summary.loss:.4f}{val}{best}.")
     flag = f"--features {features}" if features else f"--shards {shards}" if shards else "--features DIR"
-    next_step(
-        f"python cli.py evaluate --run {out} {flag} --split {'val' if val else 'train'} --out {out}/scores.json, "
-        f"or python cli.py caption --run {out} PHOTO.jpg"
-    )
+    next_step(f"python cli.py evaluate --run {out} {flag} --split {'val' if val else 'train'}, or python cli.py caption --run {out} PHOTO.jpg")
 
 
 @command("curves", "python cli.py curves runs/first runs/second --out curves.png")
@@ -630,30 +630,68 @@ def caption(
     click.echo(f"Next: {scores if show or images == ('-',) else picture}", err=True)  # not on standard output, which holds captions alone
 
 
-@command("evaluate", "python cli.py evaluate --run runs/first --features data/features --split val --out runs/first/scores.json")
-@click.option("--run", type=Folder, required=True, help="A run that train has made.")
+def typed_command() -> str:
+    """The command line as it was typed, for the files that it makes."""
+    return shlex.join(["python", "cli.py", *sys.argv[1:]])
+
+
+@command(
+    "evaluate",
+    "python cli.py evaluate --run runs/first --features data/features",
+    "python cli.py evaluate --run runs/first --features data/features --beam 5",
+    "python cli.py evaluate --run runs/first --shards data/shards --split test --checkpoint best",
+    "python cli.py evaluate --captions results.json --references captions_val2014.json",
+)
+@click.option("--run", type=Folder, default=None, help="A run that train has made.")
 @click.option("--features", type=Folder, default=None, help="Cached features of the split.")
 @shards_options("Raw images of the split: a folder or a URL of shards.")
 @click.option("--split", default="val", help="Which split to caption and score.")
-@click.option("--out", type=Folder, required=True, help="The file for scores and captions (JSON).")
+@decoding_options
+@click.option("--captions", type=Folder, default=None, help="Instead of --run: captions in COCO's result format, whoever made them.")
+@click.option("--references", type=Folder, default=None, help="With --captions: the COCO caption file to compare with.")
+@click.option("--out", type=Folder, default=None, help="The score file. [default: RUN/SPLIT.scores.json, or beside --captions]")
+@click.option("--results", type=Folder, default=None, help="With --run: the captions in COCO's result format. [default: beside the score file]")
+@click.option(
+    "--ptb", type=click.Choice(["builtin", "java"]), default="builtin", help="The tokenizer: built in, or the Stanford one itself, which needs Java."
+)
+@click.option("--no-java", is_flag=True, help="Leave out METEOR and SPICE even where Java is there.")
 @click.option("--weights", default=None, help="With --shards: where the backbone's weights are now, if they have moved since training.")
 @click.option("--batch-size", type=int, default=128, help="Images per batch.")
 @checkpoint_option
 @device_option
 def evaluate(
-    run: Path,
+    run: Path | None,
     features: Path | None,
     shards: Path | str | None,
     shard_cache: Path,
     shard_cache_gb: float,
     split: str,
-    out: Path,
+    captions: Path | None,
+    references: Path | None,
+    out: Path | None,
+    results: Path | None,
+    ptb: "Ptb",
+    no_java: bool,
     weights: str | None,
     batch_size: int,
     checkpoint: "Which",
     device: str,
+    **decoding_settings: Any,
 ) -> None:
-    """Caption a split and score it: BLEU-1 to BLEU-4, ROUGE-L, CIDEr. No Java is needed."""
+    """Caption a split and score it, or score captions from a file: BLEU, ROUGE-L, CIDEr, and with Java METEOR and SPICE."""
+    scoring: Any = {"out": out, "ptb": ptb, "java": not no_java, "command": typed_command(), "report": lambda line: click.echo(line, err=True)}
+    if captions is not None or references is not None:
+        if captions is None or references is None or run is not None or features is not None or shards is not None or results is not None:
+            raise click.UsageError("Give --captions and --references together, and no --run, --features, --shards or --results; or give --run.")
+        from pipeline.score_results import score_results
+
+        scored = score_results(captions=captions, references=references, **scoring)
+        show_scores(scored.scores)
+        say(f"{scored.out}: scores of {len(scored.scores.images)} captions.")
+        next_step(f"look at {scored.out}, or score another file: python cli.py evaluate --captions OTHER.json --references {references}")
+        return
+    if run is None:
+        raise click.UsageError("Give --run with --features or --shards, or give --captions and --references.")
     from pipeline.evaluate import evaluate
 
     result = evaluate(
@@ -662,16 +700,26 @@ def evaluate(
         shards=local_shards(shards, shard_cache, shard_cache_gb) if shards else None,
         split=split,
         weights=weights,
-        out=out,
+        results=results,
+        decoding=chosen_decoding(decoding_settings),
         batch_size=batch_size,
         checkpoint=checkpoint,
         device=device,
         quiet=False,
+        **scoring,
     )
-    for name, value in result.scores.items():
-        say(f"{name:8} {value:.4f}")
-    say(f"{out}: scores and {len(result.captions)} captions.")
-    next_step(f"python cli.py caption --run {run} PHOTO.jpg --show --out captions.png")
+    show_scores(result.scores)
+    say(f"{result.out}: scores of {len(result.scores.images)} captions; {result.results}: {len(result.captions)} captions for others to score.")
+    next_step(f"python cli.py report {run}{f' --shards {shards}' if shards else ''} --out {run}/report.html")
+
+
+def show_scores(scores: "ScoreFile") -> None:
+    """A table of scores with their intervals, then what could not be measured."""
+    say(f"{'score':12}{'value':>9}   95% interval")
+    for name, found in scores.scores.items():
+        say(f"{name:12}{found.value:9.4f}   {found.low:.4f} to {found.high:.4f}")
+    for note in scores.notes:
+        click.echo(note, err=True)
 
 
 @command(

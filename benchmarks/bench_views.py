@@ -21,8 +21,9 @@ import torch
 
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.workload import say
-from model.decoding import greedy
-from model.metrics import score_captions
+from model.decoding import greedy, sentence
+from model.metrics import cider
+from model.ptb import ptb_tokens
 from pipeline.cache_features import cache_features
 from pipeline.run import open_run
 from pipeline.shard import ShardConfig, write_shards
@@ -49,10 +50,11 @@ def scores(run: Path, features: Path) -> dict[str, float]:
     """CIDEr of greedy captions from the centre crops, and from the mean of the views."""
     file = open_features(features / "val.h5")
     opened = open_run(run, device=CPU)
+    references = [list(map(ptb_tokens, texts)) for texts in file.table.reference_texts()]
     found = {}
     for name, features_of in (("center", file.features[:, 0]), ("mean", file.mean_view())):
         words = greedy(opened.captioner, torch.from_numpy(np.array(features_of)), opened.vocabulary)
-        found[name] = score_captions(words, file.table.references())["cider"]
+        found[name] = cider([ptb_tokens(sentence(caption)) for caption in words], references)
     return found
 
 

@@ -7,19 +7,19 @@ little of what stands where; AlexNet is shallow enough that colour and outline s
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.metrics import score_captions
+from model.ptb import ptb_tokens
 from pipeline.cache_features import cache_features
 from pipeline.caption import caption_images
-from pipeline.evaluate import Evaluation, evaluate
+from pipeline.evaluate import evaluate
 from pipeline.pictures import draw_captions
 from pipeline.shard import ShardConfig, write_shards
 from pipeline.synthetic import named_pairs, synthesize
-from pipeline.tokenizer import tokenize
 from pipeline.train import train
 from pipeline.vocab import make_vocabulary
 from shards.atomic import disk_errors
@@ -138,12 +138,14 @@ def demo(*, out: Path, images: int | None, weights: str, workers: int, device: s
     rows.append(("an epoch from raw", f"{raw_epoch:,.1f} s (by its first {RAW_STEPS} steps): {raw_epoch / cached_epoch:,.1f} times as long"))
 
     say("6/7 evaluate: greedy captions of the val split")
-    result = evaluate(run=out / "run", features=out / "features", out=out / "scores.json", device=device)
+    result = evaluate(run=out / "run", features=out / "features", java=False, device=device)
+    scores = {name: found.value for name, found in result.scores.scores.items()}
     val = open_features(feature_path(out / "features", "val")).table
-    pairs = pairs_share(result, val)
-    control, control_scores = shuffled(result, val)
+    captions = [caption for _, _, caption in result.captions]
+    pairs = pairs_share(captions, val)
+    control, control_scores = shuffled(captions, val)
     control_pairs = pairs_share(control, val)
-    rows.append(("BLEU-4, CIDEr on val", f"{result.scores['bleu_4']:.3f}, {result.scores['cider']:.2f}"))
+    rows.append(("BLEU-4, CIDEr on val", f"{scores['bleu_4']:.3f}, {scores['cider']:.2f}"))
     rows.append(("only true colour-and-shape pairs", f"{100 * pairs:.0f}% of the captions"))
     rows.append(("control: features shuffled", f"BLEU-4 {control_scores['bleu_4']:.3f}, {100 * control_pairs:.0f}% of the captions"))
 
@@ -156,7 +158,7 @@ def demo(*, out: Path, images: int | None, weights: str, workers: int, device: s
     rows.append(("all together", f"{whole.lap():,.0f} s"))
     return DemoResult(
         rows=tuple(rows),
-        scores=result.scores,
+        scores=scores,
         pairs_right=pairs,
         control_scores=control_scores,
         control_pairs=control_pairs,
@@ -192,22 +194,20 @@ class Stopwatch:
         return self._began - before
 
 
-def pairs_share(evaluation: Evaluation, table: CaptionTable) -> float:
+def pairs_share(captions: Sequence[str], table: CaptionTable) -> float:
     """Share of captions that name at least one colour-and-shape pair, and only such as their image's references name."""
-    truth = [named_pairs([]) for _ in range(table.images)]
-    for row, text in zip(table.image_rows, table.texts, strict=True):
-        truth[row] |= named_pairs([text])
-    named = [named_pairs([caption]) for _, _, caption in evaluation.captions]
+    truth = [named_pairs(texts) for texts in table.reference_texts()]
+    named = [named_pairs([caption]) for caption in captions]
     return sum(bool(n) and n <= t for n, t in zip(named, truth, strict=True)) / len(named)
 
 
-def shuffled(evaluation: Evaluation, table: CaptionTable) -> tuple[Evaluation, dict[str, float]]:
-    """The control: every image captioned from another image's features, and the scores of that."""
-    if len(evaluation.captions) < 2:
+def shuffled(captions: Sequence[str], table: CaptionTable) -> tuple[list[str], dict[str, float]]:
+    """The control: every image with the caption of another image's features, and the scores of that."""
+    if len(captions) < 2:
         raise InputError("A control needs at least two validation images: draw more.")
-    order = list(range(len(evaluation.captions)))
+    order = list(range(len(captions)))
     random.Random(0).shuffle(order)  # noqa: S311 - a fixed shuffle, not a secret
     other = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no image keeps its own features
-    captions = tuple((i, name, evaluation.captions[other[row]][2]) for row, (i, name, _) in enumerate(evaluation.captions))
-    scores = score_captions([tokenize(caption) for _, _, caption in captions], table.references())
-    return Evaluation(scores=scores, captions=captions), scores
+    control = [captions[other[row]] for row in range(len(captions))]
+    references = [list(map(ptb_tokens, texts)) for texts in table.reference_texts()]
+    return control, score_captions(list(map(ptb_tokens, control)), references).corpus

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from model.decoder import Captioner
 from model.decoding import greedy, sentence
 from model.metrics import cider
+from model.ptb import ptb_tokens
 from model.vocabulary import Vocabulary
 from pipeline.batches import CaptionBatch, Encoded, table_batches, to_device
 from pipeline.progress import Progress
@@ -67,6 +68,8 @@ class Validation:
         captioned = source.table.caption_counts > 0
         chosen = np.union1d(spread_rows(source.table.images, images), spread_rows(source.table.images, SAMPLES))
         self.rows = chosen[captioned[chosen]]
+        # As evaluate scores: the CIDEr of a training is that of its greedy captions there.
+        self.references = [[ptb_tokens(text) for text in texts] for texts in source.table.reference_texts(self.rows)] if world.first else []
         start, stop = world.part.of(0, len(self.rows))
         self.batches: list[CaptionBatch] = []
         encoded = Encoded(source.table, vocabulary, device)
@@ -92,8 +95,8 @@ class Validation:
         words = self.world.gathered(mine)
         if not (self.world.first and words):
             return Validated(loss=total / max(tokens, 1), cider=None, shown=())
-        references = self.table.references(self.rows.tolist())
-        return Validated(loss=total / max(tokens, 1), cider=cider(words, references), shown=tuple(self._shown(words)))
+        scored = cider([ptb_tokens(sentence(caption)) for caption in words], self.references)
+        return Validated(loss=total / max(tokens, 1), cider=scored, shown=tuple(self._shown(words)))
 
     def _shown(self, words: list[list[str]]) -> Iterator[ShownCaption]:
         rows = [row for row in spread_rows(self.table.images, SAMPLES).tolist() if self.table.caption_counts[row]]

@@ -63,11 +63,11 @@ class CaptionTable:
         """Token strings of one caption."""
         return [self.words[i] for i in self.tokens[self.offsets[caption] : self.offsets[caption + 1]]]
 
-    def references(self, rows: Iterable[int] | None = None) -> list[list[list[str]]]:
-        """For each image, or each of those at ``rows``, the token lists of its captions."""
+    def reference_texts(self, rows: Iterable[int] | None = None) -> list[tuple[str, ...]]:
+        """For each image, or each of those at ``rows``, its captions as they were written."""
         ends = np.cumsum(self.caption_counts)
         chosen = range(self.images) if rows is None else rows
-        return [[self.caption_tokens(caption) for caption in range(ends[row] - self.caption_counts[row], ends[row])] for row in chosen]
+        return [self.texts[ends[row] - self.caption_counts[row] : ends[row]] for row in chosen]
 
     def check(self) -> None:
         """Raise ValueError unless the arrays fit together (for content that came from a file)."""

@@ -26,10 +26,10 @@ def test_real_photographs_with_real_weights_go_the_whole_way_and_are_learned(dat
         assert result.exit_code == 0, result.output
     assert "99 images with 495 captions" in run_cli(*steps[0]).output
     scores = json.loads((d / "scores.json").read_text())
-    assert len(scores["captions"]) == 99
-    assert scores["scores"]["bleu_4"] > 0.5
+    assert len(scores["images"]) == 99
+    assert scores["scores"]["bleu_4"]["value"] > 0.5
     # The photographs themselves are captioned like their stored copies, but for the rounding of a JPEG.
-    by_image = {entry["image_id"]: entry["caption"] for entry in scores["captions"]}
+    by_image = {entry["image_id"]: entry["caption"] for entry in scores["images"]}
     lines = [line.split(": ", 1) for line in result.output.splitlines() if line.startswith(str(source))]
     assert len(lines) == 3
     assert sum(by_image[int(Path(path).stem)] == caption for path, caption in lines) >= 2

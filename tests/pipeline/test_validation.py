@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +8,10 @@ from torch.nn import functional
 
 from model.decoder import Captioner, DecoderConfig
 from model.decoding import greedy, sentence
-from model.metrics import score_captions
+from model.metrics import cider
+from model.ptb import ptb_tokens
 from model.vocabulary import Vocabulary
+from pipeline.evaluate import evaluate
 from pipeline.training_data import Data, features_function, open_cached
 from pipeline.validation import Validation
 from pipeline.vocab import vocabulary_of
@@ -33,7 +38,8 @@ def test_scores_are_those_of_the_split_captioned_and_scored_by_hand(small: Small
     captioner.eval()
     features = data.val.images(np.arange(table.images), np.zeros((table.images, 3)))
     words = greedy(captioner, features, vocabulary)
-    assert measured.cider == pytest.approx(score_captions(words, table.references())["cider"], abs=1e-9)
+    references = [list(map(ptb_tokens, texts)) for texts in table.reference_texts()]
+    assert measured.cider == cider([ptb_tokens(sentence(caption)) for caption in words], references)
     losses = []
     for caption in range(table.captions):
         tokens = torch.tensor([vocabulary.encode(["<start>", *table.caption_tokens(caption), "<end>"])])
@@ -45,6 +51,12 @@ def test_scores_are_those_of_the_split_captioned_and_scored_by_hand(small: Small
     assert [shown.caption for shown in measured.shown] == [sentence(caption) for caption in words]
     assert all(shown.pixels is not None and shown.pixels.shape == (64, 64, 3) for shown in measured.shown)
     assert measured.shown[0].reference == table.texts[0]
+
+
+def test_a_trainings_last_cider_is_the_one_that_evaluate_finds(small: Small, tmp_path: Path) -> None:
+    logged = [json.loads(line) for line in (small.run / "metrics.jsonl").read_text().splitlines()]
+    found = evaluate(run=small.run, features=small.features, out=tmp_path / "s.json", java=False, device="cpu").scores.scores["cider"]
+    assert [line["val_cider"] for line in logged if "val_cider" in line][-1] == found.value
 
 
 def test_of_many_images_some_are_looked_at_spread_over_all(small: Small) -> None:

@@ -51,7 +51,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.features, rows)
     assert opened.provenance == provenance()
     assert opened.table.texts == table(0, 7).texts
-    assert opened.table.references() == table(0, 7).references()
+    assert opened.table.reference_texts() == table(0, 7).reference_texts()
     with h5py.File(tmp_path / "a.h5") as file:
         assert file["features"].chunks is None
         assert file["features"].dtype == np.float16

@@ -1,0 +1,97 @@
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from model.metrics import score_captions
+from model.ptb import ptb_tokens
+from pipeline.score_results import score_results
+from pipeline.scores import read_scores
+from shards.errors import InputError
+
+
+@pytest.fixture
+def coco(data: Path, tmp_path: Path) -> Path:
+    """A folder with one human caption of 300 images as results.json and the others as references.json."""
+    content = json.loads((data / "coco-captions" / "captions_val2017.json").read_text())
+    images = content["images"][:300]
+    kept = {image["id"] for image in images}
+    first: dict[int, str] = {}
+    others = []
+    for annotation in content["annotations"]:
+        if annotation["image_id"] in kept:
+            if annotation["image_id"] in first:
+                others.append(annotation)
+            else:
+                first[annotation["image_id"]] = annotation["caption"]
+    (tmp_path / "results.json").write_text(json.dumps([{"image_id": i, "caption": text} for i, text in first.items()]))
+    (tmp_path / "references.json").write_text(json.dumps({"images": images, "annotations": others}))
+    return tmp_path
+
+
+def test_a_result_file_is_scored_as_pycocotools_and_pycocoevalcap_would(coco: Path) -> None:
+    from pycocotools.coco import COCO
+
+    found = score_results(captions=coco / "results.json", references=coco / "references.json", java=False, command="c")
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(coco / "references.json"))
+        result = truth.loadRes(str(coco / "results.json"))
+    ids = [image.image_id for image in found.scores.images]
+    candidates = [ptb_tokens(result.imgToAnns[i][0]["caption"]) for i in ids]
+    references = [[ptb_tokens(annotation["caption"]) for annotation in truth.imgToAnns[i]] for i in ids]
+    expected = score_captions(candidates, references).corpus
+    assert {name: found.scores.scores[name].value for name in expected} == expected
+    assert found.out == coco / "results.scores.json"
+    assert read_scores(found.out) == found.scores
+    assert found.scores.split == ""
+    assert found.scores.made_by["command"] == "c"
+    assert found.scores.notes == ("novel: a result file does not say what its model was trained on.",)
+
+
+def test_images_without_a_caption_are_counted_and_not_scored(coco: Path) -> None:
+    entries = json.loads((coco / "results.json").read_text())
+    (coco / "some.json").write_text(json.dumps(entries[::3]))
+    found = score_results(captions=coco / "some.json", references=coco / "references.json", java=False)
+    assert len(found.scores.images) == 100
+    assert found.scores.notes[0] == "200 of 300 images have no caption: the scores are of the others."
+
+
+def test_the_command_shows_scores_with_intervals_and_what_is_missing(coco: Path, run_cli: Callable[..., Result]) -> None:
+    entries = json.loads((coco / "results.json").read_text())
+    (coco / "results.json").write_text(json.dumps(entries[1:]))
+    result = run_cli("evaluate", "--captions", coco / "results.json", "--references", coco / "references.json", "--no-java")
+    assert result.exit_code == 0, result.output
+    assert "95% interval" in result.output
+    assert "1 of 300 images have no caption" in result.output
+    assert "Next: look at " in result.output.splitlines()[-1]
+
+
+def test_inputs_are_never_overwritten(coco: Path) -> None:
+    for name, option in (("results.json", "--captions"), ("references.json", "--references")):
+        with pytest.raises(InputError, match=rf"{name}: this is the file of {option}"):
+            score_results(captions=coco / "results.json", references=coco / "references.json", out=coco / name, java=False)
+
+
+def test_references_of_another_form_are_refused_by_name(coco: Path) -> None:
+    with pytest.raises(InputError, match=r"results\.json: not a COCO caption file"):
+        score_results(captions=coco / "results.json", references=coco / "results.json", java=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--captions", "a.json"],
+        ["--references", "a.json"],
+        ["--captions", "a.json", "--references", "b.json", "--run", "r"],
+        ["--captions", "a.json", "--references", "b.json", "--results", "r.json"],
+        ["--features", "f"],
+    ],
+)
+def test_options_of_two_ways_together_are_wrong_usage(run_cli: Callable[..., Result], arguments: list[str]) -> None:
+    result = run_cli("evaluate", *arguments)
+    assert result.exit_code == 2
+    assert "--references" in result.output
