@@ -75,8 +75,6 @@ def _entry(where: str, entry: Any) -> tuple[int, str]:
         raise InputError(f"{where}: image_id is {_shown(image_id)}, not a whole number. Write it as in the references: without quotes or a point.")
     if not isinstance(caption, str):
         raise InputError(f"{where}: the caption of image {image_id} is {_shown(caption)}, not a text. {FORM}")
-    if not caption.strip():
-        raise InputError(f"{where}: the caption of image {image_id} is empty. Caption the image, or take the entry out: it counts as missing then.")
     return image_id, caption.encode("utf-8", "replace").decode()
 
 

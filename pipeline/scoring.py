@@ -84,6 +84,9 @@ def score_texts(
         raise InputError("There is no image that has both a caption and a reference: nothing can be scored.")
     said = list(notes)
     candidates, references, used = _tokens(images, ptb, said, say)
+    empty = sum(not words for words in candidates)
+    if empty:
+        said.append(f"{empty:,} of {len(images):,} captions have no word: they score 0.")
     scored = score_captions(candidates, references)
     known = None if training is None else _joined_training(training, used, said)
     qualities = caption_qualities(candidates, known)

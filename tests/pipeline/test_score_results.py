@@ -95,3 +95,16 @@ def test_options_of_two_ways_together_are_wrong_usage(run_cli: Callable[..., Res
     result = run_cli("evaluate", *arguments)
     assert result.exit_code == 2
     assert "--references" in result.output
+
+
+@pytest.mark.parametrize("java", [False, True])
+def test_captions_without_a_word_score_nothing_and_are_counted(coco: Path, java: bool) -> None:
+    entries = json.loads((coco / "results.json").read_text())
+    entries[3]["caption"], entries[5]["caption"] = "", " ... "
+    (coco / "gaps.json").write_text(json.dumps(entries))
+    found = score_results(captions=coco / "gaps.json", references=coco / "references.json", java=java)
+    assert "2 of 300 captions have no word: they score 0." in found.scores.notes
+    judging = ("bleu_1", "bleu_4", "rouge_l", "cider")
+    assert [found.scores.images[place].scores[name] for place in (3, 5) for name in judging] == [0.0] * 8
+    whole = score_results(captions=coco / "results.json", references=coco / "references.json", java=False).scores.scores
+    assert all(found.scores.scores[name].value < whole[name].value for name in ("rouge_l", "cider"))  # means over images
