@@ -15,6 +15,8 @@ from model.decoder import Captioner, State
 from model.vocabulary import END, PAD, START, UNK, Vocabulary
 
 MAX_WORDS = 20
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
+MAX_DIVERSITY, MAX_LENGTH_PENALTY = 1e3, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +54,17 @@ class Decoding:
         for name, least in (("beam", 1), ("groups", 1), ("max_words", 1), ("block_ngrams", 0), ("samples", 0), ("top_k", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least {least}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}, it must be greater than 0")
+        if not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
+            raise ValueError(f"temperature is {self.temperature}, it must lie between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, it must be greater than 0 and at most 1")
-        if not (self.diversity >= 0 and self.length_penalty >= 0):
-            raise ValueError(f"diversity is {self.diversity} and length_penalty {self.length_penalty}, neither may be negative")
+        for name, most in (("diversity", MAX_DIVERSITY), ("length_penalty", MAX_LENGTH_PENALTY)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must lie between 0 and {most:g}")
+        if self.samples and (self.beam > 1 or self.groups > 1):
+            raise ValueError(f"samples is {self.samples} and beam {self.beam}, groups {self.groups}: captions are drawn or searched for, not both")
+        if not self.samples and (self.temperature != 1 or self.top_k or self.top_p != 1):
+            raise ValueError("temperature, top_k and top_p are for samples, and samples is 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +87,10 @@ def decode(
             default they are counted from 0.
 
     Returns:
-        For each image, at least one hypothesis: those of a search the best first, group by group turned into one list; samples in the
-        order in which they were drawn.
+        For each image, at least one hypothesis, the best first; of a search they differ, of sampling some may be the same.
 
     Raises:
-        ValueError: The captioner is in training mode.
+        ValueError: The captioner is in training mode, or its scores are not finite.
     """
     if captioner.training:
         raise ValueError("decoding needs the captioner in eval mode: single images would be normalised by themselves")
@@ -142,7 +148,10 @@ class _Rows:
             logits[rows, windows[rows, places, -1]] = -torch.inf
         elif block_ngrams == 1 and self.words.shape[1]:
             logits.scatter_(1, self.words, -torch.inf)
-        return (logits if temperature == 1 else logits / temperature).log_softmax(dim=1)
+        chances = (logits if temperature == 1 else logits / temperature).log_softmax(dim=1)
+        if chances.isnan().any():
+            raise ValueError("the captioner's scores are not finite: its weights are damaged, or its training has failed")
+        return chances
 
     def follow(self, parents: Tensor, words: Tensor, scores: Tensor) -> None:
         """Go on with some rows, int64 (rows,), each with a word and its new score; a row may be followed several times, or not."""
@@ -246,7 +255,8 @@ def _sampled(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, d: 
             break
     for number, words_so_far, score in zip(sample.tolist(), rows.words.tolist(), rows.scores.tolist(), strict=True):
         found[number] = Hypothesis(words=tuple(vocabulary.decode(words_so_far)), score=score)
-    return [[found[image * d.samples + number] for number in range(d.samples)] for image in range(images)]
+    drawn = [[found[image * d.samples + number] for number in range(d.samples)] for image in range(images)]
+    return [sorted(of_image, key=lambda hypothesis: -hypothesis.score) for of_image in drawn]
 
 
 def _drawn(chances: Tensor, draws: Tensor, d: Decoding) -> tuple[Tensor, Tensor]:

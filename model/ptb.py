@@ -48,8 +48,10 @@ _SYMBOLS = (
 
 # Numbers to Python, symbols here
 _NO_LETTERS = r"\xb2\xb3\xb9\xbc-\xbe\u2070-\u2089\u2150-\u2189\u2460-\u24ff\u2776-\u2793"
-_LETTER = rf"(?:[^\W\d_{_NO_LETTERS}]|[{_MARKS}])"
-_ALNUM = rf"(?:[^\W_{_NO_LETTERS}]|[{_MARKS}])"
+# No character is on both sides of a bar: going back over a long word would take time that doubles with each
+_MARK = rf"(?!\w)[{_MARKS}]"
+_LETTER = rf"(?:[^\W\d_{_NO_LETTERS}]|{_MARK})"
+_ALNUM = rf"(?:[^\W_{_NO_LETTERS}]|{_MARK})"
 _SPACE = r"[ \t\u00a0\u2000-\u200a\u3000]"
 _APOS = r"['\x92’]"
 _ANY_APOS = r"['`\x91\x92‘’‛]"
@@ -108,7 +110,7 @@ def _rules() -> tuple[re.Pattern[str], ...]:
         rf"({_APOS}(?i:[msd]|re|ve|ll))",
         # Web names; bounds keep the search for their ends from going through a whole text
         rf"(https?://{_IN_ADDRESS}+{_ENDS_ADDRESS})",
-        rf"""((?:www\.(?:[^ \t\n\r\f"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}|(?:[^ \t\n\r\f"`'<>|.!?(){{}},\-_$]{{1,99}}\.)+(?:com|net|org|edu))"""
+        rf"""((?:www\.(?:[^ \t\n\r\f"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}|(?:[^ \t\n\r\f"`'<>|.!?(){{}},\-_$]{{1,99}}\.){{1,20}}(?:com|net|org|edu))"""
         rf"(?:/{_IN_ADDRESS}+{_ENDS_ADDRESS})?)",
         r"""([a-zA-Z0-9][^ \t\n\r\f"<>|()\u00a0]{0,99}@(?:[^ \t\n\r\f"<>|().\u00a0]+\.)*[^ \t\n\r\f"<>|().\u00a0]+)""",
         rf"(@(?:{_LETTER}|_)(?:{_ALNUM}|_)*|#{_LETTER}+)",

@@ -1,7 +1,8 @@
 """Run + photographs -> captions."""
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 from model.decoding import Decoding, Hypothesis, decode, sentence
 from model.encoder import FrozenBackbone
-from model.precision import folded
 from model.preprocessing import center_crop
 from pipeline.arithmetic import choose_arithmetic, compile_where_it_pays, pick_precision, prepare_device
 from pipeline.backbones import pick_device, reopen_backbone
@@ -94,16 +94,17 @@ def caption_images(
     size = images_per_pass(chosen_device)
     groups = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
 
-    def load(group: Sequence[int]) -> list[NDArray[np.uint8] | ImageError]:
-        return [_load(images[number], resize) for number in group]
+    def load(name: str) -> NDArray[np.uint8] | ImageError:
+        return _load(name, resize)
 
     with Progress("Captioning", total=len(images), unit="images", quiet=quiet) as progress:
-        loading = ahead(load, groups, threads=default_workers())
+        loading = ahead(load, images, threads=default_workers(), depth=2 * size)
         prepare_device(chosen_device)
         exact = reopen_backbone(opened.config.network, kept=kept_weights(run), weights=weights)
         frozen: FrozenBackbone | None = None
         failed = 0
-        for group, loaded in zip(groups, loading, strict=True):
+        for group in groups:
+            loaded = list(itertools.islice(loading, len(group)))
             there = [number for number, item in zip(group, loaded, strict=True) if not isinstance(item, ImageError)]
             found: Iterator[list[Hypothesis]] = iter(())
             if there:
@@ -123,10 +124,14 @@ def caption_images(
                 if isinstance(item, ImageError):
                     yield CaptionedPhotograph(name=images[number], problem=str(item))
                 else:
-                    captions = tuple(Alternative(caption=sentence(h.words), score=h.score) for h in next(found))
-                    yield CaptionedPhotograph(name=images[number], captions=captions)
+                    yield CaptionedPhotograph(name=images[number], captions=as_alternatives(next(found)))
             failed += len(group) - len(there)
             progress.advance(len(group), note=f"{failed} failed" if failed else "")
+
+
+def as_alternatives(hypotheses: Iterable[Hypothesis]) -> tuple[Alternative, ...]:
+    """Hypotheses as files and people read them."""
+    return tuple(Alternative(caption=sentence(hypothesis.words), score=hypothesis.score) for hypothesis in hypotheses)
 
 
 def _load(name: str, resize: Resize) -> NDArray[np.uint8] | ImageError:
@@ -134,13 +139,6 @@ def _load(name: str, resize: Resize) -> NDArray[np.uint8] | ImageError:
         return np.array(decode_image(photograph_bytes(name), name, resize).image, dtype=np.uint8)
     except ImageError as error:
         return error
-
-
-def open_run_backbone(run: Run, *, weights: str | None = None) -> FrozenBackbone:
-    """The frozen network that a run's features came from, in float32 on the run's device."""
-    device = next(run.captioner.parameters()).device
-    prepare_device(device)
-    return folded(reopen_backbone(run.config.network, kept=kept_weights(run.folder), weights=weights)).to(device)
 
 
 def run_resize(run: Run) -> Resize:

@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoding import Decoding, Hypothesis, decode, sentence
-from pipeline.backbones import pick_device, recorded_network
-from pipeline.caption import open_run_backbone
+from model.decoding import Decoding, decode, sentence
+from model.encoder import FrozenBackbone
+from model.precision import folded
+from pipeline.arithmetic import prepare_device
+from pipeline.backbones import pick_device, recorded_network, reopen_backbone
+from pipeline.caption import as_alternatives
 from pipeline.checkpoints import Which
 from pipeline.prefetch import ahead
 from pipeline.progress import Progress
 from pipeline.result_file import results_path, write_results
-from pipeline.run import Run, open_run
+from pipeline.run import Run, kept_weights, open_run
 from pipeline.scores import Alternative, ScoreFile, scores_path, write_scores
 from pipeline.scoring import Judged, Ptb, check_tokenizer, score_texts
 from pipeline.sources import ShardSource
@@ -141,13 +144,9 @@ def _captioned(run: Run, data: _Data, decoding: Decoding, split: str, quiet: boo
             numbers = range(len(captions), len(captions) + len(batch))
             for hypotheses in decode(run.captioner, batch.to(device), run.vocabulary, decoding, numbers=numbers):
                 captions.append(sentence(hypotheses[0].words))
-                alternatives.append(tuple(map(_alternative, hypotheses)) if len(hypotheses) > 1 else ())
+                alternatives.append(as_alternatives(hypotheses) if len(hypotheses) > 1 else ())
             progress.advance(len(batch))
     return captions, alternatives
-
-
-def _alternative(hypothesis: Hypothesis) -> Alternative:
-    return Alternative(caption=sentence(hypothesis.words), score=hypothesis.score)
 
 
 def _judged(table: CaptionTable, captions: Sequence[str], alternatives: Sequence[tuple[Alternative, ...]]) -> Iterator[Judged]:
@@ -188,6 +187,13 @@ def _training_captions(run: Run, features: Path | None, shards: Path | None, not
     if run.config.source == kind and run.config.data_digest != digest:
         notes.append(f"novel: compared with the training captions of {place}, which is not what the run was trained on.")
     return texts
+
+
+def open_run_backbone(run: Run, *, weights: str | None = None) -> FrozenBackbone:
+    """The frozen network that a run's features came from, in float32 on the run's device."""
+    device = next(run.captioner.parameters()).device
+    prepare_device(device)
+    return folded(reopen_backbone(run.config.network, kept=kept_weights(run.folder), weights=weights)).to(device)
 
 
 def run_network(run: Run) -> dict[str, object]:

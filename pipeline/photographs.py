@@ -1,8 +1,9 @@
 """What a user names -> photographs: files, folders, patterns, URLs, and a list of all of these on standard input."""
 
 import glob
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.images import ImageError, read_image_file
@@ -38,10 +39,10 @@ def named_photographs(arguments: Iterable[str], lines: Iterable[str]) -> list[st
 
 def _expanded(name: str) -> Iterator[str]:
     path = Path(name)
-    if "://" in name or path.is_file():
+    if "://" in name or _is(path, stat.S_ISREG):
         yield name
         return
-    if path.is_dir():
+    if _is(path, stat.S_ISDIR):
         found, endings = _photographs_in(path), ", ".join(sorted(ENDINGS))
         if not found:
             raise InputError(f"{name}: there is no photograph in this folder or below it (files that end in {endings}).")
@@ -50,10 +51,17 @@ def _expanded(name: str) -> Iterator[str]:
         matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not matches:
             raise InputError(f"{name}: no file matches this pattern.")
-        for match in matches:
-            yield from (_photographs_in(Path(match)) if Path(match).is_dir() else [match])
+        # A pattern may match a folder and what is in it
+        yield from dict.fromkeys(each for match in matches for each in (_photographs_in(Path(match)) if Path(match).is_dir() else [match]))
     else:
         yield name
+
+
+def _is(path: Path, kind: Callable[[int], bool]) -> bool:
+    try:
+        return kind(path.stat().st_mode)
+    except (OSError, ValueError):  # not there, or a name that no file can have
+        return False
 
 
 def _photographs_in(folder: Path) -> list[str]:

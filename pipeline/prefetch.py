@@ -10,11 +10,12 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int) -> Generator[R, None, None]:
-    """Yield ``function(item)`` in the order of ``items``, up to ``2 * threads`` items ahead of the consumer.
+def ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int | None = None) -> Generator[R, None, None]:
+    """Yield ``function(item)`` in the order of ``items``, up to ``depth`` items ahead of the consumer.
 
     Args:
         threads: 0 runs everything in the consumer's thread.
+        depth: By default 2 * threads.
     """
     if threads <= 0:
         yield from map(function, items)
@@ -22,7 +23,7 @@ def ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int) -> Ge
     pool = ThreadPoolExecutor(threads, thread_name_prefix="capstream-ahead")
     try:
         remaining = iter(items)
-        waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in itertools.islice(remaining, 2 * threads))
+        waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in itertools.islice(remaining, depth or 2 * threads))
         while waiting:
             result = waiting.popleft().result()
             waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))

@@ -94,10 +94,10 @@ def read_scores(path: Path) -> ScoreFile:
             split=_text(content["split"]),
             made_by=dict(content["made_by"]),
             scores={_text(name): Interval(**_numbers(entry)) for name, entry in content["scores"].items()},
-            images=tuple(_image(entry) for entry in content["images"]),
-            notes=tuple(map(_text, content["notes"])),
+            images=tuple(_image(entry) for entry in _list(content["images"])),
+            notes=tuple(map(_text, _list(content["notes"]))),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DamageError(f"{path}: not a score file ({error!r}). Make it again with: python cli.py evaluate") from None
 
 
@@ -106,10 +106,16 @@ def _image(entry: dict[str, Any]) -> ScoredImage:
         image_id=int(entry["image_id"]),
         file_name=_text(entry["file_name"]),
         caption=_text(entry["caption"]),
-        references=tuple(map(_text, entry["references"])),
+        references=tuple(map(_text, _list(entry["references"]))),
         scores=_numbers(entry["scores"]),
-        alternatives=tuple(Alternative(caption=_text(one["caption"]), score=float(one["score"])) for one in entry["alternatives"]),
+        alternatives=tuple(Alternative(caption=_text(one["caption"]), score=float(one["score"])) for one in _list(entry["alternatives"])),
     )
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value
 
 
 def _text(value: object) -> str:

@@ -4,7 +4,6 @@ They come from a shard dataset, whose samples know their image id, or from a fol
 Pictures that a dataset has squashed or padded get the shape of their photograph again.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from pipeline.captions import is_inside
-from pipeline.images import ImageError, Resize, decode_image, encode_jpeg, read_image_file
+from pipeline.executors import default_workers
+from pipeline.images import MAX_PIXELS, ImageError, Resize, decode_image, encode_jpeg, read_image_file
 from pipeline.prefetch import ahead
 from pipeline.progress import Progress
 from pipeline.reading import read_samples
@@ -107,10 +107,9 @@ def folder_thumbnails(folder: Path, wanted: Sequence[Wanted], *, quiet: bool = T
 
 
 def _made(make: Callable[[Wanted], bytes | Problem], wanted: Sequence[Wanted], *, quiet: bool) -> Thumbnails:
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pictures: list[bytes | Problem] = []
     with Progress("Thumbnails", total=len(wanted), unit="images", quiet=quiet) as progress:
-        made: Iterator[bytes | Problem] = ahead(make, wanted, threads=threads)
+        made: Iterator[bytes | Problem] = ahead(make, wanted, threads=default_workers())
         for picture in made:
             pictures.append(picture)
             progress.advance(1)
@@ -138,7 +137,7 @@ def _photograph_thumbnail(data: bytes, name: str) -> bytes:
 def _stored_thumbnail(jpeg: bytes, name: str, record: dict[str, Any], mode: str) -> bytes:
     image = decode_image(jpeg, name).image
     width, height = record.get("width"), record.get("height")
-    if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
+    if not (isinstance(width, int) and isinstance(height, int) and 0 < width <= MAX_PIXELS and 0 < height <= MAX_PIXELS):
         width, height = image.size
     if mode == "pad":
         image = _without_padding(image, Resize(size=max(16, image.width), mode="pad").scaled(width, height))

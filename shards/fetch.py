@@ -79,7 +79,11 @@ def _download_once(url: str, target: Path, at_most: int, whole: bool, stop: thre
 
 def _chunks(url: str, advice: str) -> Generator[bytes, None, None]:
     """The bytes of a file. A foreign file system's errors become ours here, before anybody can take them for the disk's."""
-    system, options = _file_system(urlsplit(url).scheme, os.getpid())
+    try:
+        protocol = urlsplit(url).scheme
+    except ValueError as error:
+        raise InputError(f"{url}: not a URL ({error}). {advice}") from None
+    system, options = _file_system(protocol, os.getpid())
     try:
         with system.open(url, "rb", **options) as file:
             while chunk := file.read(CHUNK_BYTES):

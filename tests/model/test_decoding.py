@@ -195,14 +195,38 @@ def test_samples_follow_the_models_probabilities() -> None:
     assert decode(model, features, VOCABULARY, Decoding(samples=50, seed=6)) != decode(model, features, VOCABULARY, Decoding(samples=50, seed=7))
 
 
-@pytest.mark.parametrize("narrow", [Decoding(samples=20, top_k=1), Decoding(samples=20, top_p=1e-6), Decoding(samples=20, temperature=1e-4)])
+@pytest.mark.parametrize("narrow", [Decoding(samples=20, top_k=1), Decoding(samples=20, top_p=1e-6), Decoding(samples=20, temperature=1e-3)])
 def test_samples_of_the_likeliest_word_alone_are_greedy(narrow: Decoding) -> None:
     model, features = captioner(4, 3.0), torch.randn(3, 5)
     for drawn, words in zip(decode(model, features, VOCABULARY, narrow), greedy(model, features, VOCABULARY), strict=True):
         assert {h.words for h in drawn} == {tuple(words)}
 
 
-@pytest.mark.parametrize("setting", [{"beam": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"diversity": -1.0}, {"samples": -1}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"beam": 0},
+        {"temperature": 0.0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"diversity": -1.0},
+        {"samples": -1},
+        {"diversity": math.inf},
+        {"length_penalty": math.nan},
+        {"temperature": 1e-9},
+        {"samples": 2, "beam": 3},
+        {"top_k": 5},
+    ],
+)
 def test_impossible_decodings_are_refused_by_name(setting: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         Decoding(**setting)  # type: ignore[arg-type]
+
+
+def test_weights_that_are_not_finite_are_named_and_give_no_captions() -> None:
+    model = captioner()
+    with torch.no_grad():
+        model.decoder.output.weight[WORDS[0]] = torch.nan
+    for decoding in (Decoding(), Decoding(beam=3), Decoding(samples=2)):
+        with pytest.raises(ValueError, match="not finite"):
+            decode(model, torch.randn(2, 5), VOCABULARY, decoding)

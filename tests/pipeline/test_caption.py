@@ -12,7 +12,8 @@ from PIL import Image
 from cli import cli
 from model.decoding import Decoding, decode, sentence
 from pipeline import caption as caption_module
-from pipeline.caption import caption_images, open_run_backbone
+from pipeline.caption import caption_images
+from pipeline.evaluate import open_run_backbone
 from pipeline.images import Resize, decode_image
 from pipeline.pictures import draw_captions
 from pipeline.run import open_run
