@@ -416,19 +416,50 @@ def describe_cache(summary: "CacheSummary") -> str:
 @shards_options("Raw images from shards, a folder or a URL, through the frozen network at every step.")
 @click.option("--out", type=Folder, required=True, help="The run's folder.")
 @click.option("--vocab", type=Folder, default=None, help="A vocabulary file. [default: built from the training captions]")
+@click.option(
+    "--recipe", default=None, help="tutorial, strong, or self-critical: what the options below are, where they are not given. [default: tutorial]"
+)
+@click.option("--config", "config_file", type=Folder, default=None, help="A TOML file of such options, by the same names; given ones go over it.")
+@click.option("--from", "start", type=Folder, default=None, help="A run whose best weights are those of the first step; sizes and vocabulary too.")
+@click.option(
+    "--self-critical/--cross-entropy",
+    default=None,
+    help="Train for CIDEr-D of drawn captions, from a run that speaks already (--from), instead of for the captions' words. [default: cross-entropy]",
+)
+@click.option("--samples", type=int, default=None, help="With --self-critical: captions drawn of each image. [default: 5]")
 @click.option("--min-count", type=int, default=None, help="Without --vocab: keep words that occur this often. [default: 4]")
 @click.option("--epochs", type=int, default=None, help="Passes over all captions. [default: 5]")
 @click.option("--batch-size", type=int, default=None, help="Units per step: images with up to --captions-per-image captions. [default: 128]")
 @click.option("--lr", type=float, default=None, help="Adam's learning rate. [default: 0.001]")
 @click.option(
     "--schedule",
-    type=click.Choice(["constant", "cosine"]),
+    type=click.Choice(["constant", "step", "cosine"]),
     default=None,
-    help="How the rate changes; cosine falls to 0 at the end. [default: constant]",
+    help="How the rate changes: step: by --lr-decay every --lr-decay-epochs; cosine: down to 0 at the end. [default: constant]",
 )
+@click.option("--lr-decay", type=float, default=None, help="With --schedule step: what the rate is multiplied by. [default: 0.8]")
+@click.option("--lr-decay-epochs", type=int, default=None, help="With --schedule step: epochs between two falls. [default: 3]")
+@click.option("--warmup-steps", type=int, default=None, help="Steps in which the rate rises from nearly 0. [default: 0]")
+@click.option("--weight-decay", type=float, default=None, help="AdamW's decay of matrices. [default: 0]")
+@click.option("--clip-norm", type=float, default=None, help="Cut the gradients' norm to this; 0: never. [default: 0]")
+@click.option("--label-smoothing", type=float, default=None, help="Share of each target that all words have in common. [default: 0]")
+@click.option("--own-words", type=float, default=None, help="Scheduled sampling: share of input words that the model draws itself. [default: 0]")
+@click.option("--own-words-epochs", type=int, default=None, help="Epochs in which that share rises from 0. [default: 10]")
+@click.option("--patience", type=int, default=None, help="End after so many epochs without better captions of val. [default: never]")
 @click.option("--embedding-dim", type=int, default=None, help="Size of word and image embeddings. [default: 256]")
 @click.option("--hidden-dim", type=int, default=None, help="Size of the LSTM's state. [default: 512]")
 @click.option("--layers", type=int, default=None, help="LSTM layers. [default: 1]")
+@click.option("--input-dropout", type=float, default=None, help="Share of the LSTM's inputs that a step leaves out. [default: 0]")
+@click.option(
+    "--output-dropout", type=float, default=None, help="Share of the LSTM's outputs that a step leaves out, between layers too. [default: 0]"
+)
+@click.option(
+    "--image-input",
+    type=click.Choice(["once", "every_step"]),
+    default=None,
+    help="The image is the LSTM's first input, or stands beside every word too. [default: once]",
+)
+@click.option("--tie-weights/--no-tie-weights", default=None, help="Scores of words are products with their own embeddings. [default: no]")
 @click.option("--captions-per-image", type=int, default=None, help="Captions that share one image in a step. [default: 1]")
 @click.option(
     "--precision",
@@ -464,6 +495,8 @@ def train(
     shard_cache_gb: float,
     out: Path,
     vocab: Path | None,
+    config_file: Path | None,
+    start: Path | None,
     backbone: str | None,
     weights: str | None,
     resume: bool,
@@ -484,6 +517,8 @@ def train(
             backbone=backbone,
             weights=weights,
             settings=settings,
+            config_file=config_file,
+            start=start,
             resume=resume,
             workers=workers,
             device=device,

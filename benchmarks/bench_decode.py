@@ -51,15 +51,15 @@ CAPTIONS = Path("../shared/data/coco-captions/captions_val2017.json")
 @torch.inference_mode()
 def one_image(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, beam: int) -> list[str]:
     """The best caption of one image, features (dim,), by beam search as a tutorial writes it."""
-    decoder, end = captioner.decoder, vocabulary.id(END)
+    end = vocabulary.id(END)
     never = [vocabulary.id(word) for word in (PAD, START, UNK)]
-    _, (hidden, cell) = decoder.decoding_step(captioner.projection(features[None].float()), None)
+    state = captioner.first_state(features[None])
     words: list[list[int]] = [[]]
     last = torch.tensor([vocabulary.id(START)], device=features.device)
     scores = torch.zeros(1, device=features.device)
     finished: list[tuple[float, list[int]]] = []
     for _ in range(LONGEST):
-        logits, (hidden, cell) = decoder.decoding_step(decoder.embedding(last), (hidden, cell))
+        logits, state = captioner.decoding_step(last, state)
         logits[:, never] = -torch.inf
         for row, sentence in enumerate(words):
             if sentence:
@@ -77,7 +77,7 @@ def one_image(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, be
             words = []
             break
         words = [[*words[int(rows[place])], int(chosen[place])] for place in going]
-        hidden, cell = hidden[:, rows[going]], cell[:, rows[going]]
+        state = tuple(part[:, rows[going]] for part in state)
         last, scores = chosen[going], best[going]
     finished += list(zip(scores.tolist(), words, strict=False))
     return vocabulary.decode(max(finished)[1])
@@ -86,12 +86,11 @@ def one_image(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, be
 @torch.inference_mode()
 def one_image_greedy(captioner: Captioner, features: Tensor, vocabulary: Vocabulary) -> list[str]:
     """The caption of one image, features (dim,), by the likeliest word at each step."""
-    decoder = captioner.decoder
     never = [vocabulary.id(word) for word in (PAD, START, UNK)]
-    _, state = decoder.decoding_step(captioner.projection(features[None].float()), None)
+    state = captioner.first_state(features[None])
     word, words = vocabulary.id(START), []
     for place in range(LONGEST):
-        logits, state = decoder.decoding_step(decoder.embedding(torch.tensor([word], device=features.device)), state)
+        logits, state = captioner.decoding_step(torch.tensor([word], device=features.device), state)
         logits[:, never if place == 0 else [*never, word]] = -torch.inf
         word = int(logits.argmax())
         if word == vocabulary.id(END):

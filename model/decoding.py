@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoder import Captioner, State
+from model.decoder import Decoder, Speaker, State
 from model.vocabulary import END, PAD, START, UNK, Vocabulary
 
 MAX_WORDS = 20
@@ -76,12 +76,12 @@ class Hypothesis:
 
 
 def decode(
-    captioner: Captioner, features: Tensor, vocabulary: Vocabulary, decoding: Decoding, *, numbers: Sequence[int] | None = None
+    captioner: Speaker, features: Tensor, vocabulary: Vocabulary, decoding: Decoding, *, numbers: Sequence[int] | None = None
 ) -> list[list[Hypothesis]]:
     """Captions of a batch of images.
 
     Args:
-        captioner: In eval mode.
+        captioner: A captioner or an ensemble, in eval mode.
         features: float (images, feature_dim) on the captioner's device.
         numbers: Each image's number among all that are captioned, for sampling: its random numbers are drawn from (seed, number). By
             default they are counted from 0.
@@ -102,7 +102,7 @@ def decode(
         return _searched(captioner, features, vocabulary, decoding)
 
 
-def greedy(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, *, max_words: int = MAX_WORDS) -> list[list[str]]:
+def greedy(captioner: Speaker, features: Tensor, vocabulary: Vocabulary, *, max_words: int = MAX_WORDS) -> list[list[str]]:
     """The likeliest word at every step: for each image its words.
 
     Raises:
@@ -121,13 +121,11 @@ class _Rows:
         scores: float64 (rows,).
     """
 
-    def __init__(self, captioner: Captioner, features: Tensor, vocabulary: Vocabulary, copies: int) -> None:
-        decoder = captioner.decoder
-        _, state = decoder.decoding_step(captioner.projection(features.float()), None)
-        self.decoder = decoder
+    def __init__(self, captioner: Speaker, features: Tensor, vocabulary: Vocabulary, copies: int) -> None:
+        self.captioner = captioner
         self.images = torch.arange(len(features), device=features.device).repeat_interleave(copies)
-        # (layers, images, hidden_dim) -> (layers, images * copies, hidden_dim)
-        self.state: State = (state[0].repeat_interleave(copies, dim=1), state[1].repeat_interleave(copies, dim=1))
+        # (any, images, any) -> (any, images * copies, any)
+        self.state: State = tuple(part.repeat_interleave(copies, dim=1) for part in captioner.first_state(features))
         self.last = torch.full_like(self.images, vocabulary.id(START))
         self.words = self.images.new_empty((len(self.images), 0))
         self.scores = torch.zeros(len(self.images), dtype=torch.float64, device=features.device)
@@ -135,7 +133,7 @@ class _Rows:
 
     def log_probabilities(self, block_ngrams: int, temperature: float = 1.0) -> Tensor:
         """float32 (rows, vocabulary_size) of the next word; -inf for what must not follow."""
-        logits, self.state = self.decoder.decoding_step(self.decoder.embedding(self.last), self.state)
+        logits, self.state = self.captioner.decoding_step(self.last, self.state)
         logits = logits.float().index_fill_(1, self._forbidden, -torch.inf)
         if self.words.shape[1]:
             logits.scatter_(1, self.last[:, None], -torch.inf)
@@ -157,10 +155,10 @@ class _Rows:
         """Go on with some rows, int64 (rows,), each with a word and its new score; a row may be followed several times, or not."""
         self.images, self.scores, self.last = self.images[parents], scores, words
         self.words = torch.cat([self.words[parents], words[:, None]], dim=1)
-        self.state = (self.state[0][:, parents], self.state[1][:, parents])
+        self.state = tuple(part[:, parents] for part in self.state)
 
 
-def _searched(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, d: Decoding) -> list[list[Hypothesis]]:
+def _searched(captioner: Speaker, features: Tensor, vocabulary: Vocabulary, d: Decoding) -> list[list[Hypothesis]]:
     """Beam search. A hypothesis that ends leaves the beam, which goes on with as many fewer: so one of 1 is greedy.
 
     Rows stand in a grid of images x groups x beam; ``places`` says where each living row stands.
@@ -233,7 +231,7 @@ def _ranked(found: Sequence[tuple[float, tuple[int, ...]]], vocabulary: Vocabula
     return [Hypothesis(words=tuple(vocabulary.decode(words)), score=score) for score, words in best if distinct.pop(words, None) is not None]
 
 
-def _sampled(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, d: Decoding, numbers: Sequence[int]) -> list[list[Hypothesis]]:
+def _sampled(captioner: Speaker, features: Tensor, vocabulary: Vocabulary, d: Decoding, numbers: Sequence[int]) -> list[list[Hypothesis]]:
     images, end, device = len(features), vocabulary.id(END), features.device
     rows = _Rows(captioner, features, vocabulary, d.samples)
     # (images * samples, max_words): each image's numbers are drawn from PCG64 seeded with (seed, number).
@@ -273,6 +271,45 @@ def _drawn(chances: Tensor, draws: Tensor, d: Decoding) -> tuple[Tensor, Tensor]
     place = torch.minimum(place, kept.sum(dim=1, keepdim=True) - 1)  # rounding may point behind the last one
     drawn = (shares.gather(1, place) / reached[:, -1:]).log()
     return words.gather(1, place).squeeze(1), drawn.squeeze(1)
+
+
+@torch.no_grad()
+def drawn_captions(decoder: Decoder, images: Tensor, vocabulary: Vocabulary, *, max_words: int = MAX_WORDS) -> tuple[Tensor, Tensor]:
+    """A caption for each image as training sees it, each word drawn from all that the decoder expects, by torch's own random numbers.
+
+    Args:
+        decoder: Dropout rests meanwhile.
+        images: Projected images, float32 (rows, embedding_dim).
+
+    Returns:
+        (tokens, lengths): int64 (rows, longest), [<start>, w1, ..., wn, <end>, <pad>, ...], on the device, and int64 (rows,) on the CPU: n + 2,
+        or n + 1 where ``max_words`` words have come without an end.
+    """
+    end, training = vocabulary.id(END), decoder.training
+    decoder.eval()
+    _, state = decoder.decoding_step(images, (images.unsqueeze(0),))
+    going = torch.arange(len(images), device=images.device)
+    last = torch.full_like(going, vocabulary.id(START))
+    tokens = torch.full((len(images), max_words + 2), vocabulary.id(PAD), device=images.device)
+    tokens[:, 0] = last
+    lengths = torch.full_like(going, max_words + 1)
+    for place in range(1, max_words + 2):
+        logits, state = decoder.decoding_step(decoder.embedding(last), state)
+        last = torch.multinomial(logits.float().softmax(dim=1), 1).squeeze(1)
+        if place > max_words:  # an end may still come, and nothing else
+            at_end = going[last == end]
+            tokens[at_end, place], lengths[at_end] = end, place + 1
+            break
+        tokens[going, place] = last
+        ended = last == end
+        lengths[going[ended]] = place + 1
+        kept = (~ended).nonzero().squeeze(1)
+        going, last, state = going[kept], last[kept], tuple(part[:, kept] for part in state)
+        if not len(going):
+            break
+    decoder.train(training)
+    lengths = lengths.cpu()
+    return tokens[:, : int(lengths.max()) if len(lengths) else 1], lengths
 
 
 def sentence(words: Sequence[str]) -> str:

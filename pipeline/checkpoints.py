@@ -21,7 +21,8 @@ from shards.errors import CapstreamError, DamageError, InputError, MismatchError
 FORMAT_VERSION = 3
 Which = Literal["latest", "best"]
 LATEST_FILE, BEST_FILE = "latest.json", "best.json"
-FILES = ("model.safetensors", "training.pt")
+MODEL_FILE, TRAINING_FILE = "model.safetensors", "training.pt"
+FILES = (MODEL_FILE, TRAINING_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,13 @@ def save_checkpoint(folder: Path, captioner: Captioner, optimizer: torch.optim.O
         for left in target.parent.glob(".step-*.tmp"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         staged.mkdir(parents=True)
-        state = {key: value.detach().cpu().contiguous() for key, value in captioner.state_dict().items()}
+        state = {key: value.detach().cpu().clone() for key, value in captioner.state_dict().items()}  # tied weights stand there twice
         random = {"cpu": torch.get_rng_state()}
         if next(captioner.parameters()).is_cuda:
             random["cuda"] = torch.cuda.get_rng_state()
-        with committed_file(staged / "model.safetensors") as file:
+        with committed_file(staged / MODEL_FILE) as file:
             file.write(save(state))
-        with committed_file(staged / "training.pt") as file:
+        with committed_file(staged / TRAINING_FILE) as file:
             torch.save({"optimizer": optimizer.state_dict(), "random": random}, file)
         hashes = {name: file_sha256(staged / name) for name in FILES}
         write_json(staged / "state.json", {"format_version": FORMAT_VERSION, "position": asdict(position), "sha256": hashes})
@@ -146,9 +147,9 @@ def load_model(path: Path, captioner: Captioner) -> None:
         MismatchError: Other names or shapes.
     """
     try:
-        state: dict[str, Tensor] = load_file(path / "model.safetensors")
+        state: dict[str, Tensor] = load_file(path / MODEL_FILE)
     except (SafetensorError, OSError) as error:
-        raise DamageError(f"{path / 'model.safetensors'}: cannot be read ({error}).") from None
+        raise DamageError(f"{path / MODEL_FILE}: cannot be read ({error}).") from None
     try:
         captioner.load_state_dict(state)
     except RuntimeError as error:
@@ -162,10 +163,10 @@ def load_training(path: Path, optimizer: torch.optim.Optimizer) -> None:
         DamageError: Unreadable, or of another model.
     """
     try:
-        content: dict[str, Any] = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path / TRAINING_FILE, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(content["optimizer"])
         torch.set_rng_state(content["random"]["cpu"])
         if "cuda" in content["random"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(content["random"]["cuda"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise DamageError(f"{path / 'training.pt'}: cannot be read ({str(error)[:200]}).") from None
+        raise DamageError(f"{path / TRAINING_FILE}: cannot be read ({str(error)[:200]}).") from None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -23,7 +24,8 @@ from pipeline.checkpoints import Best, Position, find_checkpoint, holds_checkpoi
 from pipeline.metrics_log import Meter, MetricsLog
 from pipeline.order import steps_per_epoch
 from pipeline.progress import Progress
-from pipeline.run import RunConfig
+from pipeline.run import RunConfig, TrainConfig
+from pipeline.self_critical import Reward, SelfCriticalStep
 from pipeline.training_data import Data, Features, features_function
 from pipeline.validation import Validation
 from pipeline.world import World
@@ -62,8 +64,12 @@ def run_training(
     *,
     quiet: bool,
     max_steps: int | None = None,
+    start: Path | None = None,
 ) -> TrainSummary:
     """Train from the newest checkpoint of ``out``, or from the start, to the last epoch.
+
+    Args:
+        start: A checkpoint's folder, whose weights are those of the first step; by default they are drawn at random.
 
     Raises:
         Interrupted: Ctrl-C, after a checkpoint.
@@ -73,7 +79,7 @@ def run_training(
     settings = config.train
     torch.manual_seed(settings.seed)
     captioner = Captioner(config.decoder).to(device)
-    optimizer = torch.optim.Adam(captioner.parameters(), lr=settings.lr, fused=True)
+    optimizer = adamw(captioner, settings)
     notes: list[str] = list(data.notes)
     position = Position(epoch=0, step_in_epoch=0, step=0)
     if holds_checkpoints(out):
@@ -81,6 +87,8 @@ def run_training(
         notes += passed_over
         load_model(path, captioner)
         load_training(path, optimizer)
+    elif start is not None:
+        load_model(start, captioner)
     world.wait()  # nobody removes a checkpoint that another is reading
     features_of = features_function(data)
     encoded = Encoded(data.source.table, vocabulary, device)
@@ -90,8 +98,14 @@ def run_training(
             data.val, vocabulary, features_of, data.val_pictures, images=settings.val_images, device=device, world=world, quiet=quiet
         )
     model = captioner if world.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
-    step_of = Step(captioner, model, features_of, pieces=settings.accumulate, precision=settings.precision, world=world)
     per_epoch = steps_per_epoch(data.source.table, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image)
+    step_of: Callable[[CaptionBatch, int], Tensor]
+    if settings.self_critical:
+        table, precision = data.source.table, settings.precision
+        critical = SelfCriticalStep(captioner, model, features_of, precision, world, table, Reward(table, vocabulary), vocabulary, settings.samples)
+        step_of = lambda batch, _: critical(batch)  # noqa: E731
+    else:
+        step_of = Step(captioner, model, features_of, settings, per_epoch, world)
     total = per_epoch * settings.epochs if max_steps is None else min(per_epoch * settings.epochs, max_steps)
     log = MetricsLog(out, position.step) if world.first else None
     loss = val_loss = None
@@ -110,7 +124,7 @@ def run_training(
         interruptible(world, device) as interrupted,
         Progress("Training", total=max(total - position.step, 0), unit="steps", quiet=quiet or not world.first) as progress,
     ):
-        while position.epoch < settings.epochs and position.step < total:
+        while position.epoch < settings.epochs and position.step < total and not exhausted(position, settings, per_epoch):
             began, whole = time.perf_counter(), position.step_in_epoch == 0
             batches = training_batches(
                 data.source,
@@ -127,11 +141,14 @@ def run_training(
                     asked = time.perf_counter()
                     batch = to_device(next(batches), device)
                     came = time.perf_counter()
-                    lr = settings.lr_at(position.step, per_epoch * settings.epochs)
+                    lr = settings.lr_at(position.step, per_epoch)
                     for group in optimizer.param_groups:
                         group["lr"] = lr
                     optimizer.zero_grad()
-                    step_loss = step_of(batch)
+                    torch.manual_seed(step_seed(settings.seed, position.step, world.rank))
+                    step_loss = step_of(batch, position.step)
+                    if settings.clip_norm:
+                        torch.nn.utils.clip_grad_norm_(captioner.parameters(), settings.clip_norm)
                     optimizer.step()
                     position = replace(position, step_in_epoch=position.step_in_epoch + 1, step=position.step + 1)
                     meter.add(step_loss, batch.batch_captions, waited=came - asked, seconds=time.perf_counter() - asked)
@@ -181,6 +198,26 @@ def run_training(
     )
 
 
+def adamw(captioner: Captioner, settings: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer: Adam, or with weight decay AdamW, which spares biases and BatchNorm's scales."""
+    matrices = [parameter for parameter in captioner.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in captioner.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Of torch's random numbers in one step of one process: dropout and drawn words do not depend on what was before."""
+    return int(np.random.SeedSequence([seed, step, rank, 2]).generate_state(1, np.uint64)[0])
+
+
+def exhausted(position: Position, settings: TrainConfig, per_epoch: int) -> bool:
+    """Whether so many epochs have passed without better captions that the training's patience is at an end."""
+    if settings.patience is None or position.best is None:
+        return False
+    return position.epoch - position.best.step // per_epoch >= settings.patience
+
+
 @dataclass(frozen=True)
 class Step:
     """Forward and backward of one batch: gradients of its mean cross-entropy per token, over all processes, in the parameters.
@@ -189,45 +226,47 @@ class Step:
         captioner: The model.
         model: What computes its loss: itself, or DistributedDataParallel around it.
         features_of: What turns a batch into features.
-        pieces: How many pieces of the batch go through the decoder one after the other. The projection sees the whole batch at once,
-            so that BatchNorm's statistics and all gradients stay the same; only the decoder's memory becomes smaller.
-        precision: ``bf16``: matrix products of the decoder in bfloat16; weights, sums and the optimizer stay float32.
+        settings: Of these ``accumulate``: how many pieces of the batch go through the decoder one after the other (the projection sees the
+            whole batch at once, so that BatchNorm's statistics and all gradients stay the same; only the decoder's memory becomes smaller);
+            ``precision``: ``bf16``: matrix products of the decoder in bfloat16 (weights, sums and the optimizer stay float32); and
+            ``label_smoothing`` and ``own_words``.
+        per_epoch: Steps of an epoch.
     """
 
     captioner: Captioner
     model: torch.nn.Module
     features_of: Features
-    pieces: int
-    precision: str
+    settings: TrainConfig
+    per_epoch: int
     world: World
 
-    def __call__(self, batch: CaptionBatch) -> Tensor:
+    def __call__(self, batch: CaptionBatch, number: int) -> Tensor:
         """Of the loss, in nats per token, the part of this process, float32 (); the parts of all processes add up to it."""
         images = self.captioner.projection(self.features_of(batch))
         # DistributedDataParallel takes the mean over processes, and a sum is wanted.
         weight = self.world.size / batch.batch_tokens
+        own_words = self.settings.own_words_at(number, self.per_epoch)
         first, *others = self._pieces(batch)
         early, loss = images.detach().requires_grad_(), torch.zeros((), device=images.device)
         for piece in others:
             with self._unshared():
-                part = self._loss(early, piece) * weight
+                part = self._loss(early, piece, own_words) * weight
                 part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
-        part = self._loss(images, first) * weight
+        part = self._loss(images, first, own_words) * weight
         torch.autograd.backward([part, images] if others else [part], [None, early.grad] if others else None)
         loss += part.detach()
         loss /= self.world.size
         return loss
 
-    def _loss(self, images: Tensor, piece: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        rows, tokens, lengths = piece
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss: Tensor = self.model(images, rows, tokens, lengths)
+    def _loss(self, images: Tensor, piece: tuple[Tensor, Tensor, Tensor], own_words: float) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            loss: Tensor = self.model(images, *piece, label_smoothing=self.settings.label_smoothing, own_words=own_words)
         return loss
 
     def _pieces(self, batch: CaptionBatch) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Pieces of about the same number of tokens: every ``pieces``-th caption of those sorted by length."""
-        count = max(1, min(self.pieces, len(batch.caption_lengths)))
+        count = max(1, min(self.settings.accumulate, len(batch.caption_lengths)))
         pieces = []
         for start in range(count):
             lengths = batch.caption_lengths[start::count]

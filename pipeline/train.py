@@ -4,8 +4,9 @@ Run under torchrun, the processes it started train together; only the first writ
 """
 
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,20 @@ from model.decoder import DecoderConfig
 from model.vocabulary import Vocabulary
 from pipeline.arithmetic import pick_precision, prepare_device
 from pipeline.backbones import KEPT_FILE, RANDOM, pick_device
+from pipeline.checkpoints import MODEL_FILE, best_checkpoint, find_checkpoint
 from pipeline.loop import TrainSummary, run_training
+from pipeline.recipes import ARCHITECTURE, chosen_settings, read_settings
 from pipeline.run import CONFIG_FILE, RunConfig, TrainConfig, holds_run, option, read_config, write_config
 from pipeline.training_data import Data, open_cached, open_raw
 from pipeline.vocab import read_vocabulary, vocabulary_digest, vocabulary_of
 from pipeline.world import World, joined_world, own_device
-from shards.atomic import committed_file, disk_errors, exclusive
+from shards.atomic import committed_file, disk_errors, exclusive, file_sha256
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.manifest import library_versions
 from shards.mirror import DEFAULT_CACHE_BYTES
 from shards.remote import localize, origin
 
-MAY_CHANGE = ("epochs", "accumulate", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every")
+MAY_CHANGE = ("epochs", "patience", "accumulate", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every")
 
 
 def train(
@@ -36,6 +39,8 @@ def train(
     backbone: str | None = None,
     weights: str | None = None,
     settings: dict[str, Any] | None = None,
+    config_file: Path | None = None,
+    start: Path | None = None,
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
@@ -51,7 +56,9 @@ def train(
         features, shards: One of the two; with ``resume`` neither is needed.
         vocab: A vocabulary file; without one the vocabulary is built from the training captions.
         backbone, weights: For shards.
-        settings: Fields of :class:`TrainConfig` that were said; the others have its defaults, or on resuming the run's values.
+        settings: Fields of :class:`TrainConfig` that were said; the others have the recipe's values, or on resuming the run's.
+        config_file: A TOML file of such fields; what stands in ``settings`` goes over it.
+        start: A run whose best weights, or latest where there are no best, are those of the first step; its vocabulary and sizes hold here.
         resume: Go on where ``out`` stopped, or start it.
         workers: Threads that decode images; by default one for each core. The batches do not depend on it.
         max_steps: Stop early after so many steps in all (for measurements and tests).
@@ -68,11 +75,17 @@ def train(
     torch_device = pick_device(own_device(device))
     prepare_device(torch_device)
     with joined_world(torch_device) as world:
+        began = world.together(lambda: _opened_start(start, out))
 
         def read() -> tuple[TrainConfig, tuple[RunConfig, Vocabulary] | None, Path | None, Path | None]:
             _check_out(out, resume=resume)
             stored = read_config(out) if holds_run(out) else None
-            config = TrainConfig(**settings) if stored is None else _resumed_config(out, stored[0], settings)
+            if stored is not None:
+                written = read_settings(config_file) if config_file is not None else {}
+                config = _resumed_config(out, stored[0], {**written, **settings}, start)
+            else:
+                config = TrainConfig(**chosen_settings(settings, config=config_file, start=began.config.train if began is not None else None))
+                _check_start(config, began)
             cached, raw = features, shards
             if stored is not None and cached is None and raw is None:
                 data = localize(stored[0].data, cache=shard_cache, cache_bytes=shard_cache_bytes)
@@ -105,21 +118,75 @@ def train(
                         on_error=config.on_error,
                         quiet=quiet or not world.first,
                     )
-                return _identified(out, config, data, vocab, stored, world)
+                return _identified(out, config, data, vocab, stored, began, world)
 
             run_config, data, vocabulary = world.first_alone(prepare)
-            return run_training(out, run_config, data, vocabulary, torch_device, world, quiet=quiet, max_steps=max_steps)
+            weights_of = began.checkpoint if began is not None else None
+            return run_training(out, run_config, data, vocabulary, torch_device, world, quiet=quiet, max_steps=max_steps, start=weights_of)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The run that a training has its first weights from: what it was, and the checkpoint that is taken."""
+
+    folder: Path
+    config: RunConfig
+    vocabulary: Vocabulary
+    checkpoint: Path
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """For the new run's config."""
+        return {"run": str(self.folder), "checkpoint": self.checkpoint.name, "sha256": file_sha256(self.checkpoint / MODEL_FILE)}
+
+
+def _opened_start(folder: Path | None, out: Path) -> Start | None:
+    if folder is None or (holds_run(out) and not folder.exists()):  # a run that is resumed has its weights already
+        return None
+    config, vocabulary = read_config(folder)
+    checkpoint, position, _ = find_checkpoint(folder)
+    if position.best is not None:
+        checkpoint, _ = best_checkpoint(folder, position)
+    return Start(folder=folder, config=config, vocabulary=vocabulary, checkpoint=checkpoint)
+
+
+def _check_start(config: TrainConfig, began: Start | None) -> None:
+    if began is None:
+        if config.self_critical:
+            raise InputError("--self-critical needs a captioner that can speak already: give --from RUN, a run that was trained without it.")
+        return
+    there = asdict(began.config.train)
+    for name in ARCHITECTURE:
+        if there[name] != getattr(config, name):
+            raise MismatchError(
+                f"{option(name)} {getattr(config, name)}: the run that --from names, {began.folder}, has {there[name]}. Leave the option away."
+            )
+
+
+def _check_start_fits(began: Start, data: Data, vocab: Path | None) -> None:
+    stored = began.config
+    sides = [
+        ("backbone", stored.network.backbone, data.network.backbone),
+        ("digest of the backbone's weights", stored.network.weights_sha256, data.network.weights_sha256),
+        ("preprocessing", stored.network.preprocessing, data.network.preprocessing),
+        ("digest of the vocabulary", stored.vocabulary_digest, vocabulary_digest(read_vocabulary(vocab)) if vocab else stored.vocabulary_digest),
+    ]
+    _refuse_differences(sides, f"{began.folder}: the run that --from names has another {{}}. Train on what it was trained on.")
 
 
 def _identified(
-    out: Path, config: TrainConfig, data: Data, vocab: Path | None, stored: tuple[RunConfig, Vocabulary] | None, world: World
+    out: Path, config: TrainConfig, data: Data, vocab: Path | None, stored: tuple[RunConfig, Vocabulary] | None, began: Start | None, world: World
 ) -> tuple[RunConfig, Data, Vocabulary]:
     """What the run is, checked against what it was, and written down."""
     if stored is not None:
         vocabulary = stored[1]
         _check_resumable(out, stored[0], data, read_vocabulary(vocab) if vocab is not None else vocabulary)
     else:
-        vocabulary = read_vocabulary(vocab) if vocab else vocabulary_of(data.source.table, min_count=config.min_count).vocabulary
+        if began is not None:
+            _check_start_fits(began, data, vocab)
+            vocabulary = began.vocabulary
+        else:
+            vocabulary = read_vocabulary(vocab) if vocab else vocabulary_of(data.source.table, min_count=config.min_count).vocabulary
         if data.kind == "features" and data.network.weights == RANDOM and world.first:
             _keep_weights(data.path, out)
     decoder = DecoderConfig(
@@ -128,6 +195,10 @@ def _identified(
         embedding_dim=config.embedding_dim,
         hidden_dim=config.hidden_dim,
         layers=config.layers,
+        image_input=config.image_input,
+        input_dropout=config.input_dropout,
+        output_dropout=config.output_dropout,
+        tie_weights=config.tie_weights,
     )
     run_config = RunConfig(
         train=config,
@@ -138,6 +209,7 @@ def _identified(
         data=origin(data.path),
         data_digest=data.data_digest,
         versions=library_versions("torch", "torchvision", "numpy", "safetensors"),
+        start=stored[0].start if stored is not None else began.identity if began is not None else None,
     )
     if world.first:
         write_config(out, run_config, vocabulary)
@@ -156,8 +228,13 @@ def _check_out(out: Path, *, resume: bool) -> None:
         raise OccupiedError(f"{out}: holds something else than a run ({inside[0]}; no {CONFIG_FILE}). Choose a new or empty folder for --out.")
 
 
-def _resumed_config(out: Path, stored: RunConfig, settings: dict[str, Any]) -> TrainConfig:
+def _resumed_config(out: Path, stored: RunConfig, settings: dict[str, Any], start: Path | None) -> TrainConfig:
     there = asdict(stored.train)
+    started = stored.start["run"] if stored.start is not None else None
+    if start is not None and str(start) != started:
+        raise MismatchError(
+            f"{out}: this run has its first weights from {started or 'nowhere'}, now --from {start} is asked for. Leave the option away."
+        )
     for name, value in settings.items():
         if name not in MAY_CHANGE and there[name] != value and (name, value) != ("precision", "auto"):
             raise MismatchError(
@@ -176,12 +253,15 @@ def _check_resumable(out: Path, stored: RunConfig, data: Data, vocabulary: Vocab
         ("preprocessing", stored.network.preprocessing, data.network.preprocessing),
         ("digest of the vocabulary", stored.vocabulary_digest, vocabulary_digest(vocabulary)),
     ]
+    _refuse_differences(
+        sides, f"{out}: this run was started with another {{}}. Resume it with what it was started with, or train into another --out."
+    )
+
+
+def _refuse_differences(sides: Sequence[tuple[str, object, object]], message: str) -> None:
     for name, there, now in sides:
         if there != now:
-            raise MismatchError(
-                f"{out}: this run was started with another {name}: {there} there, {now} now. Resume it with what it was started with, or "
-                "train into another --out."
-            )
+            raise MismatchError(message.format(f"{name} ({there} there, {now} now)"))
 
 
 def _keep_weights(features: Path, out: Path) -> None:

@@ -1,9 +1,15 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from model.decoder import Captioner, DecoderConfig
+from model.decoder import Captioner, DecoderConfig, Ensemble
+from pipeline.checkpoints import Position, load_model, save_checkpoint
+
+SIZES: dict[str, Any] = {"feature_dim": 10, "vocabulary_size": 23, "embedding_dim": 12, "hidden_dim": 14}
 
 
 def test_the_loss_equals_a_straightforward_implementation() -> None:
@@ -49,3 +55,132 @@ def test_no_caption_at_all_gives_zero_and_gradients_of_zero() -> None:
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="layers is 0"):
         DecoderConfig(feature_dim=1, vocabulary_size=1, layers=0)
+
+
+def batch(captioner: Captioner, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Projected images, their rows, tokens and lengths of some captions."""
+    config = captioner.config
+    lengths = torch.tensor([9, 9, 6, 5, 3, 2])[:rows]
+    tokens = torch.zeros(rows, int(lengths[0]), dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        tokens[row, :length] = torch.randint(4, config.vocabulary_size, (int(length),))
+    tokens[:, 0] = 1
+    return captioner.projection(torch.randn(rows, config.feature_dim)), torch.arange(rows), tokens, lengths
+
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"image_input": "every_step"},
+    {"tie_weights": True},
+    {"tie_weights": True, "hidden_dim": 12, "layers": 2, "image_input": "every_step"},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_word_after_another_gives_the_scores_of_all_places_at_once(shape: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    captioner = Captioner(DecoderConfig(**{**SIZES, **shape})).eval()
+    images, _, tokens, lengths = batch(captioner, rows=1)
+    together = captioner.decoder(images, tokens, lengths)
+    alone, state = captioner.decoder.decoding_step(images, (images.unsqueeze(0),))
+    torch.testing.assert_close(together[:1], alone)
+    for place in range(tokens.shape[1] - 1):
+        alone, state = captioner.decoding_step(tokens[:, place], state)
+        torch.testing.assert_close(together[place + 1 : place + 2], alone)
+
+
+def test_an_image_at_every_step_reaches_late_words_directly() -> None:
+    captioner = Captioner(DecoderConfig(**SIZES, image_input="every_step"))
+    with torch.no_grad():
+        captioner.decoder.lstm.weight_hh_l0.zero_()  # nothing is remembered but in the cell
+        captioner.decoder.lstm.bias_ih_l0[14:28] = -100.0  # the forget gate is shut
+        captioner.decoder.lstm.bias_hh_l0[14:28] = -100.0
+    images, _, tokens, lengths = batch(captioner)
+    images = images.detach().requires_grad_()
+    last = captioner.decoder(images, tokens, lengths)[-1].sum()  # the longest two captions' last place
+    (gradient,) = torch.autograd.grad(last, images)
+    assert gradient[1].abs().sum() > 0
+
+
+def test_tied_weights_are_one_tensor_and_stay_so_through_a_file(tmp_path: Path) -> None:
+    captioner = Captioner(DecoderConfig(**SIZES, tie_weights=True))
+    assert captioner.decoder.output.weight is captioner.decoder.embedding.weight
+    untied = Captioner(DecoderConfig(**SIZES))
+    count, other = (sum(parameter.numel() for parameter in model.parameters()) for model in (captioner, untied))
+    assert other - count == 23 * 14 - (14 * 12 + 12)  # one table of words fewer; a layer from 14 to 12 more
+    position = Position(epoch=0, step_in_epoch=1, step=1)
+    path = save_checkpoint(tmp_path, captioner, torch.optim.AdamW(captioner.parameters()), position)
+    again = Captioner(captioner.config)
+    load_model(path, again)
+    assert again.decoder.output.weight is again.decoder.embedding.weight
+    torch.testing.assert_close(again.decoder.output.weight, captioner.decoder.output.weight)
+
+
+def test_label_smoothing_is_torchs_own_mean_over_all_words() -> None:
+    torch.manual_seed(0)
+    captioner = Captioner(DecoderConfig(**SIZES)).eval()
+    images, rows, tokens, lengths = batch(captioner)
+    logs = captioner.decoder(images, tokens, lengths).log_softmax(1)
+    targets = pack_padded_sequence(tokens, lengths, batch_first=True).data
+    true = -logs.gather(1, targets[:, None]).sum()
+    expected = 0.9 * true + 0.1 * -logs.mean(dim=1).sum()
+    torch.testing.assert_close(captioner(images, rows, tokens, lengths, label_smoothing=0.1), expected)
+
+
+def test_weighted_captions_count_their_words_so_much_and_start_nothing() -> None:
+    torch.manual_seed(0)
+    captioner = Captioner(DecoderConfig(**SIZES)).eval()
+    images, rows, tokens, lengths = batch(captioner)
+    weights = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, -3.0])
+    expected = torch.zeros(())
+    for row, length in enumerate(lengths.tolist()):
+        logs = captioner.decoder(images[row : row + 1], tokens[row : row + 1, :length], lengths[row : row + 1]).log_softmax(1)
+        for place in range(1, length):
+            expected = expected - weights[row] * logs[place, tokens[row, place]]
+    torch.testing.assert_close(captioner(images, rows, tokens, lengths, weights=weights), expected)
+
+
+def test_dropout_leaves_inputs_and_outputs_out_in_training_alone() -> None:
+    torch.manual_seed(0)
+    for setting in ("input_dropout", "output_dropout"):
+        captioner = Captioner(DecoderConfig(**SIZES, **{setting: 0.5}))
+        images, _, tokens, lengths = batch(captioner)
+        first, second = (captioner.decoder(images, tokens, lengths) for _ in range(2))
+        assert not torch.equal(first, second)
+        captioner.eval()
+        first, second = (captioner.decoder(images, tokens, lengths) for _ in range(2))
+        assert torch.equal(first, second)
+
+
+def test_own_words_replace_a_share_of_words_by_likely_ones_and_never_the_start() -> None:
+    torch.manual_seed(0)
+    captioner = Captioner(DecoderConfig(**SIZES)).eval()
+    with torch.no_grad():
+        captioner.decoder.output.bias[7] = 50.0  # the decoder always says word 7
+    images, _, tokens, lengths = batch(captioner)
+    everything = captioner.decoder.with_own_words(images, tokens, lengths, 1.0)
+    for row, length in enumerate(lengths.tolist()):
+        assert everything[row].tolist() == [1, *[7] * (length - 1), *[0] * (9 - length)]
+    assert torch.equal(captioner.decoder.with_own_words(images, tokens, lengths, 0.0), tokens)
+    many = torch.randint(8, 23, (500, 11))
+    half = captioner.decoder.with_own_words(images[:1].expand(500, -1), many, torch.full((500,), 11), 0.25)
+    assert (half[:, 1:] == 7).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_an_ensemble_speaks_with_the_mean_of_its_members_probabilities() -> None:
+    torch.manual_seed(0)
+    members = [Captioner(DecoderConfig(**{**SIZES, **shape})).eval() for shape in SHAPES]
+    features, words = torch.randn(3, 10), torch.tensor([4, 9, 11])
+    together = Ensemble(members).eval()
+    spoken, _ = together.decoding_step(words, together.first_state(features))
+    chances = [member.decoding_step(words, member.first_state(features))[0].softmax(1) for member in members]
+    torch.testing.assert_close(spoken.exp(), torch.stack(chances).mean(dim=0))
+    for row in range(3):
+        one, _ = together.decoding_step(words[row : row + 1], together.first_state(features[row : row + 1]))
+        torch.testing.assert_close(one, spoken[row : row + 1])
+
+
+@pytest.mark.parametrize("wrong", [{"input_dropout": 1.0}, {"output_dropout": -0.1}, {"image_input": "never"}])
+def test_impossible_shapes_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DecoderConfig(**SIZES, **wrong)

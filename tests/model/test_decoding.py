@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.decoder import Captioner, DecoderConfig
-from model.decoding import Decoding, Hypothesis, decode, greedy
-from model.vocabulary import END, SPECIAL, START, Vocabulary
+from model.decoder import Captioner, DecoderConfig, Ensemble
+from model.decoding import Decoding, Hypothesis, decode, drawn_captions, greedy
+from model.vocabulary import END, PAD, SPECIAL, START, Vocabulary
 
 VOCABULARY = Vocabulary((*SPECIAL, "a", "b", "c"))
 WORDS = (4, 5, 6)
@@ -230,3 +230,47 @@ def test_weights_that_are_not_finite_are_named_and_give_no_captions() -> None:
     for decoding in (Decoding(), Decoding(beam=3), Decoding(samples=2)):
         with pytest.raises(ValueError, match="not finite"):
             decode(model, torch.randn(2, 5), VOCABULARY, decoding)
+
+
+def test_drawn_captions_follow_the_models_probabilities_and_end_where_it_says() -> None:
+    model, features = captioner(2, 3.0), torch.randn(1, 5)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        images = model.projection(features).expand(6000, -1)
+    tokens, lengths = drawn_captions(model.decoder, images, VOCABULARY, max_words=3)
+    end = VOCABULARY.id(END)
+    assert (tokens[:, 0] == VOCABULARY.id(START)).all()
+    places = torch.arange(tokens.shape[1])
+    assert (tokens[places >= lengths[:, None]] == VOCABULARY.id(PAD)).all()
+    last = tokens.gather(1, lengths[:, None] - 1).squeeze(1)
+    assert ((last == end) | (lengths == 4)).all()  # cut captions alone have no end
+    inner = tokens.masked_fill(places >= lengths[:, None] - 1, -1)
+    assert not (inner == end).any()
+    with torch.no_grad():
+        state = model.first_state(features)
+        logits, state = model.decoding_step(torch.tensor([VOCABULARY.id(START)]), state)
+        second, _ = model.decoding_step(torch.tensor([WORDS[0]]), state)
+    for index, chance in enumerate(logits[0].softmax(0).tolist()):
+        assert (tokens[:, 1] == index).float().mean().item() == pytest.approx(chance, abs=0.03)
+    after = tokens[tokens[:, 1] == WORDS[0]]
+    for index, chance in enumerate(second[0].softmax(0).tolist()):
+        assert (after[:, 2] == index).float().mean().item() == pytest.approx(chance, abs=4 * math.sqrt(0.25 / max(len(after), 1)))
+
+
+def test_drawing_leaves_the_decoder_in_its_mode_and_dropout_at_rest() -> None:
+    model = Captioner(DecoderConfig(feature_dim=5, vocabulary_size=len(VOCABULARY), embedding_dim=6, hidden_dim=8, layers=2, output_dropout=0.9))
+    images = torch.randn(20, 6)
+    torch.manual_seed(0)
+    first = drawn_captions(model.decoder, images, VOCABULARY)
+    assert model.decoder.training
+    torch.manual_seed(0)
+    second = drawn_captions(model.decoder.eval(), images, VOCABULARY)
+    assert not model.decoder.training
+    assert torch.equal(first[0], second[0])
+
+
+def test_an_ensemble_of_one_says_what_its_member_says() -> None:
+    model, features = captioner(5, 3.0), torch.randn(4, 5)
+    for decoding in (Decoding(), Decoding(beam=3)):
+        alone, together = (decode(speaker, features, VOCABULARY, decoding) for speaker in (model, Ensemble([model]).eval()))
+        assert [[h.words for h in found] for found in alone] == [[h.words for h in found] for found in together]

@@ -14,6 +14,7 @@ from model.decoder import Captioner, DecoderConfig
 from pipeline.backbones import KEPT_FILE
 from pipeline.batches import Encoded, to_device, training_batches
 from pipeline.loop import Step
+from pipeline.run import TrainConfig
 from pipeline.training_data import Data, features_function, open_cached, open_raw
 from pipeline.validation import Validation
 from pipeline.vocab import vocabulary_of
@@ -38,10 +39,10 @@ def gradients(kind: str, path: Path, *, pieces: int, units: int, world: World) -
     captioner = Captioner(DecoderConfig(feature_dim=data.feature_dim, vocabulary_size=len(vocabulary), embedding_dim=16, hidden_dim=24))
     model = captioner if world.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
     features_of = features_function(data)
-    step = Step(captioner, model, features_of, pieces=pieces, precision="fp32", world=world)
+    step = Step(captioner, model, features_of, TrainConfig(accumulate=pieces, precision="fp32"), 1, world)
     encoded = Encoded(data.source.table, vocabulary)
     batch = next(training_batches(data.source, encoded, seed=1, epoch=0, batch_size=units, captions_per_image=2, part=world.part))
-    loss = summed(step(to_device(batch, CPU)), world)
+    loss = summed(step(to_device(batch, CPU), 0), world)
     assert data.val is not None
     validated = Validation(data.val, vocabulary, features_of, data.val_pictures, images=3, device=CPU, world=world).measure(captioner)
     found = {name: parameter.grad for name, parameter in captioner.named_parameters() if parameter.grad is not None}

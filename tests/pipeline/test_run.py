@@ -1,0 +1,54 @@
+from typing import Any
+
+import pytest
+
+from pipeline.run import TrainConfig
+from shards.errors import InputError
+
+
+def test_the_rate_falls_by_steps_of_epochs() -> None:
+    config = TrainConfig(lr=1.0, schedule="step", lr_decay=0.5, lr_decay_epochs=2)
+    assert [config.lr_at(epoch * 10 + 9, 10) for epoch in range(5)] == [1.0, 1.0, 0.5, 0.5, 0.25]
+
+
+def test_the_rate_falls_along_a_cosine_to_nothing() -> None:
+    config = TrainConfig(lr=2.0, schedule="cosine", epochs=4)
+    assert config.lr_at(0, 10) == 2.0
+    assert config.lr_at(20, 10) == pytest.approx(1.0)
+    assert config.lr_at(40, 10) == pytest.approx(0.0)
+
+
+def test_the_rate_warms_up_evenly_under_every_schedule() -> None:
+    for schedule in ("constant", "step", "cosine"):
+        cold, warm = (TrainConfig(lr=1.0, schedule=schedule, warmup_steps=steps, epochs=3) for steps in (0, 3))  # type: ignore[arg-type]
+        shares = [warm.lr_at(step, 10) / cold.lr_at(step, 10) for step in range(6)]
+        assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+
+
+def test_the_share_of_own_words_rises_evenly_and_stays() -> None:
+    config = TrainConfig(own_words=0.2, own_words_epochs=4)
+    assert [config.own_words_at(step, 5) for step in (0, 5, 10, 20, 50)] == pytest.approx([0.0, 0.05, 0.1, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr_decay": 0.0},
+        {"lr_decay": 1.1},
+        {"lr_decay_epochs": 0},
+        {"warmup_steps": -1},
+        {"weight_decay": -0.1},
+        {"clip_norm": float("nan")},
+        {"label_smoothing": 1.0},
+        {"own_words": -0.1},
+        {"own_words_epochs": 0},
+        {"patience": 0},
+        {"self_critical": True, "samples": 1},
+        {"input_dropout": 1.0},
+        {"image_input": "twice"},
+        {"schedule": "steps"},
+    ],
+)
+def test_impossible_settings_are_refused_by_their_option(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="--" + list(wrong)[-1].replace("_", "-")):
+        TrainConfig(**wrong)
