@@ -156,9 +156,9 @@ workers_option = click.option("--workers", type=click.IntRange(1), default=cores
 
 checkpoint_option = click.option(
     "--checkpoint",
-    type=click.Choice(["latest", "best"]),
+    type=click.Choice(["latest", "best", "average"]),
     default="latest",
-    help="Which of the run's checkpoints: the newest, or the one whose captions scored best on val.",
+    help="Which of the run's checkpoints: the newest, the one whose captions scored best on val, or the mean of the weights of all that are kept.",
 )
 
 
@@ -595,7 +595,7 @@ def chosen_decoding(settings: dict[str, Any]) -> "Decoding":
     "find /photographs -name '*.jpg' | python cli.py caption --run runs/first - > captions.txt",
 )
 @click.argument("images", nargs=-1, required=True)
-@click.option("--run", type=Folder, required=True, help="A run that train has made.")
+@click.option("--run", "runs", type=Folder, required=True, multiple=True, help="A run that train has made; several caption together, as an ensemble.")
 @decoding_options
 @click.option("--best", type=click.IntRange(1), default=None, help="How many captions to give of each, with scores. [default: 1, or all --samples]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line and photograph: captions with scores, or the problem.")
@@ -607,7 +607,7 @@ def chosen_decoding(settings: dict[str, Any]) -> "Decoding":
 @device_option
 def caption(
     images: tuple[str, ...],
-    run: Path,
+    runs: tuple[Path, ...],
     best: int | None,
     as_json: bool,
     show: bool,
@@ -634,8 +634,10 @@ def caption(
     count = best or decoding.samples or 1
     failed = 0
     shown: list[tuple[str, str]] = []
+    run, *others = runs
     captioned = caption_images(
         run=run,
+        others=others,
         images=names,
         decoding=decoding,
         precision=precision,
@@ -677,7 +679,7 @@ def typed_command() -> str:
     "python cli.py evaluate --run runs/first --shards data/shards --split test --checkpoint best",
     "python cli.py evaluate --captions results.json --references captions_val2014.json",
 )
-@click.option("--run", type=Folder, default=None, help="A run that train has made.")
+@click.option("--run", "runs", type=Folder, multiple=True, help="A run that train has made; several caption together, as an ensemble.")
 @click.option("--features", type=Folder, default=None, help="Cached features of the split.")
 @shards_options("Raw images of the split: a folder or a URL of shards.")
 @click.option("--split", default="val", help="Which split to caption and score.")
@@ -695,7 +697,7 @@ def typed_command() -> str:
 @checkpoint_option
 @device_option
 def evaluate(
-    run: Path | None,
+    runs: tuple[Path, ...],
     features: Path | None,
     shards: Path | str | None,
     shard_cache: Path,
@@ -716,7 +718,7 @@ def evaluate(
     """Caption a split and score it, or score captions from a file: BLEU, ROUGE-L, CIDEr, and with Java METEOR and SPICE."""
     scoring: Any = {"out": out, "ptb": ptb, "java": not no_java, "command": typed_command(), "report": lambda line: click.echo(line, err=True)}
     if captions is not None or references is not None:
-        if captions is None or references is None or run is not None or features is not None or shards is not None or results is not None:
+        if captions is None or references is None or runs or features is not None or shards is not None or results is not None:
             raise click.UsageError("Give --captions and --references together, and no --run, --features, --shards or --results; or give --run.")
         from pipeline.score_results import score_results
 
@@ -725,12 +727,14 @@ def evaluate(
         say(f"{scored.out}: scores of {len(scored.scores.images)} captions.")
         next_step(f"look at {scored.out}, or score another file: python cli.py evaluate --captions OTHER.json --references {references}")
         return
-    if run is None:
+    if not runs:
         raise click.UsageError("Give --run with --features or --shards, or give --captions and --references.")
     from pipeline.evaluate import evaluate
 
+    run, *others = runs
     result = evaluate(
         run=run,
+        others=others,
         features=features,
         shards=local_shards(shards, shard_cache, shard_cache_gb) if shards else None,
         split=split,
@@ -745,7 +749,8 @@ def evaluate(
     )
     show_scores(result.scores)
     say(f"{result.out}: scores of {len(result.scores.images)} captions; {result.results}: {len(result.captions)} captions for others to score.")
-    next_step(f"python cli.py report {run}{f' --shards {shards}' if shards else ''} --out {run}/report.html")
+    scored_files = result.out if others else run
+    next_step(f"python cli.py report {scored_files}{f' --shards {shards}' if shards else ''} --out {run}/report.html")
 
 
 def show_scores(scores: "ScoreFile") -> None:

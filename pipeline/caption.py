@@ -22,7 +22,7 @@ from pipeline.images import ImageError, Resize, decode_image
 from pipeline.photographs import photograph_bytes
 from pipeline.prefetch import ahead
 from pipeline.progress import Progress
-from pipeline.run import Run, kept_weights, open_run
+from pipeline.run import Run, kept_weights, open_run, open_speaker
 from pipeline.scores import Alternative
 from pipeline.training_data import images_per_pass
 
@@ -64,6 +64,7 @@ def caption_images(
     *,
     run: Path,
     images: Sequence[str],
+    others: Sequence[Path] = (),
     decoding: Decoding = GREEDY,
     precision: str = "auto",
     device: str = "auto",
@@ -76,6 +77,7 @@ def caption_images(
 
     Args:
         run: A run directory.
+        others: More runs that caption together with it, as :func:`pipeline.run.open_speaker` says.
         images: Files and URLs, as :func:`pipeline.photographs.named_photographs` gives them.
         decoding: How captions are made; by default greedily.
         precision: Of the frozen network, as for ``cache-features``; ``auto`` stays with fp32 for a few photographs, where judging
@@ -90,6 +92,7 @@ def caption_images(
     chosen_device = pick_device(device)
     pick_precision(precision, chosen_device)
     opened = open_run(run, device=chosen_device, checkpoint=checkpoint)
+    speaker = open_speaker(opened, others, checkpoint=checkpoint)
     resize, crop = run_resize(opened), opened.config.network.preprocessing.crop
     size = images_per_pass(chosen_device)
     groups = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
@@ -119,7 +122,7 @@ def caption_images(
                             report(note)
                 # Rounded like cached features.
                 features = frozen(pixels.to(chosen_device)).half()
-                found = iter(decode(opened.captioner, features, opened.vocabulary, decoding, numbers=there))
+                found = iter(decode(speaker, features, opened.vocabulary, decoding, numbers=there))
             for number, item in zip(group, loaded, strict=True):
                 if isinstance(item, ImageError):
                     yield CaptionedPhotograph(name=images[number], problem=str(item))

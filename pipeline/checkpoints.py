@@ -19,7 +19,7 @@ from shards.atomic import committed_file, disk_errors, file_sha256, read_own_jso
 from shards.errors import CapstreamError, DamageError, InputError, MismatchError
 
 FORMAT_VERSION = 3
-Which = Literal["latest", "best"]
+Which = Literal["latest", "best", "average"]
 LATEST_FILE, BEST_FILE = "latest.json", "best.json"
 MODEL_FILE, TRAINING_FILE = "model.safetensors", "training.pt"
 FILES = (MODEL_FILE, TRAINING_FILE)
@@ -124,6 +124,34 @@ def best_checkpoint(folder: Path, newest: Position) -> tuple[Path, Position]:
         raise InputError(f"{folder}: holds no best checkpoint: no epoch has been scored on a val split. Take the latest one.")
     path = checkpoint_folder(folder, newest.best.step)
     return path, _check_checkpoint(path)
+
+
+def load_average(folder: Path, captioner: Captioner) -> None:
+    """Load the mean of the weights of all whole checkpoints that a run has kept (Vaswani et al., 2017, "Attention is all you need", section 6.1).
+
+    Raises:
+        InputError, DamageError: There is none, or none that is whole.
+        MismatchError: Other names or shapes.
+    """
+    newest, _, _ = find_checkpoint(folder)
+    whole = [path for path in sorted((folder / "checkpoints").glob("step-*")) if path != newest and _is_whole(path)]
+    load_model(newest, captioner)
+    sums = {key: value.double() for key, value in captioner.state_dict().items() if value.is_floating_point()}
+    for path in whole:
+        load_model(path, captioner)
+        for key, value in sums.items():
+            value.add_(captioner.state_dict()[key])
+    load_model(newest, captioner)  # what is counted, not measured, is the newest one's
+    for key, value in sums.items():
+        captioner.state_dict()[key].copy_(value / (len(whole) + 1))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _check_checkpoint(path)
+    except CapstreamError:
+        return False
+    return True
 
 
 def _check_checkpoint(path: Path) -> Position:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.decoder import Speaker
 from model.decoding import Decoding, decode, sentence
 from model.encoder import FrozenBackbone
 from model.precision import folded
@@ -19,7 +20,7 @@ from pipeline.checkpoints import Which
 from pipeline.prefetch import ahead
 from pipeline.progress import Progress
 from pipeline.result_file import results_path, write_results
-from pipeline.run import Run, kept_weights, open_run
+from pipeline.run import Run, kept_weights, open_run, open_speaker
 from pipeline.scores import Alternative, ScoreFile, scores_path, write_scores
 from pipeline.scoring import Judged, Ptb, check_tokenizer, score_texts
 from pipeline.sources import ShardSource
@@ -59,6 +60,7 @@ class _Data:
 def evaluate(
     *,
     run: Path,
+    others: Sequence[Path] = (),
     features: Path | None = None,
     shards: Path | None = None,
     split: str = "val",
@@ -79,6 +81,7 @@ def evaluate(
 
     Args:
         run: A run directory.
+        others: More runs that caption together with it, as :func:`pipeline.run.open_speaker` says; ``out`` has to be given then.
         features, shards: One of the two: feature files, or shards that go through the run's own backbone.
         weights: With ``shards``: where the backbone's weights are, if no longer at the place that the run recorded.
         out: The score file, by default ``RUN/SPLIT.scores.json``.
@@ -100,11 +103,14 @@ def evaluate(
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: must be at least 1.")
     check_tokenizer(ptb)
+    if others and out is None:
+        raise InputError("Scores of several runs together belong to none of them alone: give --out FILE.")
     out = scores_path(run, split) if out is None else out
     results = results_path(out) if results is None else results
     if out.resolve() == results.resolve():
         raise InputError(f"--out and --results are both {out}: choose different names.")
     opened = open_run(run, device=pick_device(device), checkpoint=checkpoint)
+    speaker = open_speaker(opened, others, checkpoint=checkpoint)
     if features is not None:
         data = _cached(opened, feature_path(features, split), batch_size)
     else:
@@ -112,7 +118,7 @@ def evaluate(
         data = _raw(opened, shards, split, batch_size, weights)
     if not data.table.captions:
         raise InputError(f"{data.path}: no image of split {split!r} has a caption to compare with. Choose another --split.")
-    captions, alternatives = _captioned(opened, data, decoding, split, quiet)
+    captions, alternatives = _captioned(opened, speaker, data, decoding, split, quiet)
     table = data.table
     write_results(results, zip(table.image_ids.tolist(), captions, strict=True))
     notes: list[str] = []
@@ -123,6 +129,7 @@ def evaluate(
     made_by = {
         "command": command,
         "run": str(run),
+        "others": [str(other) for other in others],
         "checkpoint": {"step": opened.position.step, "which": checkpoint},
         "decoding": asdict(decoding),
         "data": {"kind": "features" if features is not None else "shards", "path": data.path, "digest": data.digest, "views": list(data.views)},
@@ -134,7 +141,9 @@ def evaluate(
     return Evaluation(scores=scores, captions=named, out=out, results=results)
 
 
-def _captioned(run: Run, data: _Data, decoding: Decoding, split: str, quiet: bool) -> tuple[list[str], list[tuple[Alternative, ...]]]:
+def _captioned(
+    run: Run, speaker: Speaker, data: _Data, decoding: Decoding, split: str, quiet: bool
+) -> tuple[list[str], list[tuple[Alternative, ...]]]:
     """Each image's caption, and all that decoding found where that is more than one."""
     device = next(run.captioner.parameters()).device
     captions: list[str] = []
@@ -142,7 +151,7 @@ def _captioned(run: Run, data: _Data, decoding: Decoding, split: str, quiet: boo
     with Progress(f"Captioning {split}", total=data.table.images, unit="images", quiet=quiet) as progress:
         for batch in data.batches:
             numbers = range(len(captions), len(captions) + len(batch))
-            for hypotheses in decode(run.captioner, batch.to(device), run.vocabulary, decoding, numbers=numbers):
+            for hypotheses in decode(speaker, batch.to(device), run.vocabulary, decoding, numbers=numbers):
                 captions.append(sentence(hypotheses[0].words))
                 alternatives.append(as_alternatives(hypotheses) if len(hypotheses) > 1 else ())
             progress.advance(len(batch))

@@ -156,6 +156,9 @@ def run_training(
                     if position.step % settings.log_every == 0 or position.step == total:
                         line = meter.line(position, lr, per_epoch)
                         loss = line["loss"]
+                        if settings.self_critical:  # its loss is minus the reward, and no entropy
+                            del line["perplexity"]
+                            line["reward"] = -line["mean_loss"]
                         if log is not None:
                             log.write(line)
                     stop = interrupted(position.step)

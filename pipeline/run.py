@@ -6,16 +6,17 @@ checkpoints/step-00000048/{model.safetensors, training.pt, state.json}    latest
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from model.decoder import Captioner, DecoderConfig, ImageInput
+from model.decoder import Captioner, DecoderConfig, Ensemble, ImageInput
 from model.vocabulary import Vocabulary
 from pipeline.backbones import KEPT_FILE, Network
-from pipeline.checkpoints import Position, Which, best_checkpoint, find_checkpoint, load_model
+from pipeline.checkpoints import Position, Which, best_checkpoint, find_checkpoint, load_average, load_model
 from pipeline.vocab import read_vocabulary, vocabulary_digest, write_vocabulary
 from shards.atomic import read_own_json, write_json
 from shards.errors import DamageError, InputError, MismatchError
@@ -239,18 +240,51 @@ def open_run(folder: Path, *, device: torch.device, checkpoint: Which = "latest"
     """Open a run in eval mode on ``device``.
 
     Args:
-        checkpoint: ``latest``: the newest whole one; ``best``: the one whose captions scored best on the val split.
+        checkpoint: ``latest``: the newest whole one; ``best``: the one whose captions scored best on the val split; ``average``: the mean of
+            the weights of all that are kept.
 
     Raises:
         InputError, DamageError, MismatchError: As the parts say.
     """
     config, vocabulary = read_config(folder)
     path, position, _ = find_checkpoint(folder)
-    if checkpoint == "best":
-        path, position = best_checkpoint(folder, position)
     captioner = Captioner(config.decoder)
-    load_model(path, captioner)
+    if checkpoint == "average":
+        load_average(folder, captioner)
+    else:
+        if checkpoint == "best":
+            path, position = best_checkpoint(folder, position)
+        load_model(path, captioner)
     return Run(folder=folder, config=config, vocabulary=vocabulary, captioner=captioner.to(device).eval(), position=position)
+
+
+def open_speaker(run: Run, others: Sequence[Path], *, checkpoint: Which = "latest") -> Captioner | Ensemble:
+    """What captions are decoded from: the run's captioner, or with others the ensemble of all.
+
+    Raises:
+        MismatchError: They were not trained on features of one network, or have other vocabularies; names both sides.
+        InputError, DamageError: As :func:`open_run`.
+    """
+    if not others:
+        return run.captioner
+    device = next(run.captioner.parameters()).device
+    members = [run.captioner]
+    for folder in others:
+        other = open_run(folder, device=device, checkpoint=checkpoint)
+        sides = [
+            ("backbone", run.config.network.backbone, other.config.network.backbone),
+            ("digest of the backbone's weights", run.config.network.weights_sha256, other.config.network.weights_sha256),
+            ("preprocessing", run.config.network.preprocessing, other.config.network.preprocessing),
+            ("digest of the vocabulary", run.config.vocabulary_digest, other.config.vocabulary_digest),
+        ]
+        for name, here, there in sides:
+            if here != there:
+                raise MismatchError(
+                    f"{run.folder} and {folder} cannot caption together: their {name} differs ({here} and {there}). Train both on the same features, "
+                    "the second with --vocab of the first."
+                )
+        members.append(other.captioner)
+    return Ensemble(members).eval()
 
 
 def kept_weights(folder: Path) -> Path:

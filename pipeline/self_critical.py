@@ -75,7 +75,8 @@ def advantages(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
     [[1.5, -1.5, 0.0]]
     """
     samples = rewards.shape[1]
-    return (rewards - rewards.mean(axis=1, keepdims=True)) * samples / (samples - 1)
+    gains: NDArray[np.float64] = (rewards - rewards.mean(axis=1, keepdims=True)) * samples / (samples - 1)
+    return gains
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,10 @@ def test_one_word_after_another_gives_the_scores_of_all_places_at_once(shape: di
 def test_an_image_at_every_step_reaches_late_words_directly() -> None:
     captioner = Captioner(DecoderConfig(**SIZES, image_input="every_step"))
     with torch.no_grad():
-        captioner.decoder.lstm.weight_hh_l0.zero_()  # nothing is remembered but in the cell
-        captioner.decoder.lstm.bias_ih_l0[14:28] = -100.0  # the forget gate is shut
-        captioner.decoder.lstm.bias_hh_l0[14:28] = -100.0
+        recurrent, *biases = (dict(captioner.decoder.lstm.named_parameters())[f"{name}_l0"] for name in ("weight_hh", "bias_ih", "bias_hh"))
+        recurrent.zero_()  # nothing is remembered but in the cell
+        for bias in biases:
+            bias[14:28] = -100.0  # the forget gate is shut
     images, _, tokens, lengths = batch(captioner)
     images = images.detach().requires_grad_()
     last = captioner.decoder(images, tokens, lengths)[-1].sum()  # the longest two captions' last place
@@ -143,7 +144,7 @@ def test_weighted_captions_count_their_words_so_much_and_start_nothing() -> None
 def test_dropout_leaves_inputs_and_outputs_out_in_training_alone() -> None:
     torch.manual_seed(0)
     for setting in ("input_dropout", "output_dropout"):
-        captioner = Captioner(DecoderConfig(**SIZES, **{setting: 0.5}))
+        captioner = Captioner(DecoderConfig(**{**SIZES, setting: 0.5}))
         images, _, tokens, lengths = batch(captioner)
         first, second = (captioner.decoder(images, tokens, lengths) for _ in range(2))
         assert not torch.equal(first, second)

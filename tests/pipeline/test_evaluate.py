@@ -2,22 +2,29 @@ import contextlib
 import io
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import load_file
 
-from model.decoding import Decoding
+from model.decoder import Ensemble
+from model.decoding import Decoding, decode, sentence
 from model.metrics import score_captions
 from model.ptb import ptb_tokens
 from pipeline import evaluate as evaluate_module
 from pipeline.evaluate import Evaluation, evaluate
+from pipeline.run import open_run
 from pipeline.score_results import score_results
 from pipeline.scores import read_scores
+from pipeline.train import train
 from shards.errors import InputError, MismatchError
 from shards.features import FeatureFile, open_features
-from tests.conftest import Small
+from tests.conftest import TINY_MODEL, Small
 
 
 def cached(small: Small, out: Path, split: str = "val", **options: object) -> Evaluation:
@@ -146,3 +153,44 @@ def test_what_is_missing_is_named(small: Small, tmp_path: Path) -> None:
         evaluate(run=small.run, device="cpu")
     with pytest.raises(InputError, match="--out and --results are both"):
         evaluate(run=small.run, features=small.features, out=tmp_path / "s.json", results=tmp_path / "s.json", device="cpu")
+
+
+def test_runs_caption_together_and_what_does_not_fit_is_refused(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    settings = {**TINY_MODEL, "epochs": 1, "seed": 7, "hidden_dim": 40}
+    train(out=tmp_path / "second", features=small.features, vocab=small.run / "vocab.json", settings=settings, device="cpu")
+    together = cached(small, tmp_path / "both.json", others=[tmp_path / "second"])
+    assert together.scores.made_by["others"] == [str(tmp_path / "second")]
+    runs = [open_run(folder, device=torch.device("cpu")) for folder in (small.run, tmp_path / "second")]
+    features = torch.from_numpy(np.array(open_features(small.features / "val.h5").mean_view()))
+    found = decode(Ensemble([run.captioner for run in runs]).eval(), features, runs[0].vocabulary, Decoding())
+    assert [caption for _, _, caption in together.captions] == [sentence(hypotheses[0].words) for hypotheses in found]
+
+    ours = ("evaluate", "--run", small.run, "--run", tmp_path / "second", "--features", small.features, "--no-java", "--device", "cpu")
+    refused = run_cli(*ours)
+    assert refused.exit_code == 1
+    assert "give --out FILE" in refused.output
+    assert run_cli(*ours, "--out", tmp_path / "c.json").exit_code == 0
+    photographs = sorted(map(str, (small.source / "images").glob("*.jpg")))[:2]
+    one, both = (run_cli("caption", *photographs, *runs, "--device", "cpu") for runs in (ours[1:3], ours[1:5]))
+    assert one.exit_code == both.exit_code == 0
+
+    train(out=tmp_path / "third", features=small.features, settings={**settings, "min_count": 40}, device="cpu", max_steps=1)
+    with pytest.raises(MismatchError, match="digest of the vocabulary differs"):
+        cached(small, tmp_path / "x.json", others=[tmp_path / "third"])
+
+
+def test_the_average_is_the_mean_of_all_kept_checkpoints_weights(small: Small, tmp_path: Path) -> None:
+    settings = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 4, "keep_checkpoints": 2}
+    train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
+    kept = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert len(kept) >= 2
+    states = [load_file(path / "model.safetensors") for path in kept]
+    average = open_run(tmp_path / "run", device=torch.device("cpu"), checkpoint="average")
+    for key, value in average.captioner.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, torch.stack([state[key] for state in states]).mean(dim=0))
+        else:
+            assert value == states[-1][key]
+    (kept[0] / "model.safetensors").write_bytes(b"damaged")
+    fewer = open_run(tmp_path / "run", device=torch.device("cpu"), checkpoint="average").captioner.state_dict()
+    torch.testing.assert_close(fewer["decoder.output.weight"], torch.stack([s["decoder.output.weight"] for s in states[1:]]).mean(dim=0))

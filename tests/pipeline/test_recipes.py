@@ -61,5 +61,5 @@ def test_a_file_that_does_not_fit_is_refused_with_its_name_and_the_setting(tmp_p
 def test_a_missing_file_and_an_unknown_recipe_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.toml"):
         read_settings(tmp_path / "none.toml")
-    with pytest.raises(InputError, match="weak.*tutorial, strong"):
+    with pytest.raises(InputError, match=r"weak.*tutorial, strong"):
         chosen_settings({"recipe": "weak"})

@@ -20,7 +20,7 @@ def test_the_rate_falls_along_a_cosine_to_nothing() -> None:
 
 def test_the_rate_warms_up_evenly_under_every_schedule() -> None:
     for schedule in ("constant", "step", "cosine"):
-        cold, warm = (TrainConfig(lr=1.0, schedule=schedule, warmup_steps=steps, epochs=3) for steps in (0, 3))  # type: ignore[arg-type]
+        cold, warm = (TrainConfig(lr=1.0, schedule=schedule, warmup_steps=steps, epochs=3) for steps in (0, 3))
         shares = [warm.lr_at(step, 10) / cold.lr_at(step, 10) for step in range(6)]
         assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
 
