@@ -18,7 +18,7 @@ from model.decoder import Captioner
 from shards.atomic import committed_file, disk_errors, file_sha256, read_own_json, sync_folder, write_json
 from shards.errors import CapstreamError, DamageError, InputError, MismatchError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 Which = Literal["latest", "best", "average"]
 LATEST_FILE, BEST_FILE = "latest.json", "best.json"
 MODEL_FILE, TRAINING_FILE = "model.safetensors", "training.pt"
@@ -61,13 +61,10 @@ def save_checkpoint(folder: Path, captioner: Captioner, optimizer: torch.optim.O
             shutil.rmtree(left, ignore_errors=True)
         staged.mkdir(parents=True)
         state = {key: value.detach().cpu().clone() for key, value in captioner.state_dict().items()}  # tied weights stand there twice
-        random = {"cpu": torch.get_rng_state()}
-        if next(captioner.parameters()).is_cuda:
-            random["cuda"] = torch.cuda.get_rng_state()
         with committed_file(staged / MODEL_FILE) as file:
             file.write(save(state))
         with committed_file(staged / TRAINING_FILE) as file:
-            torch.save({"optimizer": optimizer.state_dict(), "random": random}, file)
+            torch.save({"optimizer": optimizer.state_dict()}, file)
         hashes = {name: file_sha256(staged / name) for name in FILES}
         write_json(staged / "state.json", {"format_version": FORMAT_VERSION, "position": asdict(position), "sha256": hashes})
         shutil.rmtree(target, ignore_errors=True)
@@ -185,7 +182,7 @@ def load_model(path: Path, captioner: Captioner) -> None:
 
 
 def load_training(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer's state and torch's random states.
+    """Load the optimizer's state.
 
     Raises:
         DamageError: Unreadable, or of another model.
@@ -193,8 +190,5 @@ def load_training(path: Path, optimizer: torch.optim.Optimizer) -> None:
     try:
         content: dict[str, Any] = torch.load(path / TRAINING_FILE, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(content["optimizer"])
-        torch.set_rng_state(content["random"]["cpu"])
-        if "cuda" in content["random"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state(content["random"]["cuda"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DamageError(f"{path / TRAINING_FILE}: cannot be read ({str(error)[:200]}).") from None
