@@ -4,9 +4,8 @@ Both score the same candidates against the same references, with document freque
 as self-critical code calls it: ids become strings, candidates and references are cut into n-grams anew for each batch. What a batch
 costs is measured; counting the references, and pycocoevalcap's document frequencies, are not part of it and stand apart.
 
-Images and references come from a COCO caption file, and again as part of a corpus that is grown to COCO's size: a chain of words, each
-one followed by what follows it somewhere in the file. It makes more n-grams that occur once than people do, so its memory is too much
-rather than too little.
+Images and references come from a COCO caption file, and again as part of a corpus that is grown to COCO's size by chains of words, in
+which a word is followed by what follows it somewhere in the file, and one word in fifty by any.
 """
 
 import argparse
@@ -30,8 +29,9 @@ from model.cider_d import CiderD
 from model.ptb import ptb_tokens
 
 Captions = list[list[int]]
-# Captions stop here, as those that are sampled do.
+# Candidates stop here, as captions that are sampled do; grown references go on.
 LONGEST = 20
+LONGEST_REFERENCE = 50
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -56,15 +56,16 @@ def caption_ids(path: Path) -> list[Captions]:
 
 
 def chained(groups: Sequence[Captions], captions: int, generator: np.random.Generator) -> Captions:
-    """So many captions, in which each word follows the one before as it does somewhere in ``groups``."""
+    """So many captions, in which a word follows the one before as it does somewhere in ``groups``; one in fifty follows any."""
     stream = np.array([word for group in groups for words in group for word in (0, *words)] + [0])  # 0 stands between captions
     places = np.argsort(stream[:-1], kind="stable")
     counts = np.bincount(stream[:-1])
     first = np.cumsum(counts) - counts
-    words = np.zeros((captions, LONGEST + 1), dtype=np.int64)
-    for step in range(LONGEST):
+    words = np.zeros((captions, LONGEST_REFERENCE + 1), dtype=np.int64)
+    for step in range(LONGEST_REFERENCE):
         now = words[:, step]
         drawn = first[now] + (generator.random(captions) * counts[now]).astype(np.int64)
+        drawn = np.where(generator.random(captions) < 0.02, generator.integers(len(places), size=captions), drawn)
         words[:, step + 1] = np.where((now == 0) & (step > 0), 0, stream[places[drawn] + 1])
     made: Captions = [row[row > 0].tolist() for row in words]
     return made
@@ -132,9 +133,8 @@ def measure(name: str, groups: Sequence[Captions], own: int, s: argparse.Namespa
     flat = np.array([word for words in captions for word in words], dtype=np.int32)
     offsets, rows = np.cumsum([0, *map(len, captions)]), np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     say(f"{name}: counting {len(captions):,} captions")
-    making, scorer = seconds(lambda: CiderD(flat, offsets, rows, len(groups)))
     tracemalloc.start()
-    scorer = CiderD(flat, offsets, rows, len(groups))
+    making, scorer = seconds(lambda: CiderD(flat, offsets, rows, len(groups)))
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     frequencies = frequencies_of(groups)

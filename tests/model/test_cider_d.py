@@ -129,10 +129,11 @@ def test_any_integers_are_ids_and_narrow_ones_do_not_overflow() -> None:
     references, offsets = np.arange(words, dtype=np.int32) * 100_000 - 2**30, np.arange(0, words + 1, 100)
     rows = np.arange(first, first + 200, dtype=np.int32)
     scorer = CiderD(references, offsets, rows, 200_000)
-    own = references.reshape(200, 100)
-    found = scorer.score(own, np.full(200, 100, dtype=np.int32), rows)
-    assert found == pytest.approx(np.full(200, 10.0), abs=1e-9)
-    assert scorer.score(own, np.full(200, 100, dtype=np.int32), rows[::-1]).tolist() == [0] * 200
+    own, lengths = references.reshape(200, 100), np.full(200, 100, dtype=np.uint8)
+    assert scorer.score(own, lengths, rows) == pytest.approx(np.full(200, 10.0), abs=1e-9)
+    assert scorer.score(own, lengths, rows[::-1]).tolist() == [0] * 200
+    last = np.arange(56, 256, dtype=np.uint8)
+    assert CiderD(references, offsets.astype(np.uint16), last, 256).score(own, lengths, last) == pytest.approx(np.full(200, 10.0), abs=1e-9)
 
 
 def test_images_without_references_count_and_cannot_be_scored() -> None:
