@@ -15,18 +15,16 @@ from shards.errors import InputError
 RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {},
     "strong": {
-        "epochs": 24,
-        "batch_size": 128,
+        "epochs": 10,
         "lr": 2e-3,
         "schedule": "cosine",
         "warmup_steps": 200,
         "weight_decay": 0.05,
         "clip_norm": 5.0,
         "label_smoothing": 0.1,
-        "input_dropout": 0.5,
-        "output_dropout": 0.5,
-        "embedding_dim": 512,
-        "hidden_dim": 512,
+        "input_dropout": 0.4,
+        "output_dropout": 0.4,
+        "image_input": "every_step",
         "tie_weights": True,
     },
     "self-critical": {

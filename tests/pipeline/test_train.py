@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import Result
 from safetensors.torch import load_file
 
+from model.decoder import Captioner
 from model.vocabulary import Vocabulary
 from pipeline.cache_features import cache_features
 from pipeline.checkpoints import Position, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
@@ -291,3 +293,59 @@ def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path
 def test_impossible_settings_are_refused_by_their_options_name(small: Small, tmp_path: Path, setting: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"--{next(iter(setting)).replace('_', '-')}"):
         train(out=tmp_path / "run", features=small.features, settings=setting)
+
+
+STRONG = {"recipe": "strong", "own_words": 0.3, "own_words_epochs": 2, "epochs": 2, "batch_size": 16, "min_count": 1, "hidden_dim": 32, "layers": 2}
+
+
+def test_dropout_and_own_words_do_not_depend_on_where_a_training_was_stopped(small: Small, tmp_path: Path) -> None:
+    for name, stops in (("whole", []), ("parts", [5, 9])):
+        for stop in stops:
+            train(out=tmp_path / name, features=small.features, settings=STRONG, resume=True, device="cpu", max_steps=stop)
+            torch.rand(stop)  # whatever else was drawn
+        train(out=tmp_path / name, features=small.features, settings=STRONG, resume=True, device="cpu")
+    # Where it stopped, the first line of the log after it is a mean of fewer steps.
+    whole, parts = ([{k: v for k, v in line.items() if k != "mean_loss"} for line in lines(tmp_path / name)] for name in ("whole", "parts"))
+    assert [line for line in parts if line["step"] not in (5, 9)] == whole
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_training_ends_when_captions_have_not_got_better_for_its_patience(small: Small, tmp_path: Path) -> None:
+    settings = {**TINY_MODEL, "epochs": 9, "lr": 1e-7, "patience": 2}  # nothing is learned
+    summary = train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
+    scores = [line["val_cider"] for line in lines(tmp_path / "run") if "val_cider" in line]
+    best = scores.index(max(scores))
+    assert len(scores) == best + 3
+    assert summary.steps == 12 * len(scores)
+    again = train(out=tmp_path / "run", resume=True, device="cpu")
+    assert again.steps == summary.steps
+    longer = train(out=tmp_path / "run", resume=True, settings={"patience": 3}, device="cpu")
+    assert longer.steps > summary.steps
+
+
+def test_gradients_are_cut_to_their_norm_and_weights_of_matrices_decay(small: Small, tmp_path: Path) -> None:
+    plain = {**TINY_MODEL, "epochs": 1, "precision": "fp32"}
+    for name, more in (("plain", {}), ("cut", {"clip_norm": 1e-12}), ("decayed", {"weight_decay": 0.5, "clip_norm": 1e-12})):
+        train(out=tmp_path / name, features=small.features, settings={**plain, **more}, device="cpu", max_steps=1)
+    before = Captioner(open_run(tmp_path / "plain", device=torch.device("cpu")).config.decoder)
+    torch.manual_seed(0)
+    before = Captioner(before.config)
+    start, cut, decayed, plain_after = before.state_dict(), *(weights(tmp_path / name) for name in ("cut", "decayed", "plain"))
+    word = "decoder.embedding.weight"
+    assert (plain_after[word] - start[word]).abs().max() > 5e-4
+    # Adam divides by the gradients' own size, but for its epsilon of 1e-8: gradients far below it move nothing.
+    torch.testing.assert_close(cut[word], start[word], atol=1e-6, rtol=0)
+    torch.testing.assert_close(decayed[word], start[word] * (1 - 1e-3 * 0.5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(decayed["decoder.output.bias"], start["decoder.output.bias"], atol=1e-6, rtol=0)
+
+
+def test_a_config_file_and_options_are_taken_together_and_kept_by_the_run(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    (tmp_path / "mine.toml").write_text('recipe = "strong"\nmin-count = 1\nhidden-dim = 24\nembedding-dim = 16\nepochs = 3\nbatch-size = 16\n')
+    options = ("train", "--features", small.features, "--out", tmp_path / "run", "--config", tmp_path / "mine.toml", "--device", "cpu")
+    assert run_cli(*options, "--epochs", 1, "--tie-weights", "--image-input", "once").exit_code == 0
+    config = open_run(tmp_path / "run", device=torch.device("cpu")).config
+    assert (config.train.recipe, config.train.epochs, config.train.hidden_dim, config.train.label_smoothing) == ("strong", 1, 24, 0.1)
+    assert (config.decoder.image_input, config.decoder.tie_weights, config.decoder.input_dropout) == ("once", True, 0.4)
+    refused = run_cli("train", "--out", tmp_path / "run", "--resume", "--label-smoothing", 0.2, "--device", "cpu")
+    assert refused.exit_code == 1
+    assert "--label-smoothing 0.1, now 0.2" in refused.output

@@ -1,0 +1,197 @@
+"""What does a step of self-critical training spend its time on, and which share of it is scoring?
+
+The very step of ``train --self-critical``, on real captions (five references an image) beside random features, with the tutorial's sizes and
+COCO's 9,956 words, from a captioner that was trained a little, so that captions have realistic lengths. Each step is timed as a whole,
+and within it the reward (tokens to scores); the same batches go through a step of cross-entropy in turn, one caption for each drawn one,
+so that the report can say what a drawn caption costs against a given one.
+
+    python -m benchmarks.bench_self_critical --out benchmarks/results
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.machine import machine, machine_line, table, write_report
+from benchmarks.workload import say
+from model.networks import random_info
+from model.vocabulary import Vocabulary
+from pipeline.arithmetic import pick_precision, prepare_device
+from pipeline.backbones import pick_device
+from pipeline.batches import CaptionBatch, Encoded, to_device, training_batches
+from pipeline.loop import Step, adamw
+from pipeline.recipes import chosen_settings
+from pipeline.run import TrainConfig, open_run
+from pipeline.self_critical import Reward, SelfCriticalStep
+from pipeline.tokenizer import tokenize
+from pipeline.train import train
+from pipeline.training_data import open_cached
+from pipeline.vocab import vocabulary_of, write_vocabulary
+from pipeline.world import World
+from shards.caption_table import CaptionTable, table_from_records
+from shards.features import Provenance, write_features
+
+WORDS, DIM = 9_956, 2048
+
+
+class TimedReward(Reward):
+    """The reward, and the seconds that its calls took."""
+
+    seconds = 0.0
+
+    def __call__(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.float64]:
+        began = time.perf_counter()
+        scores = super().__call__(tokens, lengths, images)
+        self.seconds += time.perf_counter() - began
+        return scores
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="A step of self-critical training.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--captions", type=Path, default=Path("../shared/data/coco-captions/captions_val2017.json"), help="real captions, COCO's JSON"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images of a step")
+    parser.add_argument("--samples", type=int, default=5, help="captions drawn of each")
+    parser.add_argument("--train-steps", type=int, default=150, help="steps of cross-entropy before")
+    parser.add_argument("--repeats", type=int, default=15, help="steps of each kind")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
+    parser.add_argument("--out", type=Path, default=None, help="folder for a dated JSON and Markdown report")
+    return parser.parse_args(argv)
+
+
+def caption_table(path: Path) -> CaptionTable:
+    """The captions of a COCO file, image by image."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for annotation in json.loads(path.read_bytes())["annotations"]:
+        text = annotation["caption"]
+        groups.setdefault(annotation["image_id"], []).append({"id": annotation["id"], "text": text, "tokens": tokenize(text)})
+    records = [
+        (f"{row:09}", {"image_id": image, "file_name": f"{image}.jpg", "captions": captions}) for row, (image, captions) in enumerate(groups.items())
+    ]
+    return table_from_records([records[start : start + 1000] for start in range(0, len(records), 1000)])
+
+
+def prepare(settings: argparse.Namespace, folder: Path) -> None:
+    """Features, a vocabulary of the tutorial's size, and a run that can speak."""
+    content = caption_table(settings.captions)
+    known = vocabulary_of(content, min_count=4).vocabulary.words
+    write_vocabulary(folder / "vocab.json", Vocabulary((*known, *(f"filler{number}" for number in range(WORDS - len(known))))))
+    info = random_info(224)
+    provenance = Provenance(
+        backbone="resnet152",
+        weights="imported",
+        weights_sha256="0" * 64,
+        preprocessing={"size": 256, "mode": "squash", "filter": "lanczos", "crop": 224, "mean": list(info.mean), "std": list(info.std)},
+        views=("center",),
+        precision="fp32",
+        arithmetic={},
+        split="train",
+        split_digest="0" * 64,
+        versions={},
+    )
+    features = np.random.default_rng(0).standard_normal((content.images, 1, DIM)).astype(np.float16)
+    (folder / "features").mkdir()
+    write_features(folder / "features" / "train.h5", lambda: [(features, content)], dim=DIM, provenance=provenance)
+    say(f"training {settings.train_steps} steps on real captions")
+    train(out=folder / "run", features=folder / "features", vocab=folder / "vocab.json", device=settings.device, max_steps=settings.train_steps)
+
+
+def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    prepare(settings, folder)
+    device = pick_device(settings.device)
+    prepare_device(device)
+    run, data = open_run(folder / "run", device=device), open_cached(folder / "features", device)
+    source, captioner = data.source, run.captioner.train()
+    said = {"self_critical": True, "batch_size": settings.batch_size, "samples": settings.samples}
+    config = TrainConfig(**chosen_settings({**said, "precision": pick_precision("auto", device)}, start=run.config.train))
+    reward = TimedReward(source.table, run.vocabulary)
+    critical = SelfCriticalStep(
+        captioner, captioner, lambda batch: batch.images, config.precision, World(), source.table, reward, run.vocabulary, config.samples
+    )
+    given = Step(captioner, captioner, lambda batch: batch.images, config, 1, World())
+    optimizer, encoded = adamw(captioner, config), Encoded(source.table, run.vocabulary, device)
+
+    def batches(units: int, captions_per_image: int) -> list[CaptionBatch]:
+        stream = training_batches(source, encoded, seed=0, epoch=0, batch_size=units, captions_per_image=captions_per_image)
+        return [to_device(batch, device) for batch, _ in zip(stream, range(settings.repeats + 1), strict=False)]
+
+    def timed(step: Any, *arguments: Any) -> float:
+        began = synchronized(device)
+        optimizer.zero_grad()
+        step(*arguments)
+        optimizer.step()
+        return synchronized(device) - began
+
+    steps: dict[str, list[float]] = {"self-critical": [], "scoring": [], "cross-entropy": []}
+    pairs = zip(batches(settings.batch_size, config.captions_per_image), batches(settings.batch_size * settings.samples, 1), strict=False)
+    for number, (images, captions) in enumerate(pairs):
+        before = reward.seconds
+        own, other = timed(critical, images), timed(given, captions, 0)
+        if number:  # the first round warms up
+            for name, value in (("self-critical", own), ("scoring", reward.seconds - before), ("cross-entropy", other)):
+                steps[name].append(value)
+    medians = {name: statistics.median(values) for name, values in steps.items()}
+    drawn = settings.batch_size * settings.samples
+    return {
+        "precision": config.precision,
+        "seconds": steps,
+        "medians": medians,
+        "scoring_share": statistics.median(score / whole for score, whole in zip(steps["scoring"], steps["self-critical"], strict=True)),
+        "captions_per_second": {name: drawn / medians[name] for name in ("self-critical", "cross-entropy")},
+        "cost_of_a_drawn_caption": statistics.median(own / other for own, other in zip(steps["self-critical"], steps["cross-entropy"], strict=True)),
+    }
+
+
+def synchronized(device: torch.device) -> float:
+    """Seconds, when the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def markdown(report: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{1e3 * report['medians'][name]:,.1f}", f"{1e3 * min(spent):,.1f} to {1e3 * max(spent):,.1f}"]
+        for name, spent in report["seconds"].items()
+    ]
+    s = report["settings"]
+    lines = [
+        f"# Self-critical training, {report['date']}",
+        "",
+        f"{s['batch_size']} images with {s['samples']} drawn captions each, and as many given captions; decoder in {report['precision']}.",
+        "",
+        *table(["Step", "ms (median)", "from to"], rows),
+        "",
+        f"Scoring takes {100 * report['scoring_share']:.1f}% of a self-critical step. A drawn caption costs "
+        f"{report['cost_of_a_drawn_caption']:.2f} times a given one.",
+    ]
+    return "\n".join([*lines, "", machine_line(report["machine"]), ""])
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    settings = parse(argv)
+    with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
+        report = measure(settings, Path(folder))
+    report |= {
+        "date": date.today().isoformat(),
+        "settings": {name: getattr(settings, name) for name in ("batch_size", "samples", "train_steps", "repeats", "device")},
+        "machine": machine("torch", "numpy") | {"torch_threads": torch.get_num_threads()},
+    }
+    write_report(settings.out, f"bench_self_critical-{report['date']}", report, markdown(report))
+    return report
+
+
+if __name__ == "__main__":
+    main()
