@@ -406,6 +406,79 @@ def describe_cache(summary: "CacheSummary") -> str:
 
 
 @command(
+    "import-features",
+    "python cli.py import-features --npy features.npy --captions dataset_flickr8k.json --out data/flickr8k",
+    "python cli.py import-features --npy features.npy --captions dataset_flickr8k.json --out data/flickr8k --backbone resnet152 \\",
+    "    --weights IMAGENET1K_V1 --size 256 --resize shortest --filter bilinear",
+)
+@click.option(
+    "--npy", type=Folder, required=True, help="A matrix whose row i is of the image with imgid i; or a folder with a .npy or .npz file per image."
+)
+@click.option("--captions", type=Folder, required=True, help="Karpathy split file (JSON), as dataset_coco.json.")
+@click.option("--out", type=Folder, required=True, help="Folder for SPLIT.h5.")
+@click.option("--no-restval", is_flag=True, help="Keep split restval apart; else it becomes part of train.")
+@click.option(
+    "--backbone", default=None, help="The network that made the features, as for cache-features. Without it no photograph can be captioned."
+)
+@click.option("--weights", default=None, help="With --backbone: its weights, a published name or the path of a .pth or .safetensors file.")
+@click.option("--size", type=int, default=None, show_default="the network's crop", help="With --backbone: size that the photographs were given.")
+@click.option(
+    "--resize",
+    "mode",
+    type=click.Choice(["squash", "shortest", "pad", "none"]),
+    default=None,
+    show_default="squash",
+    help="With --backbone: how they were given it, as for shard.",
+)
+@click.option(
+    "--filter",
+    "filter_",
+    type=click.Choice(["lanczos", "bicubic", "bilinear", "box"]),
+    default=None,
+    show_default="lanczos",
+    help="With --backbone: by what resampling filter.",
+)
+def import_features(
+    npy: Path,
+    captions: Path,
+    out: Path,
+    no_restval: bool,
+    backbone: str | None,
+    weights: str | None,
+    size: int | None,
+    mode: str | None,
+    filter_: str | None,
+) -> None:
+    """Make feature files from features that you have already, and a Karpathy split file."""
+    from pipeline.import_features import import_features
+    from shards.manifest import REJECTS_FILE
+
+    summary = import_features(
+        npy=npy,
+        captions=captions,
+        out=out,
+        restval=not no_restval,
+        backbone=backbone,
+        weights=weights,
+        size=size,
+        mode=mode,
+        filter=filter_,
+        quiet=False,
+    )
+    if summary.rejects:
+        totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items())
+        click.echo(f"Left out: {totals}. Each has a line in {out / REJECTS_FILE}.", err=True)
+    if summary.zeros:
+        click.echo(f"{npy}: the features of {summary.zeros} images are all 0. Were they computed?", err=True)
+    if summary.network.preprocessing is None:
+        click.echo("No network was declared (--backbone, --weights): a run trained on these features cannot caption photographs.", err=True)
+    for split in summary.splits:
+        how = "was there already" if split.kept else f"imported, {summary.network.backbone}" if summary.network.preprocessing else "imported"
+        say(f"{split.path}: {split.images} images with {split.captions} captions, {summary.dim} features each ({how}).")
+    next_step(f"python cli.py train --features {out} --out runs/first")
+
+
+@command(
     "train",
     "python cli.py train --features data/features --out runs/first",
     "python cli.py train --shards data/shards --backbone resnet152 --out runs/raw",

@@ -34,17 +34,32 @@ from shards.errors import DamageError, InputError, MismatchError, ResourceError
 from shards.features import Provenance
 
 RANDOM = "random"
+IMPORTED = "imported"  # features of which nobody has said what network made them
 KEPT_FILE = "backbone.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """Which network made features, as artefacts record it: enough to build it again, or to refuse another one."""
+    """Which network made features, as artefacts record it: enough to build it again, or to refuse another one.
+
+    Of features that were imported without saying so, ``backbone`` and ``weights`` are :data:`IMPORTED`, the digest is that of their
+    file, and there is no preprocessing.
+    """
 
     backbone: str
     weights: str
     weights_sha256: str
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
+
+    def declared_preprocessing(self) -> Preprocessing:
+        """How photographs are prepared for the network.
+
+        Raises:
+            InputError: Nobody has said what the network is.
+        """
+        if self.preprocessing is None:
+            raise _undeclared()
+        return self.preprocessing
 
     def content(self) -> dict[str, Any]:
         """As JSON."""
@@ -57,6 +72,13 @@ class Network:
         return cls(**names, preprocessing=parse_preprocessing(content["preprocessing"]))
 
 
+def _undeclared() -> InputError:
+    return InputError(
+        "The features were imported without a declared network, and photographs would have to go through it. Import them again with "
+        "--backbone and --weights (python cli.py import-features), and train on those."
+    )
+
+
 def recorded_network(provenance: Provenance) -> Network:
     """The network that a feature file was made by."""
     return Network(
@@ -67,8 +89,10 @@ def recorded_network(provenance: Provenance) -> Network:
     )
 
 
-def parse_preprocessing(content: dict[str, Any]) -> Preprocessing:
+def parse_preprocessing(content: dict[str, Any] | None) -> Preprocessing | None:
     """From JSON; raises KeyError, TypeError or ValueError for what is none."""
+    if content is None:
+        return None
     mean, std = (tuple(float(v) for v in content[name]) for name in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3:
         raise ValueError("mean and std need three values")
@@ -105,8 +129,10 @@ def known_weights(backbone: str) -> list[str]:
     """Names of a network's published weights, the default first.
 
     Raises:
-        InputError: There is no such network; names those that are near.
+        InputError: There is no such network, and names those that are near; or it is the unknown one of imported features.
     """
+    if backbone == IMPORTED:
+        raise _undeclared()
     try:
         with _timm_wanted(backbone):
             return weights_names(backbone)
@@ -175,27 +201,41 @@ def open_backbone(
         ResourceError: Published weights cannot be downloaded.
         MismatchError: The kept weights are of another network.
     """
-    published = known_weights(backbone)
     if weights == RANDOM:
+        known_weights(backbone)
         return _random_backbone(backbone, resize, kept, sample, seed)
+    weights, info, path = _find_weights(backbone, weights)
+    # Before the download: shards that are too small for these weights are the user's first problem.
+    preprocessing = _fit(info, resize)
+    state = _download(backbone, weights) if path is None else read_weights(path)
+    frozen = _build(backbone, weights, state, preprocessing)
+    digest = weights_digest(backbone, state)
+    return Network(backbone=backbone, weights=weights, weights_sha256=digest, preprocessing=preprocessing), frozen
+
+
+def wanted_crop(backbone: str, weights: str) -> int:
+    """Side in pixels of the square that weights want to see.
+
+    Raises:
+        InputError: Unknown names, or no such file.
+    """
+    return _find_weights(backbone, weights)[1].crop
+
+
+def _find_weights(backbone: str, weights: str | None) -> tuple[str, WeightsInfo, Path | None]:
+    """Weights by the name that artefacts record, what they want, and their file; None where they are published ones."""
+    published = known_weights(backbone)
     choices = ", ".join([*published[:6], RANDOM]) + ", or a path of a .pth or .safetensors file"
     if weights is None:
         if not published:
             raise InputError(f"--backbone {backbone}: there are no published weights of it. Give --weights: {choices}.")
         weights = published[0]
     if weights in published:
-        # Before the download: shards that are too small for these weights are the user's first problem.
-        preprocessing = _fit(published_weights(backbone, weights), resize)
-        state = _download(backbone, weights)
-    else:
-        path = Path(weights)
-        if not path.is_file():
-            raise InputError(f"--weights {weights}: neither a file nor published weights of {backbone}. Choose {choices}.")
-        preprocessing = _fit(info_of_file(backbone, path.name), resize)
-        state, weights = read_weights(path), str(path.resolve())
-    frozen = _build(backbone, weights, state, preprocessing)
-    digest = weights_digest(backbone, state)
-    return Network(backbone=backbone, weights=weights, weights_sha256=digest, preprocessing=preprocessing), frozen
+        return weights, published_weights(backbone, weights), None
+    path = Path(weights)
+    if not path.is_file():
+        raise InputError(f"--weights {weights}: neither a file nor published weights of {backbone}. Choose {choices}.")
+    return str(path.resolve()), info_of_file(backbone, path.name), path
 
 
 def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None) -> FrozenBackbone:
@@ -209,6 +249,7 @@ def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None)
         InputError, ResourceError: The weights cannot be had.
         MismatchError: They are others than those recorded.
     """
+    preprocessing = network.declared_preprocessing()
     if network.weights == RANDOM:
         state, source = _read_kept(kept, network.backbone), str(kept)
     else:
@@ -225,7 +266,7 @@ def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None)
     found = state_digest(state) if network.weights == RANDOM else weights_digest(network.backbone, state)
     if found != network.weights_sha256:
         raise MismatchError(f"{source}: these weights have digest {found}, the features were made with {network.weights_sha256}.")
-    return _build(network.backbone, source, state, network.preprocessing)
+    return _build(network.backbone, source, state, preprocessing)
 
 
 def _fit(info: WeightsInfo, resize: dict[str, Any]) -> Preprocessing:

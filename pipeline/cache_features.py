@@ -115,7 +115,7 @@ def cache_features(
     opened = [open_samples(shards, name, on_error) for name in splits or _in_order(dataset)]
     if not opened:
         raise InputError(f"{shards}: holds no split yet. Run the shard command to its end first.")
-    _check_out(out)
+    check_feature_folder(out)
     for each in reversed(devices):  # the first one stays the current one
         prepare_device(each)
     with exclusive(out, "cache", "caching features"):
@@ -133,7 +133,7 @@ def cache_features(
                 write_samples(split, out)
         if all(there.values()):
             return [_kept_summary(split, file) for split, file in zip(opened, there.values(), strict=True) if file is not None]
-        sample = sample_images(first, network.preprocessing.crop, AGREEMENT_IMAGES)
+        sample = sample_images(first, exact.preprocessing.crop, AGREEMENT_IMAGES)
         with out_of_memory():
             chosen = choose_arithmetic(exact, precision=precision, device=devices[0], sample=sample)
             dim = feature_dim(chosen.frozen)
@@ -198,12 +198,17 @@ def _provenance(
     )
 
 
-def _check_out(out: Path) -> None:
+def check_feature_folder(out: Path, *also: str) -> None:
+    """Refuse an output folder that holds something else than feature files, what stands beside them, and files named ``also``.
+
+    Raises:
+        OccupiedError: It does; names one such file.
+    """
     with disk_errors(out):
         if out.exists() and not out.is_dir():
             raise OccupiedError(f"{out}: is a file. Choose a new or empty folder for --out.")
         inside = [p.name for p in out.iterdir()] if out.is_dir() else []
-    strangers = sorted(name for name in inside if not name.startswith(".") and name != KEPT_FILE and not OWN_FILE.fullmatch(name))
+    strangers = sorted(name for name in inside if not name.startswith(".") and name not in (KEPT_FILE, *also) and not OWN_FILE.fullmatch(name))
     if strangers:
         raise OccupiedError(f"{out}: holds something else than feature files ({strangers[0]}). Choose a new or empty folder for --out.")
 

@@ -93,7 +93,7 @@ def caption_images(
     pick_precision(precision, chosen_device)
     opened = open_run(run, device=chosen_device, checkpoint=checkpoint)
     speaker = open_speaker(opened, others, checkpoint=checkpoint)
-    resize, crop = run_resize(opened), opened.config.network.preprocessing.crop
+    resize, crop = run_resize(opened), opened.config.network.declared_preprocessing().crop
     size = images_per_pass(chosen_device)
     groups = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
 
@@ -145,6 +145,10 @@ def _load(name: str, resize: Resize) -> NDArray[np.uint8] | ImageError:
 
 
 def run_resize(run: Run) -> Resize:
-    """How photographs get the size of the shards that the run was trained on."""
-    preprocessing = run.config.network.preprocessing
+    """How photographs get the size of the shards that the run was trained on.
+
+    Raises:
+        InputError: It was trained on features that were imported without a declared network.
+    """
+    preprocessing = run.config.network.declared_preprocessing()
     return Resize(size=preprocessing.size, mode=preprocessing.mode, filter=preprocessing.filter)

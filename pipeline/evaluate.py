@@ -224,7 +224,7 @@ def _cached(run: Run, path: Path, batch_size: int) -> _Data:
 
 def _raw(run: Run, shards: Path, split_name: str, batch_size: int, weights: str | None) -> _Data:
     split = open_split(shards, split_name)
-    preprocessing = run.config.network.preprocessing
+    preprocessing = run.config.network.declared_preprocessing()
     resize = split.config["resize"]
     wanted = {"size": preprocessing.size, "mode": preprocessing.mode, "filter": preprocessing.filter}
     check_network(f"{run.folder}", wanted, f"{shards}", resize)

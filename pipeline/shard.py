@@ -18,7 +18,7 @@ from pipeline.executors import run_tasks
 from pipeline.images import ImageError, Resize, read_image_file, stored_jpeg
 from pipeline.progress import Progress
 from pipeline.tokenizer import RULE, tokenize
-from shards.atomic import committed_file, digest, disk_errors, exclusive, file_sha256, write_json
+from shards.atomic import digest, disk_errors, exclusive, file_sha256, write_json
 from shards.errors import CapstreamError, InputError, MismatchError, OccupiedError
 from shards.manifest import (
     DATASET_FILE,
@@ -35,6 +35,7 @@ from shards.manifest import (
     shard_path,
     sidecar_path,
     split_digest,
+    write_rejects,
 )
 from shards.tar import write_tar
 
@@ -303,10 +304,7 @@ def _write_rejects(out: Path, split: str, sidecars: Sequence[Sidecar]) -> None:
         if name != split:
             of_split = [read_sidecar(sidecar_path(shard_path(out, name, index))) for index in range(known[name]["shards"])]
         lines += reject_lines(name, of_split)
-    path, content = out / REJECTS_FILE, b"".join(lines)
-    if not path.is_file() or path.read_bytes() != content:
-        with committed_file(path) as file:
-            file.write(content)
+    write_rejects(out, lines)
 
 
 def write_shard(task: ShardTask) -> _Result:

@@ -123,20 +123,20 @@ def open_raw(
         sample=lambda crop: calibration_batches(split, crop),
     )
     with out_of_memory():
-        sample = sample_images(split, network.preprocessing.crop, AGREEMENT_IMAGES)
+        sample = sample_images(split, exact.preprocessing.crop, AGREEMENT_IMAGES)
         arithmetic = _arithmetic(exact, precision, device, sample, passes * split.captions)
     val, pictures = None, None
     notes = [split.skipped_note(), *arithmetic.notes]
     if "val" in read_dataset_file(shards).splits:
         val_split = open_samples(shards, "val", on_error)
         notes.append(val_split.skipped_note())
-        val = ShardSource(val_split, read_captions(val_split, quiet=quiet), network.preprocessing, "none", threads=threads)
+        val = ShardSource(val_split, read_captions(val_split, quiet=quiet), exact.preprocessing, "none", threads=threads)
         pictures = val_split
     pinned = device.type == "cuda"
     return Data(
         kind="shards",
         path=shards,
-        source=ShardSource(split, read_captions(split, quiet=quiet), network.preprocessing, augment, threads=threads, pinned=pinned),
+        source=ShardSource(split, read_captions(split, quiet=quiet), exact.preprocessing, augment, threads=threads, pinned=pinned),
         val=val,
         val_pictures=lambda rows: split_pictures(pictures, rows) if pictures is not None else [],
         network=network,

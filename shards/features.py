@@ -45,7 +45,7 @@ class Provenance:
         backbone: The network's name.
         weights: The weights' name, "random" or the path that was given.
         weights_sha256: Digest over the weights' tensors (names, shapes, bytes), whatever file they came in.
-        preprocessing: Size, resize mode, filter, crop, mean and deviation.
+        preprocessing: Size, resize mode, filter, crop, mean and deviation; None: nobody has said.
         views: Names of the views, in the features' order; the first is the centre crop.
         precision: Arithmetic of the forward pass: fp32, bf16 or fp16.
         arithmetic: What else decides the last bits: the device, images per pass, how many layers stayed float32, the digest of the
@@ -58,7 +58,7 @@ class Provenance:
     backbone: str
     weights: str
     weights_sha256: str
-    preprocessing: dict[str, Any]
+    preprocessing: dict[str, Any] | None
     views: tuple[str, ...]
     precision: str
     arithmetic: dict[str, Any]
@@ -80,7 +80,7 @@ class Provenance:
         for name in ("backbone", "weights", "weights_sha256", "precision", "split", "split_digest"):
             if not isinstance(content[name], str):
                 raise TypeError(f"{name} is not a text")
-        if not all(isinstance(content[name], dict) for name in OBJECTS):
+        if not all(isinstance(content[name], dict) or (name, content[name]) == ("preprocessing", None) for name in OBJECTS):
             raise TypeError(f"one of {', '.join(OBJECTS)} is not an object")
         return cls(**{**content, "views": tuple(str(view) for view in content["views"])})
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.atomic import digest, read_own_json, write_json
+from shards.atomic import committed_file, digest, read_own_json, write_json
 from shards.errors import DamageError, InputError, MismatchError
 from shards.mirror import Mirror, open_tar, read_mirror
 
@@ -326,8 +326,20 @@ def read_sidecar(path: Path) -> Sidecar:
 
 def reject_lines(split: str, sidecars: Sequence[Sidecar]) -> list[bytes]:
     """A split's lines of ``rejects.jsonl``: ASCII, so that no text of a reject can break a line."""
-    rejects = [{"split": split, **asdict(reject)} for sidecar in sidecars for reject in sidecar.rejects]
-    return [json.dumps(reject, ensure_ascii=True).encode() + b"\n" for reject in rejects]
+    return [reject_line(split, reject) for sidecar in sidecars for reject in sidecar.rejects]
+
+
+def reject_line(split: str, reject: Reject) -> bytes:
+    """One line of ``rejects.jsonl``."""
+    return json.dumps({"split": split, **asdict(reject)}, ensure_ascii=True).encode() + b"\n"
+
+
+def write_rejects(folder: Path, lines: Sequence[bytes]) -> None:
+    """Commit ``rejects.jsonl``, unless the very same is there already."""
+    path, content = folder / REJECTS_FILE, b"".join(lines)
+    if not path.is_file() or path.read_bytes() != content:
+        with committed_file(path) as file:
+            file.write(content)
 
 
 def _natural(value: Any) -> int:

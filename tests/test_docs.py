@@ -34,5 +34,5 @@ def test_every_module_is_in_the_readmes_tree_and_its_examples_are_true(path: Pat
 
 
 def test_commands_are_listed_in_the_order_data_flows() -> None:
-    data = ["synth", "shard", "verify", "vocab", "backbones", "cache-features"]
+    data = ["synth", "shard", "verify", "vocab", "backbones", "cache-features", "import-features"]
     assert list(cli.commands) == [*data, "train", "curves", "caption", "evaluate", "report", "demo"]

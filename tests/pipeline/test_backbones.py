@@ -56,7 +56,11 @@ def fetch(tmp_path: Path) -> Network:
 
 def test_published_weights_are_downloaded_once_and_recorded_by_digest(mirror: Path, data: Path, tmp_path: Path) -> None:
     network = fetch(tmp_path)
-    assert (network.weights, network.preprocessing.crop, network.preprocessing.mean) == ("IMAGENET1K_V1", 224, (0.485, 0.456, 0.406))
+    assert (network.weights, network.declared_preprocessing().crop, network.declared_preprocessing().mean) == (
+        "IMAGENET1K_V1",
+        224,
+        (0.485, 0.456, 0.406),
+    )
     (mirror / NAME).unlink()
     assert fetch(tmp_path) == network
     by_path, _ = open_backbone(

@@ -56,7 +56,7 @@ def test_features_are_those_of_the_frozen_network_on_the_centre_crop(small: Smal
     )
     file = open_features(small.features / "train.h5")
     assert file.provenance.weights_sha256 == network.weights_sha256
-    assert network.preprocessing.crop == 56
+    assert network.declared_preprocessing().crop == 56
     row = 0
     for shard in split.shards:
         for sample, jpeg, record in shard_samples(shard):

@@ -53,7 +53,7 @@ def test_any_image_file_gets_a_line_and_a_bad_one_its_problem(small: Small, tmp_
 def test_captions_are_decoded_from_what_the_network_sees_in_the_middle_of_the_resized_photograph(small: Small) -> None:
     run, names, decoding = open_run(small.run, device=torch.device("cpu")), scenes(small, 6), Decoding(beam=3)
     pixels = [np.asarray(decode_image(Path(name).read_bytes(), name, Resize(size=64)).image) for name in names]
-    crop = run.config.network.preprocessing.crop
+    crop = run.config.network.declared_preprocessing().crop
     corner = (64 - crop) // 2
     cropped = torch.from_numpy(np.stack([array[corner : corner + crop, corner : corner + crop] for array in pixels]))
     features = open_run_backbone(run)(cropped).half()
