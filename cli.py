@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 Folder = click.Path(path_type=Path)
+RESIZE_MODE = click.Choice(["squash", "shortest", "pad", "none"])
+FILTER = click.Choice(["lanczos", "bicubic", "bilinear", "box"])
 INTERRUPTED = 130
 # Captioning fewer photographs than this shows no progress.
 QUIET_BELOW = 100
@@ -185,11 +187,11 @@ def synth(out: Path, images: int, seed: int, workers: int) -> None:
 @click.option(
     "--resize",
     "mode",
-    type=click.Choice(["squash", "shortest", "pad", "none"]),
+    type=RESIZE_MODE,
     default="squash",
     help="squash to a square; shortest: the shorter side becomes SIZE; pad: the longer side, in a grey square; none: stay, at least SIZE.",
 )
-@click.option("--filter", "filter_", type=click.Choice(["lanczos", "bicubic", "bilinear", "box"]), default="lanczos", help="Resampling filter.")
+@click.option("--filter", "filter_", type=FILTER, default="lanczos", help="Resampling filter.")
 @click.option("--quality", type=int, default=95, help="JPEG quality of the stored images.")
 @workers_option
 @click.option("--shard-size", type=int, default=1000, help="Images per shard.")
@@ -425,7 +427,7 @@ def describe_cache(summary: "CacheSummary") -> str:
 @click.option(
     "--resize",
     "mode",
-    type=click.Choice(["squash", "shortest", "pad", "none"]),
+    type=RESIZE_MODE,
     default=None,
     show_default="squash",
     help="With --backbone: how they were given it, as for shard.",
@@ -433,7 +435,7 @@ def describe_cache(summary: "CacheSummary") -> str:
 @click.option(
     "--filter",
     "filter_",
-    type=click.Choice(["lanczos", "bicubic", "bilinear", "box"]),
+    type=FILTER,
     default=None,
     show_default="lanczos",
     help="With --backbone: by what resampling filter.",

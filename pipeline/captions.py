@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from pipeline.tokenizer import tokenize
 from shards.atomic import read_json
 from shards.errors import InputError
 from shards.manifest import SPLIT_NAME, Reject
@@ -35,6 +36,10 @@ class CaptionedImage:
     image_id: int
     file_name: str
     captions: tuple[Caption, ...]
+
+    def tokenized(self) -> list[dict[str, Any]]:
+        """The captions as an image's record has them: ``id``, ``text``, ``tokens``."""
+        return [{"id": caption.id, "text": caption.text, "tokens": tokenize(caption.text)} for caption in self.captions]
 
 
 def is_inside(file_name: str) -> bool:

@@ -6,12 +6,17 @@ against the bytes that are there.
 
 import hashlib
 import io
+import lzma
 import math
+import struct
+import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from tokenize import TokenError
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 from numpy.lib import format as npy
@@ -28,6 +33,8 @@ MAX_ROWS = 10_000_000
 MAX_VECTOR_BYTES = 16 << 20
 ENDINGS = (".npy", ".npz")
 FLOATS = ("float16", "float32", "float64")
+NPY_VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+UNPACK_ERRORS = (zlib.error, lzma.LZMAError, struct.error)
 LARGEST = float(np.finfo(np.float16).max)
 WANTED = (
     "A matrix (images, dim) of float16, float32 or float64 is expected, whose row i belongs to the image with imgid i; or a folder with one "
@@ -59,7 +66,7 @@ class Arrays(Protocol):
         ...
 
     def name(self, place: int) -> str:
-        """What messages call the features at a place."""
+        """The features at a place, for messages: their file, and the row."""
         ...
 
     def read(self, places: Sequence[int]) -> NDArray[Any]:
@@ -92,7 +99,8 @@ def open_arrays(path: Path, listed: Sequence[ListedImage]) -> tuple[Arrays, Foun
     free = np.ones(len(matrix.rows), dtype=bool)
     free[list(rows.values())] = False
     unclaimed = tuple(
-        Reject(file=matrix.name(row), reason="features_without_image", message=f"no image has imgid {row}") for row in np.flatnonzero(free).tolist()
+        Reject(file=f"{path.name} row {row}", reason="features_without_image", message=f"{matrix.name(row)}: no image has this imgid")
+        for row in np.flatnonzero(free).tolist()
     )
     return matrix, Found(places=rows, unclaimed=unclaimed)
 
@@ -105,26 +113,24 @@ class _Matrix:
         if not path.is_file():
             raise InputError(f"{path}: no such file or folder (--npy). {WANTED}")
         try:
-            found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
-            raise InputError(f"{path}: not a .npy file of numbers ({error}). {WANTED}") from None
-        if not isinstance(found, np.ndarray):
-            found.close()
-            raise InputError(f"{path}: an .npz file with several arrays. {WANTED}")
-        _check_dtype(str(path), found.dtype)
-        if found.ndim != 2 or not all(found.shape):
-            raise InputError(f"{path}: has the shape {found.shape}. {WANTED} Features of several views or regions: take one, or their mean.")
-        if found.shape[0] > MAX_ROWS:
-            raise InputError(f"{path}: has {found.shape[0]:,} rows, more than the limit of {MAX_ROWS:,}. Split it.")
-        _check_dim(str(path), found.shape[1])
-        self.rows: NDArray[Any] = found
-        self.dim = int(found.shape[1])
+            with path.open("rb") as file:
+                header = _read_header(path, file, path.stat().st_size)
+                offset = file.tell()
+            if len(header.shape) != 2:
+                raise InputError(f"{path}: has the shape {header.shape}. {WANTED} Of several views or regions give one, or their mean.")
+            if header.shape[0] > MAX_ROWS:
+                raise InputError(f"{path}: has {header.shape[0]:,} rows, more than the limit of {MAX_ROWS:,}. Split it.")
+            _check_dim(path, header.shape[1])
+            self.rows: NDArray[Any] = np.memmap(path, header.dtype, "r", offset, header.shape, header.order)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}). Check who may read it.") from None
+        self.dim = header.shape[1]
 
     def missing(self, image: ListedImage) -> str:
         return f"imgid {image.imgid} is no row of {self.path.name}, which has {len(self.rows)}"
 
     def name(self, place: int) -> str:
-        return f"{self.path.name}: row {place}"
+        return f"{self.path}: row {place}"
 
     def read(self, places: Sequence[int]) -> NDArray[Any]:
         rows: NDArray[Any] = self.rows[list(places)]
@@ -180,9 +186,9 @@ class _Folder:
                 f"{path}: has {array.shape[0]} rows of {array.shape[1]} features (regions): one vector per image is expected, of shape (dim,) or "
                 "(1, dim). Take their mean, or import the pooled features."
             )
-        if array.ndim not in (1, 2) or array.size == 0:
+        if array.ndim not in (1, 2):
             raise InputError(f"{path}: has the shape {array.shape}: one vector per image is expected, of shape (dim,) or (1, dim).")
-        _check_dim(str(path), array.size)
+        _check_dim(path, array.size)
         self._read[path.name] = (hashlib.sha256(stored).hexdigest(), str(array.dtype.newbyteorder("=")))
         return array.reshape(-1)
 
@@ -222,7 +228,7 @@ def _file_bytes(path: Path) -> bytes:
             raise InputError(f"{path}: {size:,} bytes, more than one image's features may have ({MAX_VECTOR_BYTES:,}).")
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Check who may read it.") from None
 
 
 def _only_member(path: Path, stored: bytes) -> bytes:
@@ -235,39 +241,64 @@ def _only_member(path: Path, stored: bytes) -> bytes:
                 raise InputError(f"{path}: holds {len(members)} arrays ({names}), one is expected. Save the image's features alone.")
             with archive.open(members[0]) as file:
                 content = file.read(MAX_VECTOR_BYTES + 1)  # whatever size the directory lists
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not an .npz file ({error}).") from None
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, OSError, RuntimeError, ValueError, EOFError, *UNPACK_ERRORS) as error:
+        raise InputError(f"{path}: not an .npz file, or a damaged one ({error}). Copy it again, or make it again.") from None
     if len(content) > MAX_VECTOR_BYTES:
         raise InputError(f"{path}: holds more than {MAX_VECTOR_BYTES:,} bytes, the limit for one image's features.")
     return content
 
 
-def _parse_npy(path: Path, content: bytes) -> NDArray[Any]:
-    """An array from the bytes of an .npy file (numpy's format, versions 1.0 and 2.0), which has just the bytes that its header says."""
-    file = io.BytesIO(content)
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What an .npy file says of its array."""
+
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype[Any]
+
+
+def _read_header(path: Path, file: BinaryIO, size: int) -> _Header:
+    """The header of an .npy file of ``size`` bytes, checked against what lies behind it, where ``file`` is left.
+
+    Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html, versions 1.0 and 2.0.
+
+    Raises:
+        InputError: It is none, or does not hold one array of numbers, whole and not empty.
+    """
     try:
         version = npy.read_magic(file)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, fortran, dtype = read_header(file)
-    except (ValueError, KeyError, EOFError, SyntaxError, TypeError, OverflowError) as error:
-        raise InputError(f"{path}: not a .npy file of numbers ({error}).") from None
-    _check_dtype(str(path), dtype)
-    wanted, there = math.prod(shape) * dtype.itemsize, len(content) - file.tell()
-    if wanted != there:
-        raise InputError(f"{path}: cut or damaged: an array of the shape {shape} has {wanted} bytes, {there} are there. Copy or make it again.")
-    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
-
-
-def _check_dtype(name: str, dtype: np.dtype[Any]) -> None:
+        if version not in NPY_VERSIONS:
+            raise ValueError(f"format version {version}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the file was made by Python 2, as many features were
+            shape, fortran, dtype = NPY_VERSIONS[version](file)
+    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError, TokenError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: not an .npy file ({first_line}). Save the features with numpy.save.") from None
     if dtype.hasobject:
-        raise InputError(f"{name}: holds Python objects, which could run code when they are loaded. Save the features as an array of float32.")
+        raise InputError(f"{path}: holds Python objects (a pickle), which could run code when loaded. Save the features as an array of float32.")
     if dtype.newbyteorder("=").name not in FLOATS:
-        raise InputError(f"{name}: holds numbers of type {dtype}; {', '.join(FLOATS)} are accepted. Save the features as float32.")
+        raise InputError(f"{path}: holds values of type {dtype}, accepted are {', '.join(FLOATS)}. Save the features as an array of float32.")
+    if not all(length > 0 for length in shape):
+        raise InputError(f"{path}: has the shape {shape}: there are no features in it. {WANTED}")
+    wanted, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if wanted != there:
+        raise InputError(
+            f"{path}: damaged: an array of the shape {shape} has {wanted:,} bytes, there are {there:,}. Copy it again, or make it again."
+        )
+    return _Header(shape=tuple(map(int, shape)), order="F" if fortran else "C", dtype=dtype)
 
 
-def _check_dim(name: str, dim: int) -> None:
+def _parse_npy(path: Path, content: bytes) -> NDArray[Any]:
+    """The array in the bytes of an .npy file."""
+    file = io.BytesIO(content)
+    header = _read_header(path, file, len(content))
+    return np.frombuffer(content, header.dtype, offset=file.tell()).reshape(header.shape, order=header.order)
+
+
+def _check_dim(path: Path, dim: int) -> None:
     if dim > MAX_DIM:
-        raise InputError(f"{name}: {dim:,} features per image, more than the limit of {MAX_DIM:,}. Import pooled features.")
+        raise InputError(f"{path}: {dim:,} features per image, more than the limit of {MAX_DIM:,}. Import pooled features.")
 
 
 def read_half(arrays: Arrays, places: Sequence[int]) -> NDArray[np.float16]:
@@ -279,19 +310,20 @@ def read_half(arrays: Arrays, places: Sequence[int]) -> NDArray[np.float16]:
     vectors = arrays.read(places)
     with np.errstate(over="ignore", under="ignore"):
         rounded: NDArray[np.float16] = vectors.astype("<f2")
-    # (places, dim) -> the places with a feature that is lost
-    for lost in np.flatnonzero(~np.isfinite(rounded).all(axis=1)).tolist():
-        column = int(np.flatnonzero(~np.isfinite(rounded[lost]))[0])
-        value, name = float(vectors[lost, column]), arrays.name(places[lost])
-        if math.isfinite(value):
-            raise InputError(
-                f"{arrays.path}: {name}: feature {column} is {value:g}; features are kept as float16, which ends at {LARGEST:g}. Scale all "
-                "features down by one factor, and import again."
-            )
-        raise InputError(f"{arrays.path}: {name}: feature {column} is {value}, which is no number to train on. Compute this image's features again.")
-    for lost in np.flatnonzero((rounded == 0).all(axis=1) & (vectors != 0).any(axis=1)).tolist():
-        raise InputError(
-            f"{arrays.path}: {arrays.name(places[lost])}: all features become 0 in float16, the largest is "
-            f"{float(np.abs(vectors[lost]).max()):g}. Scale all features up by one factor, and import again."
-        )
+    # (places, dim) -> the places at which something is lost
+    lost = np.flatnonzero(~np.isfinite(rounded).all(axis=1) | ((rounded == 0).all(axis=1) & (vectors != 0).any(axis=1)))
+    if len(lost):
+        raise _lost(arrays.name(places[lost[0]]), vectors[lost[0]])
     return rounded
+
+
+def _lost(name: str, vector: NDArray[Any]) -> InputError:
+    """What float16 cannot hold of a vector, float (dim,)."""
+    if not np.isfinite(vector).all():
+        feature = int(np.flatnonzero(~np.isfinite(vector))[0])
+        return InputError(f"{name}: feature {feature} is {vector[feature]}, which is no number to train on. Compute this image's features again.")
+    feature = int(np.abs(vector).argmax())
+    kept = f"feature {feature} is {vector[feature]:g}, the largest; features are kept as float16"
+    if abs(vector[feature]) > LARGEST:
+        return InputError(f"{name}: {kept}, which ends at {LARGEST:g}. Divide all features by one number, and import again.")
+    return InputError(f"{name}: {kept}, in which all of this image's become 0. Multiply all features by one number, and import again.")

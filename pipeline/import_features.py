@@ -4,12 +4,15 @@ What network made the features is known only if it is declared. Without that, a 
 and no photographs.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.encoder import feature_dim
 from pipeline.backbones import IMPORTED, KEPT_FILE, RANDOM, Network, open_backbone, wanted_crop
@@ -18,7 +21,7 @@ from pipeline.captions import CaptionedImage, KarpathyFile, read_karpathy
 from pipeline.feature_arrays import Arrays, Found, open_arrays, read_half
 from pipeline.images import Resize
 from pipeline.progress import Progress
-from pipeline.tokenizer import RULE, tokenize
+from pipeline.tokenizer import RULE
 from pipeline.views import CENTER
 from shards.atomic import digest, disk_errors, exclusive
 from shards.caption_table import CaptionTable, table_from_records
@@ -99,13 +102,14 @@ def import_features(
         OccupiedError: ``out`` holds something else, or is being written to.
         ResourceError: Weights cannot be downloaded, disk full, not allowed.
     """
-    _check_options(backbone, weights, size, mode, filter)
+    resize = {name: value for name, value in (("size", size), ("mode", mode), ("filter", filter)) if value is not None}
+    _check_options(backbone, weights, resize)
     check_feature_folder(out, REJECTS_FILE)
     split_file = read_karpathy(captions, restval=restval)
     arrays, found = open_arrays(npy, split_file.listed)
     declared = None
     if backbone is not None and weights is not None:
-        declared = _open_declared(backbone, weights, size, mode, filter, arrays)
+        declared = _declared_network(arrays, backbone, weights, resize, kept=out / KEPT_FILE)
     plans, rejects = _plan(split_file, arrays, found)
     zeros = _check_all(arrays, plans, quiet=quiet)
     source = arrays.sha256()
@@ -117,27 +121,29 @@ def import_features(
         if not plans:
             totals = ", ".join(f"{count} {reason}" for reason, count in _reasons(rejects).items()) or "it lists none"
             raise InputError(f"{captions}: no image of it could be used ({totals}). See {out / REJECTS_FILE}; check that --npy {npy} belongs to it.")
-        splits = tuple(_import_split(plan, out, arrays, provenances[plan.split], there.get(plan.split)) for plan in plans)
+        splits = tuple(_import_split(plan, out, arrays, provenances[plan.split], there.get(plan.split), quiet=quiet) for plan in plans)
     return ImportSummary(splits=splits, dim=arrays.dim, network=network, rejects=_reasons(rejects), zeros=zeros)
 
 
-def _check_options(backbone: str | None, weights: str | None, size: int | None, mode: str | None, filter: str | None) -> None:
+def _check_options(backbone: str | None, weights: str | None, resize: dict[str, Any]) -> None:
     if (backbone is None) != (weights is None):
         raise InputError("Give --backbone and --weights together: they say what network made the features. Or give neither.")
-    if backbone is None and (size is not None or mode is not None or filter is not None):
+    if backbone is None and resize:
         raise InputError("--size, --resize and --filter say how photographs were prepared for a network: give --backbone and --weights too.")
     if weights == RANDOM:
         raise InputError("--weights random: made anew, they would not be those that made the features. Give the file of the weights.")
 
 
-def _open_declared(backbone: str, weights: str, size: int | None, mode: str | None, filter: str | None, arrays: Arrays) -> Network:
-    """The network that made the features, as far as can be checked: it gives as many."""
+def _declared_network(arrays: Arrays, backbone: str, weights: str, said: dict[str, Any], *, kept: Path) -> Network:
+    """The network that is said to have made the features, opened; ``said`` is what is said of the photographs' size.
+
+    That it gives as many features is all that can be checked without the photographs.
+    """
     crop = wanted_crop(backbone, weights)
-    said = {"size": size or crop, "mode": mode, "filter": filter}
-    resize = Resize(**{name: value for name, value in said.items() if value is not None})  # type: ignore[arg-type]
+    resize = Resize(**{"size": crop, **said})
     if resize.size < crop:
         raise InputError(f"--size {resize.size}: these weights of {backbone} want a crop of {crop} pixels. Give the size before the crop.")
-    network, frozen = open_backbone(backbone=backbone, weights=weights, resize=asdict(resize), kept=arrays.path / KEPT_FILE, sample=lambda _: ())
+    network, frozen = open_backbone(backbone=backbone, weights=weights, resize=asdict(resize), kept=kept, sample=lambda _: ())
     dim = feature_dim(frozen)
     if dim != arrays.dim:
         raise MismatchError(
@@ -202,7 +208,7 @@ def _provenance(plan: _Plan, network: Network, arrays: Arrays, source: str) -> P
 def _files_there(out: Path, provenances: dict[str, Provenance]) -> dict[str, FeatureFile]:
     """By split, the feature files of ``out``; refused unless they are of this import."""
     with disk_errors(out):
-        files = sorted(out.glob("*.h5"))
+        files = sorted(path for path in out.glob("*.h5") if not path.name.startswith("."))
     there = {}
     for path in files:
         provenance = provenances.get(path.stem)
@@ -219,28 +225,30 @@ def _files_there(out: Path, provenances: dict[str, Provenance]) -> dict[str, Fea
     return there
 
 
-def _import_split(plan: _Plan, out: Path, arrays: Arrays, provenance: Provenance, there: FeatureFile | None) -> ImportedSplit:
+def _import_split(plan: _Plan, out: Path, arrays: Arrays, provenance: Provenance, there: FeatureFile | None, *, quiet: bool) -> ImportedSplit:
     path = feature_path(out, plan.split)
     if there is not None:
         return ImportedSplit(split=plan.split, path=path, images=there.table.images, captions=there.table.captions, kept=True)
-    pieces = [(plan.places[start : start + PIECE_IMAGES], _table(plan, start)) for start in range(0, len(plan.places), PIECE_IMAGES)]
-    images, captions = write_features(
-        path, lambda: ((read_half(arrays, places)[:, np.newaxis], table) for places, table in pieces), dim=arrays.dim, provenance=provenance
-    )
+    with Progress(f"Importing {plan.split}", total=len(plan.places), unit="images", quiet=quiet) as progress:
+
+        def read(places: Sequence[int]) -> NDArray[np.float16]:
+            progress.advance(len(places))
+            return read_half(arrays, places)[:, np.newaxis]
+
+        starts = range(0, len(plan.places), PIECE_IMAGES)
+        pieces = [(functools.partial(read, plan.places[start : start + PIECE_IMAGES]), _table(plan, start)) for start in starts]
+        images, captions = write_features(path, lambda: pieces, dim=arrays.dim, provenance=provenance)
     return ImportedSplit(split=plan.split, path=path, images=images, captions=captions, kept=False)
 
 
 def _table(plan: _Plan, start: int) -> CaptionTable:
     """The captions of the images from ``start`` on, as those of a shard."""
-    records = [
-        (
-            f"{position:09d}",
-            {
-                "image_id": record.image_id,
-                "file_name": record.file_name,
-                "captions": [{"id": caption.id, "text": caption.text, "tokens": tokenize(caption.text)} for caption in record.captions],
-            },
-        )
-        for position, record in enumerate(plan.records[start : start + PIECE_IMAGES], start)
-    ]
-    return table_from_records([records])
+    records = enumerate(plan.records[start : start + PIECE_IMAGES], start)
+    return table_from_records(
+        [
+            (
+                (f"{position:09d}", {"image_id": record.image_id, "file_name": record.file_name, "captions": record.tokenized()})
+                for position, record in records
+            )
+        ]
+    )

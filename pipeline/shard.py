@@ -17,7 +17,7 @@ from pipeline.captions import CaptionedImage, read_coco
 from pipeline.executors import run_tasks
 from pipeline.images import ImageError, Resize, read_image_file, stored_jpeg
 from pipeline.progress import Progress
-from pipeline.tokenizer import RULE, tokenize
+from pipeline.tokenizer import RULE
 from shards.atomic import digest, disk_errors, exclusive, file_sha256, write_json
 from shards.errors import CapstreamError, InputError, MismatchError, OccupiedError
 from shards.manifest import (
@@ -399,6 +399,6 @@ def _tar_records(task: ShardTask, rejects: list[Reject], read: PhotographsHash) 
             continue
         finally:
             read.add(data)
-        captions = [{"id": c.id, "text": c.text, "tokens": tokenize(c.text)} for c in record.captions]
-        content = {"image_id": record.image_id, "file_name": record.file_name, "width": width, "height": height, "captions": captions}
+        place = {"image_id": record.image_id, "file_name": record.file_name, "width": width, "height": height}
+        content = {**place, "captions": record.tokenized()}
         yield f"{position:09d}", jpeg, content

@@ -108,7 +108,8 @@ class FeatureFile:
         return chosen[:, 0] if chosen.shape[1] == 1 else chosen.mean(axis=1, dtype=np.float32).astype(np.float16)
 
 
-Piece = tuple[NDArray[np.float16], CaptionTable]
+Rows = NDArray[np.float16]
+Piece = tuple[Rows | Callable[[], Rows], CaptionTable]
 
 
 def write_features(path: Path, pieces: Callable[[], Iterable[Piece]], *, dim: int, provenance: Provenance) -> tuple[int, int]:
@@ -116,8 +117,8 @@ def write_features(path: Path, pieces: Callable[[], Iterable[Piece]], *, dim: in
 
     Args:
         path: The final name.
-        pieces: Gives features, float16 (images, views, dim), and their captions, piece by piece; called twice, and only one piece is
-            held at a time.
+        pieces: Gives features, float16 (images, views, dim), or a function that reads them, and their captions, piece by piece; called
+            twice, and only one piece is held at a time. A function is called once.
         dim: Features per view.
         provenance: What made the features.
 
@@ -143,7 +144,8 @@ def write_features(path: Path, pieces: Callable[[], Iterable[Piece]], *, dim: in
         columns["captions/offsets"].add(np.zeros(1, np.int64))
         columns["captions/words"].add(list(words))
         first_image = first_token = 0
-        for features, table in pieces():
+        for given, table in pieces():
+            features = given() if callable(given) else given
             if features.shape != (table.images, len(provenance.views), dim):
                 raise ValueError(f"features of shape {features.shape} for {table.images} images, {len(provenance.views)} views, {dim} features")
             columns["features"].add(features)
@@ -269,7 +271,7 @@ def open_features(path: Path) -> FeatureFile:
         DamageError: It is cut, its blocks do not have the CRC-32 that it lists, or it points outside of itself.
         MismatchError: Another format version.
     """
-    again = f"Delete it and run again: python cli.py cache-features --out {path.parent}"
+    again = f"Delete it and run again: python cli.py cache-features --out {path.parent} (import-features, if it was imported)"
     if not path.is_file():
         raise InputError(f"{path}: no such feature file. Make it with: python cli.py cache-features --out {path.parent}")
     try:
