@@ -16,16 +16,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.workload import say
-from model.networks import random_info
-from pipeline.tokenizer import tokenize
+from pipeline.import_features import import_features
 from pipeline.train import train
-from shards.caption_table import table_from_records
-from shards.features import Provenance, write_features
+from shards.atomic import write_json
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -48,7 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def curves(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Loss curves with the same seeds in turns."""
-    flickr_features(s.data, work / "features", s.images)
+    flickr_features(s.data, work, s.images)
     rows = []
     for seed, precision in itertools.product(range(s.seeds), PRECISIONS):
         out = work / f"{precision}-{seed}"
@@ -62,42 +59,12 @@ def curves(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     return {"trainings": rows}
 
 
-def flickr_features(source: Path, folder: Path, limit: int | None) -> None:
-    """Feature files from a matrix whose row i belongs to the image with imgid i of a Karpathy split file."""
-    features = np.load(source / "features.npy", mmap_mode="r")
-    images = json.loads((source / "dataset_flickr8k.json").read_text())["images"]
-    for split in ("train", "val"):
-        chosen = [image for image in images if image["split"] == split][:limit]
-        records = [
-            (
-                f"{image['imgid']:09d}",
-                {
-                    "image_id": image["imgid"],
-                    "file_name": image["filename"],
-                    "captions": [
-                        {"id": place, "text": sentence["raw"], "tokens": tokenize(sentence["raw"])}
-                        for place, sentence in enumerate(image["sentences"])
-                    ],
-                },
-            )
-            for image in chosen
-        ]
-        content = table_from_records([records[start : start + 1000] for start in range(0, len(records), 1000)])
-        rows = np.array(features[[image["imgid"] for image in chosen]], dtype=np.float16)[:, None]
-        info = random_info(224)
-        provenance = Provenance(
-            backbone="mobilenet_v2",
-            weights="imported",
-            weights_sha256="0" * 64,
-            preprocessing={"size": 224, "mode": "squash", "filter": "bilinear", "crop": 224, "mean": list(info.mean), "std": list(info.std)},
-            views=("center",),
-            precision="fp32",
-            arithmetic={},
-            split=split,
-            split_digest="0" * 64,
-            versions={},
-        )
-        write_features(folder / f"{split}.h5", lambda piece=(rows, content): [piece], dim=rows.shape[2], provenance=provenance)  # type: ignore[misc]
+def flickr_features(source: Path, work: Path, limit: int | None) -> None:
+    """Feature files of the first ``limit`` images of each split, in ``work/features``."""
+    content = json.loads((source / "dataset_flickr8k.json").read_text())
+    chosen = [[image for image in content["images"] if image["split"] == split][:limit] for split in ("train", "val")]
+    write_json(work / "captions.json", {**content, "images": list(itertools.chain(*chosen))})
+    import_features(npy=source / "features.npy", captions=work / "captions.json", out=work / "features")
 
 
 def distances(trainings: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -300,10 +300,10 @@ def test_a_run_on_the_real_flickr8k_features_captions_a_real_photograph(data: Pa
     train, val = (([each for each in everything if each["split"] == split]) for split in ("train", "val"))
     out, run = tmp_path / "features", tmp_path / "run"
     declared = ["--backbone", "mobilenet_v2", "--weights", data / "weights" / WEIGHTS]
-    chosen = split_file(tmp_path, train[:400] + val[:20])
+    chosen = split_file(tmp_path, train[:200] + val[:20])
     for step in (
         ["import-features", "--npy", source / "features.npy", "--captions", chosen, "--out", out, *declared],
-        ["train", "--features", out, "--out", run, "--epochs", 3, "--embedding-dim", 64, "--hidden-dim", 128, "--lr", 0.003],
+        ["train", "--features", out, "--out", run, "--epochs", 2, "--embedding-dim", 32, "--hidden-dim", 64, "--lr", 0.01],
         ["evaluate", "--run", run, "--features", out, "--no-java"],
     ):
         result = run_cli(*step)
