@@ -2,21 +2,23 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from model.decoder import Speaker
 from model.decoding import Decoding, Hypothesis, decode, sentence
 from model.encoder import FrozenBackbone
 from model.preprocessing import center_crop
 from pipeline.arithmetic import choose_arithmetic, compile_where_it_pays, pick_precision, prepare_device
 from pipeline.backbones import pick_device, reopen_backbone
 from pipeline.cache_features import AGREEMENT_IMAGES
-from pipeline.checkpoints import Which
+from pipeline.checkpoints import Which, checkpoint_folder
 from pipeline.executors import default_workers
 from pipeline.images import ImageError, Resize, decode_image
 from pipeline.photographs import photograph_bytes
@@ -25,6 +27,7 @@ from pipeline.progress import Progress
 from pipeline.run import Run, kept_weights, open_run, open_speaker
 from pipeline.scores import Alternative
 from pipeline.training_data import images_per_pass
+from shards.errors import DamageError
 
 # From so many photographs on, judging a faster arithmetic on some of them costs less than it saves.
 FAST_FROM_PHOTOGRAPHS = 256
@@ -72,7 +75,7 @@ def caption_images(
     checkpoint: Which = "latest",
     quiet: bool = True,
     report: Callable[[str], None] | None = None,
-) -> Iterator[CaptionedPhotograph]:
+) -> Generator[CaptionedPhotograph, None, None]:
     """Caption photographs, in the order given; one that cannot be read gets its problem instead, and the others go on.
 
     Args:
@@ -122,7 +125,7 @@ def caption_images(
                             report(note)
                 # Rounded like cached features.
                 features = frozen(pixels.to(chosen_device)).half()
-                found = iter(decode(speaker, features, opened.vocabulary, decoding, numbers=there))
+                found = iter(decode_run(opened, speaker, features, decoding, numbers=there))
             for number, item in zip(group, loaded, strict=True):
                 if isinstance(item, ImageError):
                     yield CaptionedPhotograph(name=images[number], problem=str(item))
@@ -130,6 +133,22 @@ def caption_images(
                     yield CaptionedPhotograph(name=images[number], captions=as_alternatives(next(found)))
             failed += len(group) - len(there)
             progress.advance(len(group), note=f"{failed} failed" if failed else "")
+
+
+def decode_run(run: Run, speaker: Speaker, features: Tensor, decoding: Decoding, *, numbers: Sequence[int]) -> list[list[Hypothesis]]:
+    """Captions of a batch of images, as :func:`model.decoding.decode` makes them with a run's captioner, or one that speaks with it.
+
+    Raises:
+        DamageError: The captioner's scores are not finite; names its checkpoint.
+    """
+    try:
+        return decode(speaker, features, run.vocabulary, decoding, numbers=numbers)
+    except ValueError as error:
+        checkpoint = checkpoint_folder(run.folder, run.position.step)
+        raise DamageError(
+            f"{checkpoint}: {error}. Take another checkpoint (--checkpoint best or latest), or train again into another folder, "
+            "with a smaller --lr if the training's loss grew."
+        ) from None
 
 
 def as_alternatives(hypotheses: Iterable[Hypothesis]) -> tuple[Alternative, ...]:

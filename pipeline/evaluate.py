@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from model.decoder import Speaker
-from model.decoding import Decoding, decode, sentence
+from model.decoding import Decoding, sentence
 from model.encoder import FrozenBackbone
 from model.precision import folded
 from pipeline.arithmetic import prepare_device
 from pipeline.backbones import pick_device, recorded_network, reopen_backbone
-from pipeline.caption import as_alternatives
+from pipeline.caption import as_alternatives, decode_run
 from pipeline.checkpoints import Which
 from pipeline.prefetch import ahead
 from pipeline.progress import Progress
@@ -151,7 +151,7 @@ def _captioned(
     with Progress(f"Captioning {split}", total=data.table.images, unit="images", quiet=quiet) as progress:
         for batch in data.batches:
             numbers = range(len(captions), len(captions) + len(batch))
-            for hypotheses in decode(speaker, batch.to(device), run.vocabulary, decoding, numbers=numbers):
+            for hypotheses in decode_run(run, speaker, batch.to(device), decoding, numbers=numbers):
                 captions.append(sentence(hypotheses[0].words))
                 alternatives.append(as_alternatives(hypotheses) if len(hypotheses) > 1 else ())
             progress.advance(len(batch))

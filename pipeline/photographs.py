@@ -48,7 +48,10 @@ def _expanded(name: str) -> Iterator[str]:
             raise InputError(f"{name}: there is no photograph in this folder or below it (files that end in {endings}).")
         yield from found
     elif glob.has_magic(name):
-        matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        try:
+            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        except ValueError:  # NUL, which no file's name holds
+            matches = []
         if not matches:
             raise InputError(f"{name}: no file matches this pattern.")
         # A pattern may match a folder and what is in it
@@ -79,7 +82,7 @@ def photograph_bytes(name: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="capstream-") as folder:
         target = Path(folder) / "photograph"
         try:
-            download(name, target, at_most=MAX_DOWNLOAD_BYTES)
+            download(name, target, at_most=MAX_DOWNLOAD_BYTES, again="")
         except (InputError, DamageError, ResourceError) as error:
             raise ImageError("unreadable_file", str(error)) from None
         return target.read_bytes()

@@ -254,8 +254,8 @@ def _first(row: Row) -> ScoredImage:
 def paired_difference(name: str, before: NDArray[np.float64], after: NDArray[np.float64], *, seed: int = 0) -> Difference:
     """How a score changes from one run to another over the same images, with a paired bootstrap's percentile interval.
 
-    Images are drawn with replacement ``RESAMPLES`` times, a run's score of an image together with the other's (Koehn, "Statistical
-    Significance Tests for Machine Translation Evaluation", 2004, without its test).
+    Images are drawn with replacement, as for the scores' own intervals (:mod:`model.intervals`), a run's score of an image together with
+    the other's (Koehn, "Statistical Significance Tests for Machine Translation Evaluation", 2004, without its test).
 
     Args:
         before, after: float64 (images,): scores of the same images, at least one.

@@ -4,6 +4,7 @@ The processes of a training share the images; the first one scores. What does no
 once and kept.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ from pipeline.samples import SAMPLES, spread_rows
 from pipeline.sources import Source
 from pipeline.training_data import Features, Pictures
 from pipeline.world import World
+from shards.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +83,22 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, captioner: Captioner) -> Validated:
-        """Loss in nats per token, CIDEr of greedy captions, and a few captions to look at."""
+        """Loss in nats per token, CIDEr of greedy captions, and a few captions to look at.
+
+        Raises:
+            InputError: The loss is not finite, in all processes alike.
+        """
         captioner.eval()
         total = tokens = 0.0
-        mine: list[list[str]] = []
         for batch in self.batches:
             images = captioner.projection(batch.images)
             total += float(captioner(images, batch.unit_rows, batch.tokens, batch.caption_lengths))
             tokens += batch.batch_tokens
-            mine.extend(greedy(captioner, batch.images, self.vocabulary))
-        captioner.train()
         total, tokens = self.world.total(total, tokens)
+        if not math.isfinite(total):
+            raise InputError(f"The loss on the val split became {total}: the training diverged. Start again with a smaller --lr.")
+        mine = [words for batch in self.batches for words in greedy(captioner, batch.images, self.vocabulary)]
+        captioner.train()
         words = self.world.gathered(mine)
         if not (self.world.first and words):
             return Validated(loss=total / max(tokens, 1), cider=None, shown=())

@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import hashlib
+import inspect
 import os
 import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from shards.errors import DamageError, InputError, ResourceError
 
@@ -19,6 +20,7 @@ CHUNK_BYTES = 8 << 20
 BACKOFF_SECONDS: tuple[float, ...] = (0.5, 2.0, 8.0)
 CONNECT_SECONDS, SILENCE_SECONDS = 30, 60
 AGAIN = "Run the same command again: what was fetched is kept."
+CHECK = "Check the URL."
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -30,7 +32,14 @@ class _BrokenError(Exception):
 
 
 def download(
-    url: str, target: Path, *, at_most: int, whole: bool = False, stop: threading.Event | None = None, advice: str = "Check the URL."
+    url: str,
+    target: Path,
+    *,
+    at_most: int,
+    whole: bool = False,
+    stop: threading.Event | None = None,
+    advice: str = CHECK,
+    again: str = AGAIN,
 ) -> str:
     """Fetch a file in chunks, from its start again where the connection breaks.
 
@@ -38,13 +47,14 @@ def download(
         target: Written over. At most ``at_most`` bytes are ever written, whatever comes.
         whole: ``at_most`` is just what has to come; less is a broken connection too.
         advice: What to do about a file that is not there, or is too long.
+        again: What to do once the network is there again.
 
     Returns:
         The SHA-256 of its bytes.
 
     Raises:
         Stopped: ``stop`` was set.
-        InputError: Not found there, or a package is missing.
+        InputError: No URL, not found there, or a package is missing.
         DamageError: More comes than ``at_most``.
         ResourceError: Not allowed, or the connection broke each time.
     """
@@ -56,8 +66,25 @@ def download(
         except _BrokenError as error:
             broken = error
     raise ResourceError(
-        f"{url}: could not be fetched in {len(BACKOFF_SECONDS) + 1} attempts ({broken}). Check the network and the credentials. {AGAIN}"
+        f"{url}: could not be fetched in {len(BACKOFF_SECONDS) + 1} attempts ({broken}). Check the network and the credentials. {again}".rstrip()
     )
+
+
+def url_parts(url: str, advice: str = CHECK) -> SplitResult:
+    """The parts of a URL.
+
+    Raises:
+        InputError: It is none: brackets without an end, an impossible port, no host or bucket.
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https"):
+            _ = parts.port
+    except ValueError as error:
+        raise InputError(f"{url}: not a URL ({error}). {advice}") from None
+    if parts.scheme in SERVED and not parts.hostname:
+        raise InputError(f"{url}: this URL names no host or bucket. {advice}")
+    return parts
 
 
 def _download_once(url: str, target: Path, at_most: int, whole: bool, stop: threading.Event | None, advice: str) -> str:
@@ -79,11 +106,11 @@ def _download_once(url: str, target: Path, at_most: int, whole: bool, stop: thre
 
 def _chunks(url: str, advice: str) -> Generator[bytes, None, None]:
     """The bytes of a file. A foreign file system's errors become ours here, before anybody can take them for the disk's."""
+    protocol = url_parts(url, advice).scheme
     try:
-        protocol = urlsplit(url).scheme
-    except ValueError as error:
-        raise InputError(f"{url}: not a URL ({error}). {advice}") from None
-    system, options = _file_system(protocol, os.getpid())
+        system, options = _file_system(protocol, os.getpid())
+    except InputError as error:
+        raise InputError(f"{url}: {error}") from None
     try:
         with system.open(url, "rb", **options) as file:
             while chunk := file.read(CHUNK_BYTES):
@@ -102,7 +129,7 @@ def _file_system(protocol: str, process: int) -> tuple[Any, dict[str, Any]]:  # 
     """The file system of a protocol, and the options with which it reads a file from start to end.
 
     Raises:
-        InputError: fsspec does not know the protocol, or the package for it is missing.
+        InputError: fsspec does not know the protocol, or needs more for it than a URL, or the package for it is missing.
     """
     import fsspec
     from fsspec.config import conf
@@ -117,9 +144,11 @@ def _file_system(protocol: str, process: int) -> tuple[Any, dict[str, Any]]:  # 
             timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
             options["client_kwargs"] = {"trust_env": True, "timeout": timeout, **conf.get(protocol, {}).get("client_kwargs", {})}
             reading = {"block_size": 0, "size": 1}  # a stream; with a size, whatever it is, it is not asked for first
-        return fsspec.filesystem(protocol, skip_instance_cache=True, **options), reading
+        options["skip_instance_cache"] = True
+        inspect.signature(fsspec.get_filesystem_class(protocol).__init__).bind(None, **options)
+        return fsspec.filesystem(protocol, **options), reading
     except ImportError as error:
         remedy = "pip install '.[remote]'" if protocol in SERVED else "pip install, and the name of that package"
-        raise InputError(f"{protocol}://: a package is missing ({error}). Install it with: {remedy}") from None
-    except ValueError as error:
-        raise InputError(f"{protocol}://: {error}. Files are read from {', '.join(SERVED)}.") from None
+        raise InputError(f"a package is missing for {protocol}:// ({error}). Install it with: {remedy}") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{protocol}:// cannot be read ({error}). Files are read from {', '.join(SERVED)}.") from None

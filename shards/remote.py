@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
 from shards.atomic import committed, disk_errors, write_json
 from shards.errors import CapstreamError, InputError
-from shards.fetch import Stopped, download
+from shards.fetch import Stopped, download, url_parts
 from shards.manifest import (
     DATASET_FILE,
     SHARD_FILE,
@@ -109,9 +108,10 @@ def mirror_name(url: str) -> str:
 def _checked_url(place: str) -> str:
     """The URL without a slash at its end."""
     url = place.rstrip("/")
-    parts = urlsplit(url)
+    advice = "Give one like https://host/path/shards or s3://bucket/path/shards."
+    parts = url_parts(url, advice)
     if not parts.netloc:
-        raise InputError(f"{place}: this URL names no host or bucket. Give one like https://host/path/shards or s3://bucket/path/shards.")
+        raise InputError(f"{place}: this URL names no host or bucket. {advice}")
     if parts.query or parts.fragment or (parts.scheme in ("http", "https") and "@" in parts.netloc):
         raise InputError(f"{place}: a dataset's URL is that of a folder: without ? and #, and without a password. ~/.netrc can hold passwords.")
     return url

@@ -1,6 +1,7 @@
 """What tests share: the real data where it is there, and one small dataset, cached and trained once."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save
 
 from cli import cli
 from model.encoder import with_crop
@@ -17,6 +19,7 @@ from pipeline.images import Resize
 from pipeline.shard import ShardConfig, write_shards
 from pipeline.synthetic import synthesize
 from pipeline.train import train
+from shards.atomic import file_sha256, read_json, write_json
 from shards.caption_table import CaptionTable, table_from_records
 
 torch.set_num_threads(2)
@@ -63,6 +66,21 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     cache_features(shards=made.shards, out=made.features, backbone="resnet18", weights="random", device="cpu")
     train(out=made.run, features=made.features, settings={**TINY_MODEL, "epochs": 2}, device="cpu")
     return made
+
+
+def diverged(run: Path, to: Path) -> Path:
+    """A copy of a run whose newest checkpoint is whole, and holds weights that are no numbers; its path."""
+    shutil.copytree(run, to)
+    checkpoint = max((to / "checkpoints").iterdir())
+    weights = load_file(checkpoint / "model.safetensors")
+    for tensor in weights.values():
+        if tensor.is_floating_point():
+            tensor.fill_(torch.nan)
+    (checkpoint / "model.safetensors").write_bytes(save(weights))
+    state = read_json(checkpoint / "state.json", what="checkpoint")
+    state["sha256"]["model.safetensors"] = file_sha256(checkpoint / "model.safetensors")
+    write_json(checkpoint / "state.json", state)
+    return checkpoint
 
 
 def table_with(counts: list[list[int]]) -> CaptionTable:

@@ -1,6 +1,8 @@
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,9 @@ from pipeline.evaluate import open_run_backbone
 from pipeline.images import Resize, decode_image
 from pipeline.pictures import draw_captions
 from pipeline.run import open_run
+from shards import fetch as fetch_module
 from shards.errors import DamageError, InputError
-from tests.conftest import Small
+from tests.conftest import Small, diverged
 
 
 def scenes(small: Small, count: int) -> list[str]:
@@ -124,6 +127,60 @@ def test_impossible_options_are_one_plain_line(small: Small, run_cli: Callable[.
     result = run_cli("caption", "--run", small.run, *scenes(small, 1), *options)
     assert result.exit_code != 0
     assert says in result.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--beam", "3"], ["--samples", "2"]], ids=["greedy", "beam", "samples"])
+def test_a_checkpoint_whose_scores_are_no_numbers_is_named_with_the_next_step(
+    small: Small, tmp_path: Path, run_cli: Callable[..., Result], options: list[str]
+) -> None:
+    checkpoint = diverged(small.run, tmp_path / "run")
+    result = run_cli("caption", "--run", tmp_path / "run", *scenes(small, 1), *options)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"Error: {checkpoint}: the captioner's scores are not finite")
+    assert "--checkpoint best" in result.stderr
+
+
+def test_photographs_of_one_pass_are_read_side_by_side_and_two_passes_ahead(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server answers two requests at a time, or none: whoever asks for one after the other gets nothing."""
+    photograph = Path(scenes(small, 1)[0]).read_bytes()
+    pair, asked = threading.Barrier(2, timeout=30), []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            try:
+                pair.wait()
+            except threading.BrokenBarrierError:
+                self.send_error(503)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(photograph)))
+            self.end_headers()
+            self.wfile.write(photograph)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(fetch_module, "BACKOFF_SECONDS", ())
+    monkeypatch.setattr(caption_module, "default_workers", lambda: 2)
+    monkeypatch.setattr(caption_module, "images_per_pass", lambda device: 4)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        urls = [f"http://127.0.0.1:{server.server_port}/{n}.jpg" for n in range(40)]
+        assert [one.problem for one in caption_images(run=small.run, images=urls[:4], device="cpu")] == [None] * 4
+        asked.clear()
+        results = caption_images(run=small.run, images=urls, device="cpu")
+        assert [next(results).problem for _ in range(4)] == [None] * 4
+        assert len(asked) <= 4 + 2 * 4
+        results.close()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_a_run_without_its_random_weights_says_so(small: Small, tmp_path: Path) -> None:

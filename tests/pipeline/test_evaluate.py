@@ -24,7 +24,7 @@ from pipeline.scores import read_scores
 from pipeline.train import train
 from shards.errors import InputError, MismatchError
 from shards.features import FeatureFile, open_features
-from tests.conftest import TINY_MODEL, Small
+from tests.conftest import TINY_MODEL, Small, diverged
 
 
 def cached(small: Small, out: Path, split: str = "val", **options: object) -> Evaluation:
@@ -142,6 +142,18 @@ def test_features_of_another_network_are_refused_with_both_sides(small: Small, t
     cache_features(shards=small.shards, out=tmp_path / "other", splits=["val"], backbone="squeezenet1_1", weights="random", device="cpu")
     with pytest.raises(MismatchError, match=r"resnet18.*squeezenet1_1"):
         evaluate(run=small.run, features=tmp_path / "other", out=tmp_path / "s.json", device="cpu")
+
+
+@pytest.mark.parametrize("data", ["features", "shards"])
+def test_a_checkpoint_whose_scores_are_no_numbers_is_named_with_the_next_step(
+    small: Small, tmp_path: Path, run_cli: Callable[..., Result], data: str
+) -> None:
+    checkpoint = diverged(small.run, tmp_path / "run")
+    result = run_cli("evaluate", "--run", tmp_path / "run", f"--{data}", getattr(small, data))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {checkpoint}: the captioner's scores are not finite")
+    assert "--checkpoint best" in result.stderr
+    assert not list((tmp_path / "run").glob("val.*"))
 
 
 def test_what_is_missing_is_named(small: Small, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import io
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -37,6 +38,22 @@ def test_patterns_are_expanded_and_a_file_whose_name_looks_like_one_is_itself(fo
     assert names(folder / "odd[1].jpg") == [str(folder / "odd[1].jpg")]
 
 
+def test_what_a_pattern_matches_twice_over_is_given_once(folder: Path) -> None:
+    (folder / "notes.txt").unlink()
+    assert names(folder / "**") == names(folder)
+    assert names(folder / "**" / "c.webp", folder / "deep") == [str(folder / "deep/er/c.webp")] * 2  # two arguments
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b.jpg", "x" * 300 + "/b.jpg", "\udcff.jpg"], ids=["long", "NUL", "long folder", "not UTF-8"])
+def test_a_name_that_no_file_can_have_is_one_photograph_that_cannot_be_read(folder: Path, name: str) -> None:
+    assert names(folder / "b.jpg", "-", lines=name) == [str(folder / "b.jpg"), name]
+    with pytest.raises(ImageError):
+        photograph_bytes(name)
+    for pattern in (f"{name}/*", f"{name}*"):
+        with pytest.raises(InputError, match="no file matches this pattern"):
+            names("-", lines=pattern)
+
+
 def test_files_and_urls_stay_as_they_were_named_even_if_they_are_missing(folder: Path) -> None:
     given = [str(folder / "notes.txt"), "https://example.org/a*b.jpg", str(folder / "none.jpg"), str(folder / "notes.txt")]
     assert names(*given) == given
@@ -56,6 +73,12 @@ def test_what_gives_no_photograph_is_refused_by_name(folder: Path) -> None:
         names(folder / "*.tiff")
     with pytest.raises(InputError, match="No photographs were named"):
         names("-", lines="\n\n")
+
+
+def test_what_is_no_url_is_one_photograph_that_cannot_be_read() -> None:
+    assert names("http://[") == ["http://["]
+    with pytest.raises(ImageError, match=re.escape("http://[: not a URL")):
+        photograph_bytes("http://[")
 
 
 @pytest.fixture
@@ -78,7 +101,7 @@ def test_a_url_gives_the_bytes_that_its_server_sends(served: str, folder: Path) 
 def test_a_url_that_fails_or_sends_too_much_says_so(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match=r"none\.jpg: there is no such file"):
         photograph_bytes(f"{served}/none.jpg")
-    with pytest.raises(ImageError, match="could not be fetched"):
+    with pytest.raises(ImageError, match=r"could not be fetched in 2 attempts .* credentials\.$"):
         photograph_bytes("http://127.0.0.1:9/dead.jpg")
     monkeypatch.setattr("pipeline.photographs.MAX_DOWNLOAD_BYTES", 4)
     with pytest.raises(ImageError, match="more than the 4 bytes"):

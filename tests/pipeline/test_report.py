@@ -13,6 +13,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
+from model.intervals import RESAMPLES, mean_bounds
 from pipeline.evaluate import evaluate
 from pipeline.images import Resize
 from pipeline.report import label, paired_difference, report, safe_json
@@ -25,6 +26,7 @@ from shards.errors import DamageError, InputError, MismatchError
 from shards.manifest import open_split
 from tests.conftest import Small
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- & \u2028 \u202e \ud800"
 
 
@@ -247,6 +249,17 @@ def test_the_interval_of_a_difference_is_that_of_the_normal_approximation_and_pa
     assert (found.change.low, found.change.high) == pytest.approx((gains.mean() - width, gains.mean() + width), abs=0.1 * width)
     assert found.higher + found.lower + found.equal == found.images == 2000
     assert paired_difference("cider", before, after) == found
+
+
+def test_documents_name_the_resamples_that_are_drawn() -> None:
+    for name in ("metrics.md", "report.md"):
+        assert f"{RESAMPLES:,} " in (ROOT / "docs" / name).read_text(), name
+
+
+def test_the_difference_from_a_run_that_scores_nothing_has_the_interval_of_the_score_itself() -> None:
+    scores = np.random.default_rng(4).gamma(1.5, 0.6, 300)
+    (low,), (high,) = mean_bounds(scores[:, None])
+    assert paired_difference("cider", np.zeros(300), scores).change == Interval(value=float(scores.mean()), low=low, high=high)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pipeline.training_data import Data, features_function, open_cached
 from pipeline.validation import Validation
 from pipeline.vocab import vocabulary_of
 from pipeline.world import World
+from shards.errors import InputError
 from tests.conftest import Small
 
 CPU = torch.device("cpu")
@@ -51,6 +52,17 @@ def test_scores_are_those_of_the_split_captioned_and_scored_by_hand(small: Small
     assert [shown.caption for shown in measured.shown] == [sentence(caption) for caption in words]
     assert all(shown.pixels is not None and shown.pixels.shape == (64, 64, 3) for shown in measured.shown)
     assert measured.shown[0].reference == table.texts[0]
+
+
+def test_a_training_that_has_diverged_says_so_before_it_captions(small: Small) -> None:
+    data, vocabulary, captioner = opened(small)
+    assert data.val is not None
+    validation = Validation(data.val, vocabulary, features_function(data), data.val_pictures, images=5000, device=CPU, world=World())
+    with torch.no_grad():
+        for parameter in captioner.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"loss on the val split became nan.*smaller --lr"):
+        validation.measure(captioner)
 
 
 def test_a_trainings_last_cider_is_the_one_that_evaluate_finds(small: Small, tmp_path: Path) -> None:
