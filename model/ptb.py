@@ -110,7 +110,8 @@ def _rules() -> tuple[re.Pattern[str], ...]:
         rf"({_APOS}(?i:[msd]|re|ve|ll))",
         # Web names; bounds keep the search for their ends from going through a whole text
         rf"(https?://{_IN_ADDRESS}+{_ENDS_ADDRESS})",
-        rf"""((?:www\.(?:[^ \t\n\r\f"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}|(?:[^ \t\n\r\f"`'<>|.!?(){{}},\-_$]{{1,99}}\.){{1,20}}(?:com|net|org|edu))"""
+        rf"""((?:www\.(?:[^ \t\n\r\f"<>|.!?(){{}},]+\.){{1,20}}[a-zA-Z]{{2,4}}|"""
+        rf"""(?:[^ \t\n\r\f"`'<>|.!?(){{}},\-_$]{{1,99}}\.){{1,20}}(?:com|net|org|edu))"""
         rf"(?:/{_IN_ADDRESS}+{_ENDS_ADDRESS})?)",
         r"""([a-zA-Z0-9][^ \t\n\r\f"<>|()\u00a0]{0,99}@(?:[^ \t\n\r\f"<>|().\u00a0]+\.)*[^ \t\n\r\f"<>|().\u00a0]+)""",
         rf"(@(?:{_LETTER}|_)(?:{_ALNUM}|_)*|#{_LETTER}+)",

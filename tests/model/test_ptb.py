@@ -1,11 +1,17 @@
+import json
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.ptb import PUNCTUATION, ptb_tokens
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -67,3 +73,21 @@ def test_a_hostile_text_takes_time_in_proportion_to_its_length(piece: str) -> No
     began = time.perf_counter()
     ptb_tokens(piece * 20_000)
     assert time.perf_counter() - began < 20
+
+
+@pytest.mark.parametrize(
+    ("piece", "times", "tokens"),
+    [
+        ("\u0e32", 5_000, ["\u0e32" * 5_000]),  # a letter that is a vowel's mark too
+        ("#.", 100_000, ["#"] * 100_000),  # like a web name, over and over, that never ends in .com
+        ("www.1-", 100_000, ["www.1-www", ".1"] * 50_000),
+    ],
+    ids=["a long word of marks", "many full stops", "many beginnings of web names"],
+)
+def test_a_long_hostile_text_is_split_to_its_end(piece: str, times: int, tokens: list[str]) -> None:
+    code = "import json, sys; from model.ptb import ptb_tokens; print(json.dumps(ptb_tokens(json.load(sys.stdin))))"
+    # In a process of its own: a search that goes wrong would not end in years, and cannot be interrupted.
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(piece * times), cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert json.loads(done.stdout) == tokens
