@@ -285,6 +285,8 @@ def drawn_captions(decoder: Decoder, images: Tensor, vocabulary: Vocabulary, *, 
         (tokens, lengths): int64 (rows, longest), [<start>, w1, ..., wn, <end>, <pad>, ...], on the device, and int64 (rows,) on the CPU: n + 2,
         or n + 1 where ``max_words`` words have come without an end.
     """
+    if not len(images):  # a process's share of a small batch
+        return torch.full((0, 1), vocabulary.id(START), device=images.device), torch.zeros(0, dtype=torch.int64)
     end, training = vocabulary.id(END), decoder.training
     decoder.eval()
     _, state = decoder.decoding_step(images, (images.unsqueeze(0),))
@@ -309,7 +311,7 @@ def drawn_captions(decoder: Decoder, images: Tensor, vocabulary: Vocabulary, *, 
             break
     decoder.train(training)
     lengths = lengths.cpu()
-    return tokens[:, : int(lengths.max()) if len(lengths) else 1], lengths
+    return tokens[:, : int(lengths.max())], lengths
 
 
 def sentence(words: Sequence[str]) -> str:

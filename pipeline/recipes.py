@@ -29,9 +29,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "self-critical": {
         "self_critical": True,
-        "epochs": 20,
-        "batch_size": 64,
-        "lr": 1e-4,
+        "epochs": 8,
+        "batch_size": 32,
+        "lr": 3e-4,
+        "schedule": "cosine",
+        "clip_norm": 5.0,
         "captions_per_image": 1000,
     },
 }

@@ -133,3 +133,14 @@ def test_a_mistake_is_reported_once(small: Small) -> None:
     _, errors = finished(child)
     assert child.returncode != 0
     assert errors.count("holds a run already") == 1
+
+
+def test_self_critical_training_goes_through_where_a_batch_has_fewer_images_than_there_are_processes(small: Small, tmp_path: Path) -> None:
+    settings = options(out=tmp_path / "run", features=small.features, batch_size=2, epochs=1, samples=2, log_every=1, device="cpu")
+    child = torchrun(3, ROOT / "cli.py", "train", "--self-critical", "--from", small.run, *settings)
+    _, errors = finished(child)
+    assert child.returncode == 0, errors
+    rewards = [line["reward"] for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if "reward" in line]
+    assert len(rewards) == 18
+    assert all(0 <= reward <= 10 for reward in rewards)
+    assert max(rewards) > 0
