@@ -29,7 +29,7 @@ class RunCurves:
 
     Attributes:
         name: How the run is called in the picture.
-        training: A line every few steps: step, epochs, mean_loss, lr, captions_per_second, data_wait.
+        training: A line every few steps: step, epochs, mean_loss, lr, captions_per_second, data_wait; reward in self-critical training.
         validation: A line after each epoch: step, epochs, val_loss, val_cider.
     """
 
@@ -63,7 +63,12 @@ def draw_curves(runs: Sequence[Path], out: Path) -> tuple[RunCurves, ...]:
     for run, colour in zip(curves, [COLOURS[n % len(COLOURS)] for n in range(len(curves))], strict=True):
         _draw_run(axes.flat, run, colour)
     scored = any("val_cider" in line for run in curves for line in run.validation)
-    titles = ("Loss (nats per token): lines training, dots val", "CIDEr of generated val captions", "Learning rate", "Captions per second")
+    titles = (
+        "Loss (nats per token): lines training, dots val",
+        "CIDEr of generated val captions (dotted: reward of drawn ones)",
+        "Learning rate",
+        "Captions per second",
+    )
     for axis, title in zip(axes.flat, titles, strict=True):
         axis.set_title(title, fontsize=11, loc="left")
         axis.grid(visible=True, alpha=0.3)
@@ -82,11 +87,14 @@ def _draw_run(axes: "Sequence[Axes]", run: RunCurves, colour: str) -> None:
     loss, cider, rate, speed = axes
     shown = thinned(run.training)
     x = [line["epochs"] for line in shown]
-    loss.plot(x, [line["mean_loss"] for line in shown], color=colour, linewidth=1.2, label=run.name)
+    rewarded = "reward" in shown[0]  # self-critical: its loss is no entropy
+    loss.plot(*([], []) if rewarded else (x, [line["mean_loss"] for line in shown]), color=colour, linewidth=1.2, label=run.name)
     dots: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 5}
     loss.plot([line["epochs"] for line in run.validation], [line["val_loss"] for line in run.validation], linestyle="none", **dots)
     scored = [line for line in run.validation if "val_cider" in line]
     cider.plot([line["epochs"] for line in scored], [line["val_cider"] for line in scored], linewidth=1.2, **dots)
+    if rewarded:
+        cider.plot(x, [line["reward"] for line in shown], color=colour, linewidth=1.2, linestyle=":")
     rate.plot(x, [line["lr"] for line in shown], color=colour, linewidth=1.2)
     speed.plot(x, [line["captions_per_second"] for line in shown], color=colour, linewidth=1.2)
 

@@ -326,9 +326,13 @@ def _curves_content(curves: RunCurves) -> dict[str, Any]:
     training = ("epochs", "mean_loss", "lr", "captions_per_second")
     validation = ("step", "epochs", "val_loss", "val_cider")
     return {
-        "training": {name: [_short(line[name]) for line in thinned(curves.training)] for name in training},
+        "training": {name: [_short(_shown(line, name)) for line in thinned(curves.training)] for name in training},
         "validation": {name: [_short(line.get(name)) for line in curves.validation] for name in validation},
     }
+
+
+def _shown(line: dict[str, float], name: str) -> float | None:
+    return None if name == "mean_loss" and "reward" in line else line[name]  # self-critical training's loss is no entropy
 
 
 def _difference_content(found: Difference) -> dict[str, Any]:

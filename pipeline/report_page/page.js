@@ -192,6 +192,7 @@
 
   function chart(title, lines, dots, fromZero) {
     const points = [...lines, ...dots].flatMap((one) => one.points);
+    if (!points.length) return make("div", {});
     const reach = (index, pick, start) => points.reduce((found, point) => pick(found, point[index]), start);
     let [least, most] = [reach(1, Math.min, fromZero ? 0 : Infinity), reach(1, Math.max, -Infinity)];
     if (least === most) [least, most] = [least - 0.5, most + 0.5];

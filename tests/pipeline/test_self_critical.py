@@ -15,6 +15,7 @@ from model.decoding import drawn_captions
 from model.ptb import ptb_tokens
 from model.vocabulary import END, START, UNK, Vocabulary
 from pipeline.batches import Encoded, to_device, training_batches
+from pipeline.curves import draw_curves
 from pipeline.run import read_config
 from pipeline.self_critical import Reward, SelfCriticalStep, advantages
 from pipeline.tokenizer import tokenize
@@ -106,6 +107,10 @@ def test_rewards_rise_and_a_stopped_training_goes_on_bit_for_bit(small: Small, t
     rewards = [-line["loss"] for line in lines(whole) if "loss" in line]
     assert len(rewards) == 30  # each image once in an epoch
     assert np.mean(rewards[-6:]) > np.mean(rewards[:6]) + 0.1
+
+    (curves,) = draw_curves([whole], tmp_path / "curves.png")
+    assert [line["reward"] for line in curves.training] == rewards
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
     trained("parts", max_steps=5)
     train(out=tmp_path / "parts", resume=True, device="cpu")
