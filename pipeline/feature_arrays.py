@@ -65,6 +65,10 @@ class Arrays(Protocol):
         """Says that there are no features of an image."""
         ...
 
+    def label(self, place: int) -> int | str:
+        """What identifies a place whatever else there is: the row, or the file's name."""
+        ...
+
     def name(self, place: int) -> str:
         """The features at a place, for messages: their file, and the row."""
         ...
@@ -129,6 +133,9 @@ class _Matrix:
     def missing(self, image: ListedImage) -> str:
         return f"imgid {image.imgid} is no row of {self.path.name}, which has {len(self.rows)}"
 
+    def label(self, place: int) -> int | str:
+        return place
+
     def name(self, place: int) -> str:
         return f"{self.path}: row {place}"
 
@@ -154,6 +161,9 @@ class _Folder:
 
     def missing(self, image: ListedImage) -> str:
         return f"no file of {self.path} has its name or its id {image.image_id}"
+
+    def label(self, place: int) -> int | str:
+        return self.files[place].name
 
     def name(self, place: int) -> str:
         return str(self.files[place])

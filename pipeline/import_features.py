@@ -188,7 +188,7 @@ def _check_all(arrays: Arrays, plans: Sequence[_Plan], *, quiet: bool) -> int:
 
 def _provenance(plan: _Plan, network: Network, arrays: Arrays, source: str) -> Provenance:
     images = [
-        [record.image_id, record.file_name, place, [[caption.id, caption.text] for caption in record.captions]]
+        [record.image_id, record.file_name, arrays.label(place), [[caption.id, caption.text] for caption in record.captions]]
         for record, place in zip(plan.records, plan.places, strict=True)
     ]
     return Provenance(

@@ -99,6 +99,10 @@ def test_a_folder_gives_the_same_features_and_captions_as_a_matrix(tiny: Callabl
     for i, vector in enumerate(MATRIX):
         np.save(folder / f"{i}.npy", vector)
     import_features(npy=folder, captions=tmp_path / "dataset.json", out=tmp_path / "other")
+    np.save(folder / "0000.npy", MATRIX[0])  # of no image: the import stays the same
+    again = import_features(npy=folder, captions=tmp_path / "dataset.json", out=tmp_path / "other")
+    assert all(split.kept for split in again.splits)
+    assert reject_lines(tmp_path / "other") == [("", "0000.npy", "features_without_image")]
     for split in ("train", "val", "test"):
         first, second = (open_features(tmp_path / out / f"{split}.h5") for out in ("out", "other"))
         np.testing.assert_array_equal(first.features, second.features)
