@@ -611,7 +611,8 @@ def train(
         click.echo(note, err=True)
     val = f", on val {summary.val_loss:.4f}" if summary.val_loss is not None else ""
     best = f"; the best captions of val came after step {summary.best.step}, CIDEr {summary.best.cider:.3f}" if summary.best is not None else ""
-    say(f"{out}: trained to step {summary.steps}; loss {summary.loss:.4f}{val}{best}.")
+    loss = f"; loss {summary.loss:.4f}{val}{best}" if summary.loss is not None else "; there was nothing left to do"
+    say(f"{out}: trained to step {summary.steps}{loss}.")
     flag = f"--features {features}" if features else f"--shards {shards}" if shards else "--features DIR"
     next_step(f"python cli.py evaluate --run {out} {flag} --split {'val' if val else 'train'}, or python cli.py caption --run {out} PHOTO.jpg")
 

@@ -104,8 +104,7 @@ def training_batches(
         DamageError: A shard is damaged.
     """
     order = epoch_order(source.table, seed=seed, epoch=epoch, captions_per_image=captions_per_image)
-    if order.units < 2:
-        raise InputError(f"Training needs at least two captioned images, found {order.units}: BatchNorm cannot normalise a single one.")
+    check_units(order.units)
     draws = unit_draws(order.units, seed=seed, epoch=epoch)
     bounds = list(enumerate(batch_bounds(order.units, batch_size)))[first_step:]
     share = part or Part()
@@ -127,12 +126,23 @@ def training_batches(
         )
 
     def stream() -> Generator[CaptionBatch, None, None]:
-        with source.visit(order.image_rows) as reached, closing(ahead(build, bounds, threads=source.threads)) as batches:
+        first_unit = bounds[0][1][0] if bounds else order.units
+        with source.visit(order.image_rows[first_unit:]) as reached, closing(ahead(build, bounds, threads=source.threads)) as batches:
             for (_, (start, _)), batch in zip(bounds, batches, strict=True):
-                reached(start)
+                reached(start - first_unit)
                 yield batch
 
     return stream()
+
+
+def check_units(units: int) -> None:
+    """Refuse an epoch that cannot be trained on.
+
+    Raises:
+        InputError: Fewer than two units: BatchNorm needs two images.
+    """
+    if units < 2:
+        raise InputError(f"Training needs at least two captioned images, found {units}: BatchNorm cannot normalise a single one.")
 
 
 def table_batches(source: Source, encoded: Encoded, rows: NDArray[np.int64]) -> Generator[CaptionBatch, None, None]:

@@ -87,7 +87,7 @@ def caption_images(
             anything faster would take longer than it saves.
         weights: Where the backbone's weights are, if no longer at the place that the run recorded.
         checkpoint: Of the run, as for :func:`pipeline.run.open_run`.
-        report: Told what was decided about the arithmetic.
+        report: Told of damaged checkpoints that were passed over, and what was decided about the arithmetic.
 
     Raises:
         InputError, DamageError, MismatchError, ResourceError: The run or its backbone cannot be opened.
@@ -95,6 +95,9 @@ def caption_images(
     chosen_device = pick_device(device)
     pick_precision(precision, chosen_device)
     opened = open_run(run, device=chosen_device, checkpoint=checkpoint)
+    if report is not None:
+        for note in opened.notes:
+            report(note)
     speaker = open_speaker(opened, others, checkpoint=checkpoint)
     resize, crop = run_resize(opened), opened.config.network.declared_preprocessing().crop
     size = images_per_pass(chosen_device)

@@ -4,6 +4,7 @@
 hashes say whether it still is. ``latest.json`` and ``best.json`` point to two of them, for people and other programs.
 """
 
+import pickle
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +43,12 @@ class Position:
     step: int
     best: Best | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("epoch", "step_in_epoch", "step"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name} is {value!r}, it must be a number of at least 0")
+
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
     """``RUN/checkpoints/step-00000048``."""
@@ -67,17 +74,31 @@ def save_checkpoint(folder: Path, captioner: Captioner, optimizer: torch.optim.O
             torch.save({"optimizer": optimizer.state_dict()}, file)
         hashes = {name: file_sha256(staged / name) for name in FILES}
         write_json(staged / "state.json", {"format_version": FORMAT_VERSION, "position": asdict(position), "sha256": hashes})
-        shutil.rmtree(target, ignore_errors=True)
-        staged.rename(target)
+        if _is_whole(target):  # of the same step, saved before its validation: only the position is another, and the folder is never away
+            (staged / "state.json").replace(target / "state.json")
+            shutil.rmtree(staged, ignore_errors=True)
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            staged.rename(target)
         sync_folder(target.parent)
     _point(folder, position)
     kept = {target, *sorted(target.parent.glob("step-*"))[-keep:]}
-    if position.best is not None:
-        kept.add(checkpoint_folder(folder, position.best.step))
+    # A damaged newest one leaves those before it, and what they call the best.
+    bests = [best for path in kept if (best := _recorded_best(path)) is not None]
+    kept |= {checkpoint_folder(folder, step) for step in bests}
     for old in sorted(target.parent.glob("step-*")):
         if old not in kept:
             shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _recorded_best(path: Path) -> int | None:
+    """The step of the best checkpoint, as one of them has it; None too where it cannot be read."""
+    try:
+        best = read_own_json(path / "state.json", what="checkpoint", format_version=FORMAT_VERSION)["position"]["best"]
+        return None if best is None else int(best["step"])
+    except (CapstreamError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _point(folder: Path, position: Position) -> None:
@@ -120,6 +141,8 @@ def best_checkpoint(folder: Path, newest: Position) -> tuple[Path, Position]:
     if newest.best is None:
         raise InputError(f"{folder}: holds no best checkpoint: no epoch has been scored on a val split. Take the latest one.")
     path = checkpoint_folder(folder, newest.best.step)
+    if not path.is_dir():
+        raise InputError(f"{path}: the best checkpoint is gone. Take the latest one.")
     return path, _check_checkpoint(path)
 
 
@@ -162,6 +185,8 @@ def _check_checkpoint(path: Path) -> Position:
         return Position(**position, best=None if best is None else Best(step=int(best["step"]), cider=float(best["cider"])))
     except (KeyError, TypeError, ValueError) as error:
         raise DamageError(f"{path / 'state.json'}: damaged ({error!r}).") from None
+    except OSError as error:
+        raise DamageError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 def load_model(path: Path, captioner: Captioner) -> None:
@@ -190,5 +215,8 @@ def load_training(path: Path, optimizer: torch.optim.Optimizer) -> None:
     try:
         content: dict[str, Any] = torch.load(path / TRAINING_FILE, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(content["optimizer"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        for parameter, state in optimizer.state.items():
+            if any(isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape for value in state.values()):
+                raise ValueError(f"a moment is not of its weights' shape {tuple(parameter.shape)}")
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise DamageError(f"{path / TRAINING_FILE}: cannot be read ({str(error)[:200]}).") from None

@@ -4,6 +4,7 @@ Its network is random by default, because it must work offline. Averages over sp
 little of what stands where; AlexNet is shallow enough that colour and outline survive together, at its full 224 pixels.
 """
 
+import math
 import random
 import shutil
 import time
@@ -133,7 +134,7 @@ def demo(*, out: Path, images: int | None, weights: str, workers: int, device: s
     )
     assert raw.captions_per_second is not None
     raw_epoch = train_table.captions / raw.captions_per_second
-    rows.append(("train", f"{trained.steps} steps in {seconds:,.0f} s, loss {trained.loss:.3f}"))
+    rows.append(("train", f"{trained.steps} steps in {seconds:,.0f} s, loss {trained.loss or math.nan:.3f}"))
     rows.append(("an epoch from cache", f"{cached_epoch:,.1f} s ({train_table.captions / cached_epoch:,.0f} captions/s)"))
     rows.append(("an epoch from raw", f"{raw_epoch:,.1f} s (by its first {RAW_STEPS} steps): {raw_epoch / cached_epoch:,.1f} times as long"))
 

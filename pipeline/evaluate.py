@@ -90,7 +90,7 @@ def evaluate(
         decoding: How captions are made: an image's caption is the first hypothesis; where there are more, the score file has them all.
         ptb, java: As :func:`pipeline.scoring.score_texts`.
         command: The command line, for the score file.
-        report: Takes a line for each step of scoring that takes a while.
+        report: Takes a line for each damaged checkpoint that was passed over, and for each step of scoring that takes a while.
 
     Raises:
         InputError: Wrong names or folders, or a split without any caption.
@@ -110,6 +110,8 @@ def evaluate(
     if out.resolve() == results.resolve():
         raise InputError(f"--out and --results are both {out}: choose different names.")
     opened = open_run(run, device=pick_device(device), checkpoint=checkpoint)
+    for note in opened.notes:
+        report(note)
     speaker = open_speaker(opened, others, checkpoint=checkpoint)
     if features is not None:
         data = _cached(opened, feature_path(features, split), batch_size)

@@ -29,6 +29,7 @@ from pipeline.self_critical import Reward, SelfCriticalStep
 from pipeline.training_data import Data, Features, features_function
 from pipeline.validation import Validation
 from pipeline.world import World
+from shards.errors import DamageError, InputError
 
 # Presses of Ctrl-C in so short a time are one: torchrun hands the terminal's on.
 ONE_PRESS_SECONDS = 2.0
@@ -42,10 +43,14 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSummary:
-    """How a training ended: ``seconds_per_epoch`` of the epochs that this process did whole, ``captions_per_second`` of its last steps."""
+    """How a training ended.
+
+    ``loss`` is of the last step that this process logged, ``captions_per_second`` of its last steps, ``seconds_per_epoch`` of the epochs that it did
+    whole; None where there was none.
+    """
 
     steps: int
-    loss: float
+    loss: float | None
     val_loss: float | None
     best: Best | None
     seconds_per_epoch: float | None
@@ -107,13 +112,16 @@ def run_training(
     else:
         step_of = Step(captioner, model, features_of, settings, per_epoch, world)
     total = per_epoch * settings.epochs if max_steps is None else min(per_epoch * settings.epochs, max_steps)
-    log = MetricsLog(out, position.step) if world.first else None
+    if position.step != position.epoch * per_epoch + position.step_in_epoch or position.step_in_epoch > per_epoch:
+        raise DamageError(f"{out}: the newest checkpoint says epoch {position.epoch}, step {position.step}, which no training of it reaches.")
+    log = MetricsLog(out, position, validated=position.step_in_epoch < per_epoch) if world.first else None
     loss = val_loss = None
     epoch_seconds: list[float] = []
     saved, saved_at, meter = position, time.monotonic(), Meter(world)
 
     def save() -> None:
         nonlocal saved, saved_at
+        check_finite(captioner, position)
         if world.first:
             save_checkpoint(out, captioner, optimizer, position, keep=settings.keep_checkpoints)
         saved, saved_at = position, time.monotonic()
@@ -124,7 +132,12 @@ def run_training(
         interruptible(world, device) as interrupted,
         Progress("Training", total=max(total - position.step, 0), unit="steps", quiet=quiet or not world.first) as progress,
     ):
-        while position.epoch < settings.epochs and position.step < total and not exhausted(position, settings, per_epoch):
+        # An epoch that was stopped after its last step has still to be validated.
+        while (
+            position.epoch < settings.epochs
+            and (position.step < total or position.step_in_epoch == per_epoch)
+            and not exhausted(position, settings, per_epoch)
+        ):
             began, whole = time.perf_counter(), position.step_in_epoch == 0
             batches = training_batches(
                 data.source,
@@ -174,6 +187,7 @@ def run_training(
                 break
             if whole:
                 epoch_seconds.append(time.perf_counter() - began)
+            check_finite(captioner, position)
             if validation is not None:
                 found = validation.measure(captioner)
                 val_loss = found.loss
@@ -191,7 +205,7 @@ def run_training(
     world.wait()  # a process that ended sooner would be missed
     return TrainSummary(
         steps=position.step,
-        loss=loss if loss is not None else float("nan"),
+        loss=loss,
         val_loss=val_loss,
         best=position.best,
         seconds_per_epoch=sorted(epoch_seconds)[len(epoch_seconds) // 2] if epoch_seconds else None,
@@ -212,6 +226,19 @@ def adamw(captioner: Captioner, settings: TrainConfig) -> torch.optim.Optimizer:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Of torch's random numbers in one step of one process: dropout and drawn words do not depend on what was before."""
     return int(np.random.SeedSequence([seed, step, rank, 2]).generate_state(1, np.uint64)[0])
+
+
+def check_finite(captioner: Captioner, position: Position) -> None:
+    """Refuse to keep or to score weights that are no numbers.
+
+    Raises:
+        InputError: Says where the last good ones are.
+    """
+    if not all(bool(parameter.isfinite().all()) for parameter in captioner.parameters()):
+        raise InputError(
+            f"Weights became infinite or no numbers by step {position.step}: the training diverged. Checkpoints from before are kept; start again "
+            "with a smaller --lr, or with --clip-norm."
+        )
 
 
 def exhausted(position: Position, settings: TrainConfig, per_epoch: int) -> bool:

@@ -21,9 +21,14 @@ def perplexity(loss: float) -> float:
 
 
 class MetricsLog:
-    """``metrics.jsonl`` and TensorBoard events; lines beyond the checkpoint that a training goes on from are taken back."""
+    """``metrics.jsonl`` and TensorBoard events; lines beyond the checkpoint that a training goes on from are taken back.
 
-    def __init__(self, out: Path, step: int) -> None:
+    Args:
+        position: Of that checkpoint.
+        validated: Whether it was saved after its step's validation, if there was one.
+    """
+
+    def __init__(self, out: Path, position: Position, *, validated: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / METRICS_FILE
@@ -31,14 +36,15 @@ class MetricsLog:
         if path.is_file():
             for line in path.read_bytes().splitlines():
                 try:
-                    if json.loads(line)["step"] <= step:
+                    content = json.loads(line)
+                    if content["step"] < position.step or (content["step"] == position.step and (validated or "val_loss" not in content)):
                         kept.append(line + b"\n")
                 except (ValueError, KeyError, TypeError):
                     break  # a line that was being written when the process was killed
         with committed_file(path) as file:
             file.writelines(kept)
         self._file = path.open("ab")
-        self._events = SummaryWriter(str(out), purge_step=step + 1)
+        self._events = SummaryWriter(str(out), purge_step=position.step + 1)
 
     def write(self, line: dict[str, float | int]) -> None:
         """Add one line."""

@@ -94,7 +94,11 @@ def batch_bounds(units: int, batch_size: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise([*starts, units]))
 
 
+def units_of(table: CaptionTable, *, captions_per_image: int = 1) -> int:
+    """Number of units in an epoch."""
+    return int((-(-table.caption_counts // captions_per_image)).sum())
+
+
 def steps_per_epoch(table: CaptionTable, *, batch_size: int, captions_per_image: int = 1) -> int:
     """Number of batches in an epoch."""
-    units = int(-(-table.caption_counts // captions_per_image).sum())
-    return len(batch_bounds(units, batch_size))
+    return len(batch_bounds(units_of(table, captions_per_image=captions_per_image), batch_size))

@@ -25,6 +25,7 @@ from shards.tar import OnError
 FORMAT_VERSION = 4
 CONFIG_FILE, VOCABULARY_FILE, METRICS_FILE = "config.json", "vocab.json", "metrics.jsonl"
 MAX_LR = 1e6
+MAX_COUNT = 2**31 - 1
 COUNTS = (
     "epochs",
     "min_count",
@@ -128,15 +129,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in COUNTS:
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{option(name)} {value}: must be at least 1.")
+            if value is not None and not 1 <= value <= MAX_COUNT:
+                raise InputError(f"{option(name)} {value}: must be at least 1, and at most {MAX_COUNT}.")
         if self.batch_size < 2:
             raise InputError(f"--batch-size {self.batch_size}: must be at least 2; BatchNorm cannot normalise a single image.")
         if not 0 < self.lr <= MAX_LR:
             raise InputError(f"--lr {self.lr}: must be greater than 0, and at most {MAX_LR:g}.")
         for name in ("seed", "warmup_steps", "weight_decay", "clip_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{option(name)} {getattr(self, name)}: must not be negative.")
+            if not 0 <= getattr(self, name) <= MAX_COUNT:
+                raise InputError(f"{option(name)} {getattr(self, name)}: must not be negative, and at most {MAX_COUNT}.")
         for name in SHARES:
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{option(name)} {getattr(self, name)}: must be at least 0 and below 1.")
@@ -184,13 +185,14 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """An opened run, ready to caption."""
+    """An opened run, ready to caption; ``notes`` has a line for each damaged checkpoint that was passed over."""
 
     folder: Path
     config: RunConfig
     vocabulary: Vocabulary
     captioner: Captioner
     position: Position
+    notes: tuple[str, ...] = ()
 
 
 def holds_run(folder: Path) -> bool:
@@ -247,7 +249,7 @@ def open_run(folder: Path, *, device: torch.device, checkpoint: Which = "latest"
         InputError, DamageError, MismatchError: As the parts say.
     """
     config, vocabulary = read_config(folder)
-    path, position, _ = find_checkpoint(folder)
+    path, position, notes = find_checkpoint(folder)
     captioner = Captioner(config.decoder)
     if checkpoint == "average":
         load_average(folder, captioner)
@@ -255,7 +257,7 @@ def open_run(folder: Path, *, device: torch.device, checkpoint: Which = "latest"
         if checkpoint == "best":
             path, position = best_checkpoint(folder, position)
         load_model(path, captioner)
-    return Run(folder=folder, config=config, vocabulary=vocabulary, captioner=captioner.to(device).eval(), position=position)
+    return Run(folder=folder, config=config, vocabulary=vocabulary, captioner=captioner.to(device).eval(), position=position, notes=tuple(notes))
 
 
 def open_speaker(run: Run, others: Sequence[Path], *, checkpoint: Which = "latest") -> Captioner | Ensemble:

@@ -14,8 +14,10 @@ from model.decoder import DecoderConfig
 from model.vocabulary import Vocabulary
 from pipeline.arithmetic import pick_precision, prepare_device
 from pipeline.backbones import KEPT_FILE, RANDOM, pick_device
+from pipeline.batches import check_units
 from pipeline.checkpoints import MODEL_FILE, best_checkpoint, find_checkpoint
 from pipeline.loop import TrainSummary, run_training
+from pipeline.order import units_of
 from pipeline.recipes import ARCHITECTURE, chosen_settings, read_settings
 from pipeline.run import CONFIG_FILE, RunConfig, TrainConfig, holds_run, option, read_config, write_config
 from pipeline.training_data import Data, open_cached, open_raw
@@ -178,6 +180,7 @@ def _identified(
     out: Path, config: TrainConfig, data: Data, vocab: Path | None, stored: tuple[RunConfig, Vocabulary] | None, began: Start | None, world: World
 ) -> tuple[RunConfig, Data, Vocabulary]:
     """What the run is, checked against what it was, and written down."""
+    check_units(units_of(data.source.table, captions_per_image=config.captions_per_image))
     if stored is not None:
         vocabulary = stored[1]
         _check_resumable(out, stored[0], data, read_vocabulary(vocab) if vocab is not None else vocabulary)

@@ -1,13 +1,16 @@
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from model.vocabulary import END, PAD, START
 from pipeline.batches import CaptionBatch, Encoded, training_batches
-from pipeline.order import Part, steps_per_epoch
+from pipeline.order import Part, epoch_order, steps_per_epoch
 from pipeline.sources import Augmentation, FeatureSource, ShardSource
 from pipeline.vocab import vocabulary_of
 from shards.caption_table import table_from_records, table_of_split
@@ -121,3 +124,23 @@ def test_a_single_captioned_image_is_refused() -> None:
     split.table = table
     with pytest.raises(InputError, match="at least two"):
         training_batches(split, encoded, seed=0, epoch=0, batch_size=2)
+
+
+def test_an_epoch_that_begins_in_its_middle_asks_for_what_is_left_of_it_alone(small: Small) -> None:
+    file = open_features(small.features / "train.h5")
+
+    class Visited(FeatureSource):
+        asked: NDArray[np.int64]
+        reached: list[int]
+
+        @contextmanager
+        def visit(self, rows: NDArray[np.int64]) -> Iterator[Callable[[int], None]]:
+            self.asked, self.reached = rows, []
+            yield self.reached.append
+
+    source = Visited(file)
+    encoded = Encoded(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
+    batches = list(training_batches(source, encoded, seed=0, epoch=0, batch_size=16, first_step=9))
+    order = epoch_order(file.table, seed=0, epoch=0)
+    assert source.asked.tolist() == order.image_rows[9 * 16 :].tolist()
+    assert source.reached == [16 * number for number in range(len(batches))]

@@ -47,6 +47,8 @@ def test_the_share_of_own_words_rises_evenly_and_stays() -> None:
         {"input_dropout": 1.0},
         {"image_input": "twice"},
         {"schedule": "steps"},
+        {"seed": 2**70},
+        {"captions_per_image": 2**70},
     ],
 )
 def test_impossible_settings_are_refused_by_their_option(wrong: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
@@ -17,14 +18,17 @@ from safetensors.torch import load_file
 
 from model.decoder import Captioner
 from model.vocabulary import Vocabulary
+from pipeline import loop
+from pipeline.batches import CaptionBatch
 from pipeline.cache_features import cache_features
-from pipeline.checkpoints import Position, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
+from pipeline.checkpoints import Best, Position, best_checkpoint, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
 from pipeline.run import open_run
 from pipeline.train import train
 from pipeline.vocab import write_vocabulary
+from shards.atomic import file_sha256
 from shards.errors import InputError, MismatchError, OccupiedError
-from shards.features import open_features
-from tests.conftest import TINY_MODEL, Small
+from shards.features import open_features, write_features
+from tests.conftest import TINY_MODEL, Small, table_with
 
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 3}
@@ -349,3 +353,121 @@ def test_a_config_file_and_options_are_taken_together_and_kept_by_the_run(small:
     refused = run_cli("train", "--out", tmp_path / "run", "--resume", "--label-smoothing", 0.2, "--device", "cpu")
     assert refused.exit_code == 1
     assert "--label-smoothing 0.1, now 0.2" in refused.output
+
+
+def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is pressed while a step is computed."""
+    compute = loop.Step.__call__
+
+    def call(self: loop.Step, batch: CaptionBatch, number: int) -> torch.Tensor:
+        if number == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return compute(self, batch, number)
+
+    monkeypatch.setattr(loop.Step, "__call__", call)
+
+
+@pytest.mark.parametrize("step", [12, 24])
+def test_an_epoch_that_was_stopped_in_its_last_step_is_validated_once(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    settings = {**TINY_MODEL, "epochs": 2}
+    with monkeypatch.context() as patched:
+        interrupted_at(step, patched)
+        with pytest.raises(loop.Interrupted):
+            train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
+    train(out=tmp_path / "whole", features=small.features, settings=settings, device="cpu")
+    for _ in range(2):  # the second time there is nothing left to do
+        summary = train(out=tmp_path / "run", resume=True, device="cpu")
+        assert [line for line in lines(tmp_path / "run") if "val_loss" in line] == [line for line in lines(tmp_path / "whole") if "val_loss" in line]
+        assert (find_checkpoint(tmp_path / "run")[1].best is None) == (find_checkpoint(tmp_path / "whole")[1].best is None)
+        assert find_checkpoint(tmp_path / "run")[1].best == find_checkpoint(tmp_path / "whole")[1].best
+    assert summary.loss is None
+    same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_weights_that_are_no_numbers_are_neither_kept_nor_scored(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = loop.Step.__call__
+
+    def call(self: loop.Step, batch: CaptionBatch, number: int) -> torch.Tensor:
+        loss = compute(self, batch, number)
+        if number == 11 or (number == 5 and self.settings.checkpoint_every == 1):
+            self.captioner.decoder.output.bias.grad.fill_(torch.nan)  # type: ignore[union-attr]
+        return loss
+
+    monkeypatch.setattr(loop.Step, "__call__", call)
+    for name, every, newest in (("at a checkpoint", 1, 5), ("at the epoch's end", 5, 10)):
+        settings = {**TINY_MODEL, "epochs": 2, "checkpoint_every": every, "log_every": 100}
+        with pytest.raises(InputError, match="training diverged"):
+            train(out=tmp_path / name, features=small.features, settings=settings, device="cpu")
+        assert find_checkpoint(tmp_path / name)[1].step == newest
+        assert all(value.isfinite().all() for value in weights(tmp_path / name).values())
+
+
+def test_what_an_older_checkpoint_calls_the_best_is_kept_with_it(small: Small, tmp_path: Path) -> None:
+    captioner = open_run(small.run, device=torch.device("cpu")).captioner
+    optimizer = torch.optim.AdamW(captioner.parameters())
+    for step, best in ((10, 10), (20, 10), (30, 30), (30, 30)):
+        save_checkpoint(
+            tmp_path, captioner, optimizer, Position(epoch=0, step_in_epoch=step, step=step, best=Best(step=best, cider=best / 10)), keep=2
+        )
+    (checkpoint_folder(tmp_path, 30) / "model.safetensors").write_bytes(b"damaged")
+    _, position, notes = find_checkpoint(tmp_path)
+    assert position.step == 20
+    assert len(notes) == 1
+    assert best_checkpoint(tmp_path, position)[1].step == 10
+
+
+def test_a_damaged_newest_checkpoint_is_named_to_whoever_captions(small: Small, tmp_path: Path) -> None:
+    shutil.copytree(small.run, tmp_path / "run")
+    train(out=tmp_path / "run", resume=True, settings={"epochs": 3}, device="cpu")
+    newest, _, _ = find_checkpoint(tmp_path / "run")
+    (newest / "model.safetensors").write_bytes(b"damaged")
+    (note,) = open_run(tmp_path / "run", device=torch.device("cpu")).notes
+    assert newest.name in note
+
+
+@pytest.mark.parametrize(("name", "value"), [("step", "24"), ("step", -7), ("step", 1.5), ("epoch", None), ("step_in_epoch", -3), ("epoch", 10**30)])
+def test_a_checkpoint_with_an_impossible_position_is_refused(
+    small: Small, tmp_path: Path, run_cli: Callable[..., Result], name: str, value: object
+) -> None:
+    shutil.copytree(small.run, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("*/state.json"):
+        state = json.loads(path.read_text())
+        state["position"][name] = value
+        path.write_text(json.dumps(state))
+    result = run_cli("train", "--out", tmp_path / "run", "--resume", "--epochs", 3, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "checkpoint" in result.output
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("content", [{"optimizer": Hostile()}, {"optimizer": {}}, [1]], ids=["code", "nothing", "a list"])
+def test_a_hostile_optimizer_state_is_refused_and_nothing_of_it_runs(
+    small: Small, tmp_path: Path, run_cli: Callable[..., Result], content: object
+) -> None:
+    shutil.copytree(small.run, tmp_path / "run")
+    path, _, _ = find_checkpoint(tmp_path / "run")
+    torch.save(content, path / "training.pt")
+    state = json.loads((path / "state.json").read_text())
+    state["sha256"]["training.pt"] = file_sha256(path / "training.pt")
+    (path / "state.json").write_text(json.dumps(state))
+    result = run_cli("train", "--out", tmp_path / "run", "--resume", "--epochs", 3, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "training.pt: cannot be read" in result.output
+    assert "executed" not in result.output.splitlines()
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0], [1, 0, 0]])
+def test_features_with_fewer_than_two_captioned_images_are_refused_before_a_run_begins(small: Small, tmp_path: Path, counts: list[int]) -> None:
+    file = open_features(small.features / "train.h5")
+    shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("*.h5"))
+    pieces = [(np.zeros((3, 1, file.dim), np.float16), table_with([counts]))]
+    write_features(tmp_path / "features" / "train.h5", lambda: pieces, dim=file.dim, provenance=file.provenance)
+    with pytest.raises(InputError, match="at least two captioned images"):
+        train(out=tmp_path / "run", features=tmp_path / "features", vocab=small.run / "vocab.json", settings=TINY_MODEL, device="cpu")
+    assert not (tmp_path / "run" / "config.json").exists()
