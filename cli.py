@@ -4,7 +4,9 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 """
 
 import functools
+import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from shards.errors import CapstreamError, SaidElsewhereError
 
@@ -104,6 +107,10 @@ def next_step(text: str) -> None:
 @click.version_option("0.1.0", prog_name="capstream")
 def cli() -> None:
     """Capstream: photographs and captions in, a captioning model out. The commands, in the order data flows:"""
+    # A file's name need not be text in any encoding
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def shard_place(value: str) -> Path | str:
@@ -637,12 +644,12 @@ def decoding_options(function: Callable[P, R]) -> Callable[P, R]:
     options = [
         click.option("--beam", type=int, default=1, help="Beam search with so many hypotheses; 1 is greedy."),
         click.option("--length-penalty", type=float, default=0.0, help="Beam search: above 0 longer captions count for more."),
-        click.option("--block-ngrams", type=int, default=0, help="No sequence of so many words comes twice in a caption. [default: any may]"),
+        click.option("--block-ngrams", type=int, default=0, show_default="any may", help="No sequence of so many words comes twice in a caption."),
         click.option("--groups", type=int, default=1, help="Beam search: groups of --beam hypotheses that avoid each other's words."),
         click.option("--diversity", type=float, default=0.5, help="With --groups: how strongly they do."),
         click.option("--samples", type=int, default=0, help="Draw so many captions at random instead of searching."),
         click.option("--temperature", type=float, default=1.0, help="With --samples: below 1 likely words become likelier still."),
-        click.option("--top-k", type=int, default=0, help="With --samples: only from the so many likeliest words. [default: from all]"),
+        click.option("--top-k", type=int, default=0, show_default="all", help="With --samples: only from the so many likeliest words."),
         click.option("--top-p", type=float, default=1.0, help="With --samples: only from the likeliest words that have this share together."),
         click.option("--seed", type=int, default=0, help="With --samples: the same seed draws the same captions."),
         click.option("--max-words", type=int, default=20, help="Captions are cut behind so many words."),
@@ -655,12 +662,25 @@ def decoding_options(function: Callable[P, R]) -> Callable[P, R]:
 def chosen_decoding(settings: dict[str, Any]) -> "Decoding":
     """The decoding that the options of :func:`decoding_options` ask for."""
     from model.decoding import Decoding
+    from pipeline.run import option
     from shards.errors import InputError
 
+    if settings["groups"] == 1 and typed("diversity"):
+        raise click.UsageError("--diversity is for --groups: give 2 of these or more.")
+    if settings["samples"] and typed("length_penalty"):
+        raise click.UsageError("--length-penalty is for a search: --samples draws captions as they come.")
     try:
         return Decoding(**settings)
     except ValueError as error:
-        raise InputError(f"Decoding options: {error}.") from None
+        said = re.sub(rf"\b(?:{'|'.join(settings)})\b", lambda name: option(name[0]), str(error))
+        raise InputError(f"{said}.") from None
+
+
+def typed(*names: str) -> list[str]:
+    """Those of this command's options that were typed, by the names of their parameters."""
+    context = click.get_current_context()
+    there = [(parameter.name or "", parameter.opts[0]) for parameter in context.command.params]
+    return [option for name, option in there if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
 
 
 @command(
@@ -701,12 +721,17 @@ def caption(
     """
     from pipeline.caption import caption_images
     from pipeline.photographs import named_photographs
-    from pipeline.pictures import MAX_SHOWN, draw_captions
+    from pipeline.pictures import MAX_SHOWN, check_can_draw, draw_captions
 
     if out is not None and not show:
         raise click.UsageError("--out writes the picture that --show draws: give --show too.")
     decoding = chosen_decoding(decoding_settings)
+    if best is not None and best > decoding.hypotheses:
+        at_most = "one caption" if decoding.hypotheses == 1 else f"{decoding.hypotheses} captions"
+        raise click.UsageError(f"--best {best}: {at_most} of each photograph will be found. Give --beam {best} or --samples {best}.")
     names = named_photographs(images, sys.stdin)
+    if show:
+        check_can_draw(out, names)
     count = best or decoding.samples or 1
     failed = 0
     shown: list[tuple[str, str]] = []
@@ -738,8 +763,9 @@ def caption(
             click.echo(f"Wrote {out}{f', without the last {left_out} photographs' if left_out else ''}.", err=True)
     if failed:
         raise click.ClickException(f"{failed} of {len(names)} photographs could not be captioned (named above). Check their paths and formats.")
-    picture = f"python cli.py caption --run {run} --show --out captions.png {' '.join(images[:1])}{' ...' if len(images) > 1 else ''}"
-    scores = f"python cli.py evaluate --run {run} --features DIR"
+    place, first, more = shlex.quote(str(run)), shlex.quote(images[0]), " ..." if len(images) > 1 else ""
+    picture = f"python cli.py caption --run {place} --show --out captions.png {first}{more}"
+    scores = f"python cli.py evaluate --run {place} --features DIR"
     click.echo(f"Next: {scores if show or images == ('-',) else picture}", err=True)  # not on standard output, which holds captions alone
 
 
@@ -794,18 +820,24 @@ def evaluate(
     """Caption a split and score it, or score captions from a file: BLEU, ROUGE-L, CIDEr, and with Java METEOR and SPICE."""
     scoring: Any = {"out": out, "ptb": ptb, "java": not no_java, "command": typed_command(), "report": lambda line: click.echo(line, err=True)}
     if captions is not None or references is not None:
-        if captions is None or references is None or runs or features is not None or shards is not None or results is not None:
-            raise click.UsageError("Give --captions and --references together, and no --run, --features, --shards or --results; or give --run.")
+        if captions is None or references is None:
+            raise click.UsageError("Give --captions and --references together, or give --run.")
+        of_runs = ("runs", "features", "shards", "shard_cache", "shard_cache_gb", "split", "results", "weights", "batch_size", "checkpoint", "device")
+        if unused := typed(*of_runs, *decoding_settings):
+            raise click.UsageError(f"With --captions and --references nothing is captioned: leave out {', '.join(unused)}.")
         from pipeline.score_results import score_results
 
         scored = score_results(captions=captions, references=references, **scoring)
         show_scores(scored.scores)
         say(f"{scored.out}: scores of {len(scored.scores.images)} captions.")
-        next_step(f"look at {scored.out}, or score another file: python cli.py evaluate --captions OTHER.json --references {references}")
+        next_step(shlex.join(["python", "cli.py", "report", str(scored.out), "--out", str(scored.out.with_name("report.html"))]))
         return
     if not runs:
         raise click.UsageError("Give --run with --features or --shards, or give --captions and --references.")
+    if features is not None and typed("weights"):
+        raise click.UsageError("--weights is for --shards: cached features need no network.")
     from pipeline.evaluate import evaluate
+    from pipeline.scores import scores_path
 
     run, *others = runs
     result = evaluate(
@@ -825,8 +857,11 @@ def evaluate(
     )
     show_scores(result.scores)
     say(f"{result.out}: scores of {len(result.scores.images)} captions; {result.results}: {len(result.captions)} captions for others to score.")
-    scored_files = result.out if others else run
-    next_step(f"python cli.py report {scored_files}{f' --shards {shards}' if shards else ''} --out {run}/report.html")
+    in_its_place = result.out == scores_path(run, split)
+    shown = ["report", str(run if in_its_place else result.out)]
+    shown += ["--shards", str(shards)] if shards else []
+    shown += ["--split", split] if split != "val" and (shards or in_its_place) else []
+    next_step(shlex.join(["python", "cli.py", *shown, "--out", str(result.out.with_name("report.html"))]))
 
 
 def show_scores(scores: "ScoreFile") -> None:

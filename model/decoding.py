@@ -17,6 +17,7 @@ from model.vocabulary import END, PAD, START, UNK, Vocabulary
 MAX_WORDS = 20
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 MAX_DIVERSITY, MAX_LENGTH_PENALTY = 1e3, 10.0
+MAX_HYPOTHESES, MAX_MAX_WORDS = 4096, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,11 @@ class Decoding:
         for name, least in (("beam", 1), ("groups", 1), ("max_words", 1), ("block_ngrams", 0), ("samples", 0), ("top_k", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least {least}")
+        if self.hypotheses > MAX_HYPOTHESES or self.max_words > MAX_MAX_WORDS:
+            raise ValueError(
+                f"beam * groups is {self.beam * self.groups}, samples {self.samples}, max_words {self.max_words}: "
+                f"of an image at most {MAX_HYPOTHESES} captions of at most {MAX_MAX_WORDS} words are followed"
+            )
         if not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
             raise ValueError(f"temperature is {self.temperature}, it must lie between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}")
         if not 0 < self.top_p <= 1:
@@ -65,6 +71,11 @@ class Decoding:
             raise ValueError(f"samples is {self.samples} and beam {self.beam}, groups {self.groups}: captions are drawn or searched for, not both")
         if not self.samples and (self.temperature != 1 or self.top_k or self.top_p != 1):
             raise ValueError("temperature, top_k and top_p are for samples, and samples is 0")
+
+    @property
+    def hypotheses(self) -> int:
+        """How many captions of an image are followed at a time, which is the most that there will be."""
+        return self.samples or self.beam * self.groups
 
 
 @dataclass(frozen=True, kw_only=True)

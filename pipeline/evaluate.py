@@ -19,9 +19,9 @@ from pipeline.caption import as_alternatives, decode_run
 from pipeline.checkpoints import Which
 from pipeline.prefetch import ahead
 from pipeline.progress import Progress
-from pipeline.result_file import results_path, write_results
+from pipeline.result_file import check_results_place, results_path, write_results
 from pipeline.run import Run, kept_weights, open_run, open_speaker
-from pipeline.scores import Alternative, ScoreFile, scores_path, write_scores
+from pipeline.scores import Alternative, ScoreFile, check_scores_place, scores_path, write_scores
 from pipeline.scoring import Judged, Ptb, check_tokenizer, score_texts
 from pipeline.sources import ShardSource
 from shards.caption_table import CaptionTable, table_of_split
@@ -109,6 +109,8 @@ def evaluate(
     results = results_path(out) if results is None else results
     if out.resolve() == results.resolve():
         raise InputError(f"--out and --results are both {out}: choose different names.")
+    check_scores_place(out)
+    check_results_place(results)
     opened = open_run(run, device=pick_device(device), checkpoint=checkpoint)
     for note in opened.notes:
         report(note)

@@ -3,7 +3,7 @@
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,13 +31,10 @@ def draw_captions(pictures: Sequence[tuple[str, str]], out: Path | None) -> None
         out: A .png, .jpg, .pdf or .svg file; None opens a window.
 
     Raises:
-        InputError: ``out`` has another ending, or there is no screen for a window.
+        InputError: As :func:`check_can_draw`.
         ImageError: A file is no image.
     """
-    if out is not None:
-        check_picture_name(out)
-    if out is None and sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise InputError("--show: there is no screen here to open a window on. Write a picture instead: --show --out captions.png")
+    check_can_draw(out, [name for name, _ in pictures])
     shown = [(thumbnail(name), text) for name, text in pictures]
     if out is not None:
         save_figure(picture_grid(shown), out)
@@ -47,6 +44,21 @@ def draw_captions(pictures: Sequence[tuple[str, str]], out: Path | None) -> None
     fill_grid(pyplot.figure(layout="constrained"), shown)
     pyplot.show()
     pyplot.close("all")
+
+
+def check_can_draw(out: Path | None, photographs: Iterable[str]) -> None:
+    """Refuse what :func:`draw_captions` should not draw into, before the work whose captions it would show.
+
+    Raises:
+        InputError: ``out`` has another ending or is one of the photographs, or there is no screen for a window.
+    """
+    if out is not None:
+        check_picture_name(out)
+        same = os.path.abspath  # Path.resolve() stops at what no file can be called
+        if out.exists() and any(same(name) == same(out) for name in photographs):
+            raise InputError(f"--out {out}: this is one of the photographs, which would be lost. Choose another name.")
+    elif sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise InputError("--show: there is no screen here to open a window on. Write a picture instead: --show --out captions.png")
 
 
 def check_picture_name(out: Path) -> None:

@@ -23,6 +23,7 @@ class Progress:
         self.quiet = quiet
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
+        self.lined = 0
         self.note = ""
         self.started = self.last_line = time.monotonic()
         self._bar: RichProgress | None = None
@@ -51,7 +52,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and not self.quiet and time.monotonic() - self.started > LINE_EVERY_SECONDS:
+        elif kind is None and not self.quiet and self.done > self.lined and time.monotonic() - self.started > LINE_EVERY_SECONDS:
             self._line(time.monotonic())
 
     @property
@@ -71,7 +72,7 @@ class Progress:
             self._line(now)
 
     def _line(self, now: float) -> None:
-        self.last_line = now
+        self.last_line, self.lined = now, self.done
         left = (self.total - self.done) / max(self.rate, 1e-9)
         note = f", {self.note}" if self.note else ""
         text = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.1f} {self.unit}/s, {left:,.0f} s left{note}"

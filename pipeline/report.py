@@ -179,7 +179,7 @@ def read_runs(runs: Sequence[Path], split: str) -> list[Reported]:
 
 
 def _read_run(run: Path, name: str, split: str) -> Reported:
-    if run.suffix == ".json" and not run.is_dir():
+    if run.is_file() or (run.suffix == ".json" and not run.is_dir()):
         name = name.removesuffix(ENDING) or name
         return Reported(name=name, scores=_checked(run), curves=None, curves_note="A score file alone: it has no training log.", config=None)
     path = scores_path(run, split)

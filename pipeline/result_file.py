@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.scores import ENDING
+from pipeline.scores import ENDING, check_place
 from shards.atomic import read_json, write_json
 from shards.errors import InputError
 
@@ -23,6 +23,15 @@ def results_path(scores: Path) -> Path:
     """
     name = scores.name.removesuffix(ENDING) if scores.name.endswith(ENDING) else scores.name.removesuffix(".json")
     return scores.with_name(f"{name}{RESULTS_ENDING}")
+
+
+def check_results_place(path: Path) -> None:
+    """Refuse to write captions over anything but a list, which a result file is, before the work that finds them.
+
+    Raises:
+        InputError: A folder, or a file of something else, is there.
+    """
+    check_place(path, "--results", lambda content: isinstance(content, list))
 
 
 def write_results(path: Path, captions: Iterable[tuple[int, str]]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.captions import read_coco
 from pipeline.result_file import read_results
-from pipeline.scores import ENDING, ScoreFile, write_scores
+from pipeline.scores import ENDING, ScoreFile, check_scores_place, write_scores
 from pipeline.scoring import Judged, Ptb, check_tokenizer, score_texts
 from shards.atomic import file_sha256
 from shards.errors import InputError
@@ -41,7 +41,7 @@ def score_results(
         report: Takes a line for each step that takes a while.
 
     Raises:
-        InputError: A file is missing or not of its form; an image has no reference, or two captions.
+        InputError: A file is missing or not of its form, or ``out`` is something else; an image has no reference, or two captions.
         ResourceError: Disk full, not allowed.
     """
     check_tokenizer(ptb)
@@ -49,6 +49,7 @@ def score_results(
     for given, option in ((captions, "--captions"), (references, "--references")):
         if out.resolve() == given.resolve():
             raise InputError(f"--out {out}: this is the file of {option}, which would be lost. Choose another name.")
+    check_scores_place(out)
     records, rejects = read_coco(references)
     if not records:
         raise InputError(f"{references}: no image has a usable caption to compare with. Give the --references that these captions were made for.")

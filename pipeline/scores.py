@@ -1,10 +1,11 @@
 """The score file: what ``evaluate`` writes, and what ``report`` and anybody's script read. docs/formats.md has the fields."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import read_own_json, write_json
+from shards.atomic import read_json, read_own_json, write_json
 from shards.errors import DamageError, InputError
 
 FORMAT_VERSION = 1
@@ -68,6 +69,32 @@ class ScoreFile:
 def scores_path(run: Path, split: str) -> Path:
     """Where ``evaluate`` puts a run's scores: ``RUN/SPLIT.scores.json``."""
     return run / f"{split}{ENDING}"
+
+
+def check_scores_place(path: Path) -> None:
+    """Refuse to write scores over anything but scores, before the work that finds them.
+
+    Raises:
+        InputError: A folder, or a file of something else, is there.
+    """
+    check_place(path, "--out", lambda content: isinstance(content, dict) and content.keys() >= {"made_by", "scores", "images"})
+
+
+def check_place(path: Path, option: str, replaceable: Callable[[Any], bool]) -> None:
+    """Refuse a file's place, which ``option`` chooses, unless it is free or holds JSON that may be lost.
+
+    Raises:
+        InputError: A folder, or a file of something else, is there.
+    """
+    if path.is_dir():
+        raise InputError(f"{option} {path}: is a folder. Give the file's own name, as {path / 'NAME.json'}.")
+    if path.exists():
+        try:
+            content = read_json(path, what="JSON file")
+        except InputError:
+            content = None
+        if not replaceable(content):
+            raise InputError(f"{option} {path}: holds something else, which would be lost. Choose another name.")
 
 
 def write_scores(path: Path, scores: ScoreFile) -> None:

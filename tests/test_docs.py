@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import re
 from pathlib import Path
 
 import click
@@ -31,6 +32,23 @@ def test_every_module_is_in_the_readmes_tree_and_its_examples_are_true(path: Pat
     module = importlib.import_module(".".join(path.with_suffix("").parts))
     assert module.__doc__
     assert doctest.testmod(module).failed == 0
+
+
+def anchors(path: Path) -> set[str]:
+    """The headings of a Markdown file as GitHub links to them: lower case, spaces as hyphens, no other marks."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
+def test_every_link_leads_to_a_file_and_to_a_heading_that_is_there(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]*(?:#[^)\s]*)?)\)", path.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
 
 
 def test_commands_are_listed_in_the_order_data_flows() -> None:

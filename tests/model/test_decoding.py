@@ -216,6 +216,9 @@ def test_samples_of_the_likeliest_word_alone_are_greedy(narrow: Decoding) -> Non
         {"temperature": 1e-9},
         {"samples": 2, "beam": 3},
         {"top_k": 5},
+        {"samples": 4097},
+        {"beam": 1366, "groups": 3},
+        {"max_words": 1001},
     ],
 )
 def test_impossible_decodings_are_refused_by_name(setting: dict[str, float]) -> None:

@@ -1,4 +1,6 @@
 import json
+import os
+import shlex
 import shutil
 import threading
 from collections.abc import Callable
@@ -70,6 +72,7 @@ def test_groups_and_bad_files_between_change_no_caption(small: Small, monkeypatc
     decoding = Decoding(samples=3, seed=4)
     wanted = [r.captions for r in caption_images(run=small.run, images=names, decoding=decoding, device="cpu")]
     monkeypatch.setattr(caption_module, "images_per_pass", lambda device: 4)
+    monkeypatch.setattr(caption_module, "ROWS_AT_ONCE", 8)  # two images
     grouped = [r.captions for r in caption_images(run=small.run, images=names, decoding=decoding, device="cpu")]
     assert [[c.caption for c in captions] for captions in grouped] == [[c.caption for c in captions] for captions in wanted]
     broken = [*names[:2], "none.jpg", *names[3:]]
@@ -114,19 +117,46 @@ def test_json_lines_hold_captions_with_scores_or_the_problem(small: Small, tmp_p
     assert "no such file" in missing["problem"]
 
 
+def test_a_name_that_is_text_in_no_encoding_is_listed_captioned_and_printed(small: Small, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff\xe9t\xe9.jpg"
+    Path(os.fsdecode(name)).write_bytes(Path(scenes(small, 1)[0]).read_bytes())
+    listed = name + b"\n" + name + b".none\n"
+    plain = CliRunner().invoke(cli, ["caption", "--run", str(small.run), "-"], input=listed)
+    assert plain.stdout.startswith(f"{tmp_path}/\\udcff\\udce9t\\udce9.jpg: ")
+    assert f"No caption: {tmp_path}/\\udcff\\udce9t\\udce9.jpg.none: no such file" in plain.stderr
+    lines = CliRunner().invoke(cli, ["caption", "--run", str(small.run), "-", "--json"], input=listed).stdout.splitlines()
+    assert [os.fsencode(json.loads(line)["image"]) for line in lines] == listed.splitlines()
+
+
+def test_what_to_run_next_can_be_pasted_into_a_shell(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    name = tmp_path / "Mum's dog [1].jpg"
+    name.write_bytes(Path(scenes(small, 1)[0]).read_bytes())
+    said = run_cli("caption", "--run", small.run, name).stderr.splitlines()[-1]
+    assert shlex.split(said)[1:4] == ["python", "cli.py", "caption"]
+    assert shlex.split(said)[-1] == str(name)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--beam", "0"], "beam is 0"),
-        (["--temperature", "0"], "temperature"),
-        (["--samples", "2", "--top-p", "2"], "top_p"),
+        (["--beam", "0"], "Error: --beam is 0, it must be at least 1.\n"),
+        (["--temperature", "0"], "--temperature"),
+        (["--samples", "2", "--top-p", "2"], "Error: --top-p is 2.0, "),
+        (["--top-k", "3"], "Error: --temperature, --top-k and --top-p are for --samples, and --samples is 0.\n"),
+        (["--samples", "2", "--beam", "2"], "captions are drawn or searched for, not both"),
+        (["--samples", "2", "--length-penalty", "1"], "--length-penalty is for a search"),
+        (["--diversity", "1"], "--diversity is for --groups"),
+        (["--best", "3"], "one caption of each photograph will be found. Give --beam 3 or --samples 3"),
+        (["--best", "5", "--beam", "2", "--groups", "2"], "4 captions of each photograph"),
         (["--out", "x.png"], "--show"),
+        (["--show", "--out", "x.txt"], "x.txt: a picture is written as .png"),
     ],
 )
 def test_impossible_options_are_one_plain_line(small: Small, run_cli: Callable[..., Result], options: list[str], says: str) -> None:
     result = run_cli("caption", "--run", small.run, *scenes(small, 1), *options)
     assert result.exit_code != 0
     assert says in result.stderr
+    assert result.stdout == ""  # before any work
 
 
 @pytest.mark.parametrize("options", [[], ["--beam", "3"], ["--samples", "2"]], ids=["greedy", "beam", "samples"])
@@ -195,6 +225,15 @@ def test_the_picture_shows_every_photograph(small: Small, tmp_path: Path) -> Non
     picture = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
     assert picture.shape == (800, 1520, 3)
     assert picture.std() > 10
+
+
+def test_a_picture_is_never_drawn_over_a_photograph(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    photograph = Path(shutil.copy(scenes(small, 1)[0], tmp_path / "a.jpg"))
+    before = photograph.read_bytes()
+    result = run_cli("caption", "--run", small.run, tmp_path, "--show", "--out", tmp_path / "x" / ".." / "a.jpg")
+    assert result.exit_code == 1
+    assert "a.jpg: this is one of the photographs" in result.stderr
+    assert photograph.read_bytes() == before
 
 
 def test_a_picture_of_an_unknown_form_is_refused(tmp_path: Path) -> None:

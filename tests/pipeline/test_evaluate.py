@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -154,6 +155,39 @@ def test_a_checkpoint_whose_scores_are_no_numbers_is_named_with_the_next_step(
     assert result.stderr.startswith(f"Error: {checkpoint}: the captioner's scores are not finite")
     assert "--checkpoint best" in result.stderr
     assert not list((tmp_path / "run").glob("val.*"))
+
+
+def test_the_command_ends_with_the_report_of_what_it_has_just_written(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    run = shutil.copytree(small.run, tmp_path / "my run")
+    evaluated = ["evaluate", "--run", run, "--features", small.features, "--no-java"]
+    for options, wanted in (
+        ([], [run, "--out", run / "report.html"]),
+        (["--split", "train"], [run, "--split", "train", "--out", run / "report.html"]),
+        (["--out", tmp_path / "other"], [tmp_path / "other", "--out", tmp_path / "report.html"]),
+    ):
+        result = run_cli(*evaluated, *options)
+        assert result.exit_code == 0
+        said = shlex.split(result.stdout.splitlines()[-1])
+        assert said == ["Next:", "python", "cli.py", "report", *map(str, wanted)]
+        assert run_cli(*said[3:]).exit_code == 0
+
+
+def test_nothing_but_scores_and_results_is_written_over(small: Small, tmp_path: Path) -> None:
+    run = shutil.copytree(small.run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for name in ("config.json", "metrics.jsonl", "backbone.safetensors", "checkpoints"):
+        for options in ({"out": run / name}, {"out": tmp_path / "s.json", "results": run / name}):
+            with pytest.raises(InputError, match=rf"{name}: (holds something else, which would be lost|is a folder)"):
+                evaluate(run=run, features=small.features, device="cpu", **options)  # type: ignore[arg-type]
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    first = cached(small, tmp_path / "s.json")
+    assert cached(small, tmp_path / "s.json").scores == first.scores
+
+
+def test_weights_beside_cached_features_are_wrong_usage(small: Small, run_cli: Callable[..., Result]) -> None:
+    result = run_cli("evaluate", "--run", small.run, "--features", small.features, "--weights", "w.pth")
+    assert result.exit_code == 2
+    assert "--weights is for --shards" in result.stderr
 
 
 def test_what_is_missing_is_named(small: Small, tmp_path: Path) -> None:
