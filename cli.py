@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
 
+import errno
 import functools
 import io
 import os
@@ -63,6 +64,10 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
             raise click.ClickException(
                 f"{error.filename}: not allowed ({error.strerror}). Check who may read it, or choose another folder."
             ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+            raise click.ClickException(f"{error.filename}: no file can be reached by this name ({error.strerror}). Check it.") from None
         except MemoryError:
             raise click.ClickException("Out of memory. Try a smaller --batch-size or fewer --workers.") from None
 

@@ -79,10 +79,14 @@ def test_every_command_ends_by_saying_what_to_run_next(run_cli: Run, tmp_path: P
         (["evaluate", "--run", "{d}", "--features", "{f}", "--out", "{d}/s.json"], "not a run"),
         (["caption", "--run", "{r}", "{d}/nothing.jpg"], "could not be captioned"),
         (["caption", "--run", "{r}", "{s}/captions_val.json"], "not an image"),
+        (["caption", "--run", "{r}", "{x}"], "could not be captioned"),
+        (["evaluate", "--run", "{r}", "--features", "{f}", "--out", "{d}/{x}"], "no file can be reached by this name"),
+        (["report", "{d}/{x}", "--out", "{d}/p.html"], "no file can be reached by this name"),
+        (["curves", "{d}/{x}", "--out", "{d}/p.png"], "no file can be reached by this name"),
     ],
 )
 def test_a_mistake_is_one_paragraph_and_exit_code_1(run_cli: Run, small: Small, tmp_path: Path, arguments: list[str], says: str) -> None:
-    places = {"d": tmp_path, "s": small.source, "sh": small.shards, "f": small.features, "r": small.run}
+    places = {"d": tmp_path, "s": small.source, "sh": small.shards, "f": small.features, "r": small.run, "x": "x" * 300}
     result = run_cli(*(argument.format(**places) for argument in arguments))
     assert result.exit_code == 1, result.output
     assert says in result.output
