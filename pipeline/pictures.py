@@ -55,7 +55,7 @@ def check_can_draw(out: Path | None, photographs: Iterable[str]) -> None:
     if out is not None:
         check_picture_name(out)
         same = os.path.abspath  # Path.resolve() stops at what no file can be called
-        if out.exists() and any(same(name) == same(out) for name in photographs):
+        if any(same(name) == same(out) for name in photographs):
             raise InputError(f"--out {out}: this is one of the photographs, which would be lost. Choose another name.")
     elif sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise InputError("--show: there is no screen here to open a window on. Write a picture instead: --show --out captions.png")
