@@ -29,14 +29,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "self-critical": {
         "self_critical": True,
-        "epochs": 5,
+        "epochs": 8,
         "batch_size": 32,
         "lr": 3e-4,
         "schedule": "cosine",
         "clip_norm": 5.0,
         "captions_per_image": 1000,
-        "input_dropout": 0.4,
-        "output_dropout": 0.4,
     },
 }
 # What a training that starts from another run's weights has from that run.
