@@ -4,7 +4,6 @@
 hashes say whether it still is. ``latest.json`` and ``best.json`` point to two of them, for people and other programs.
 """
 
-import pickle
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -212,11 +211,15 @@ def load_training(path: Path, optimizer: torch.optim.Optimizer) -> None:
     Raises:
         DamageError: Unreadable, or of another model.
     """
+    place = path / TRAINING_FILE
     try:
-        content: dict[str, Any] = torch.load(path / TRAINING_FILE, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(place, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and its unpickler raise many kinds for strangers' bytes
+        raise DamageError(f"{place}: cannot be read ({str(error)[:200]}).") from None
+    try:
         optimizer.load_state_dict(content["optimizer"])
         for parameter, state in optimizer.state.items():
             if any(isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape for value in state.values()):
                 raise ValueError(f"a moment is not of its weights' shape {tuple(parameter.shape)}")
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise DamageError(f"{path / TRAINING_FILE}: cannot be read ({str(error)[:200]}).") from None
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DamageError(f"{place}: cannot be read ({str(error)[:200]}).") from None

@@ -173,7 +173,7 @@ def _check_start_fits(began: Start, data: Data, vocab: Path | None) -> None:
         ("preprocessing", stored.network.preprocessing, data.network.preprocessing),
         ("digest of the vocabulary", stored.vocabulary_digest, vocabulary_digest(read_vocabulary(vocab)) if vocab else stored.vocabulary_digest),
     ]
-    _refuse_differences(sides, f"{began.folder}: the run that --from names has another {{}}. Train on what it was trained on.")
+    _refuse_differences(sides, f"{began.folder}: the run that --from names has another", "Train on what it was trained on.")
 
 
 def _identified(
@@ -256,15 +256,13 @@ def _check_resumable(out: Path, stored: RunConfig, data: Data, vocabulary: Vocab
         ("preprocessing", stored.network.preprocessing, data.network.preprocessing),
         ("digest of the vocabulary", stored.vocabulary_digest, vocabulary_digest(vocabulary)),
     ]
-    _refuse_differences(
-        sides, f"{out}: this run was started with another {{}}. Resume it with what it was started with, or train into another --out."
-    )
+    _refuse_differences(sides, f"{out}: this run was started with another", "Resume it with what it was started with, or train into another --out.")
 
 
-def _refuse_differences(sides: Sequence[tuple[str, object, object]], message: str) -> None:
+def _refuse_differences(sides: Sequence[tuple[str, object, object]], what: str, advice: str) -> None:
     for name, there, now in sides:
         if there != now:
-            raise MismatchError(message.format(f"{name} ({there} there, {now} now)"))
+            raise MismatchError(f"{what} {name}: {there} there, {now} now. {advice}")
 
 
 def _keep_weights(features: Path, out: Path) -> None:

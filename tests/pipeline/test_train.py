@@ -22,7 +22,7 @@ from pipeline import loop
 from pipeline.batches import CaptionBatch
 from pipeline.cache_features import cache_features
 from pipeline.checkpoints import Best, Position, best_checkpoint, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
-from pipeline.run import open_run
+from pipeline.run import TrainConfig, open_run
 from pipeline.train import train
 from pipeline.vocab import write_vocabulary
 from shards.atomic import file_sha256
@@ -274,7 +274,7 @@ def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path
     captioner = open_run(out, device=torch.device("cpu")).captioner
     with torch.no_grad():
         captioner.decoder.output.bias.fill_(float("inf"))  # what a step too far leaves behind
-    optimizer = torch.optim.Adam(captioner.parameters())
+    optimizer = loop.adamw(captioner, TrainConfig())
     load_training(find_checkpoint(out)[0], optimizer)
     save_checkpoint(out, captioner, optimizer, Position(epoch=0, step_in_epoch=3, step=3))
     with pytest.raises(InputError, match=r"the training diverged.*smaller --lr than 1000000"):
