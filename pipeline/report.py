@@ -186,6 +186,8 @@ def _read_run(run: Path, name: str, split: str) -> Reported:
     if not run.is_dir():
         raise InputError(f"{run}: no such run. Train one with: python cli.py train --out {run}")
     if not path.is_file():
+        if not holds_run(run):
+            raise InputError(f"{run}: not a run (there is no {CONFIG_FILE}), and it holds no {path.name}. Give a run that evaluate has scored.")
         raise InputError(
             f"{path}: {run} has no scores of the split {split!r}. "
             f"Make them with: python cli.py evaluate --run {run} --features DIR --split {split} --out {path}"

@@ -170,5 +170,8 @@ def read_own_json(path: Path, *, what: str, format_version: int, repair: str = "
         raise DamageError(f"{path}: not a {what}: a JSON object was expected, found {type(content).__name__}. {repair}".rstrip())
     found = content.get("format_version")
     if found != format_version:
-        raise MismatchError(f"{path}: format version {found!r}, this program reads {format_version}. Make it again with this version.")
+        raise MismatchError(
+            f"{path}: format version {found!r}; of a {what} this program reads {format_version}. Make it again with this version, "
+            "or give another file if this never was one."
+        )
     return content

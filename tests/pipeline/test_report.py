@@ -197,6 +197,10 @@ def test_a_run_without_scores_names_the_command_that_makes_them(small: Small, tm
     assert f"python cli.py evaluate --run {small.run} --features DIR --split test --out {small.run}/test.scores.json" in result.output
     with pytest.raises(InputError, match="no such run"):
         report(runs=[tmp_path / "no"], out=tmp_path / "page.html")
+    with pytest.raises(InputError, match=r"not a run \(there is no config.json\), and it holds no val\.scores\.json"):
+        report(runs=[small.shards], out=tmp_path / "page.html")
+    with pytest.raises(MismatchError, match=r"format version \d+; of a score file this program reads 1"):
+        report(runs=[small.run / "config.json"], out=tmp_path / "page.html")
     with pytest.raises(InputError, match="no such score file"):
         report(runs=[tmp_path / "no.json"], out=tmp_path / "page.html")
 
