@@ -170,7 +170,7 @@ def read_runs(runs: Sequence[Path], split: str) -> list[Reported]:
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:
             raise InputError(f"{run}: given twice. Name each run once.")
-    found = [_read_run(run, name, split) for run, name in zip(runs, short_names(runs), strict=True)]
+    found = [_read_run(run, name, split) for run, name in zip(runs, _names(runs), strict=True)]
     splits = {run.scores.split: run for run in found if run.scores.split}
     if len(splits) > 1:
         there = ", ".join(f"{run.name}: {name!r}" for name, run in splits.items())
@@ -178,9 +178,15 @@ def read_runs(runs: Sequence[Path], split: str) -> list[Reported]:
     return found
 
 
+def _names(runs: Sequence[Path]) -> list[str]:
+    """How the page calls some runs: score files without their ending, unless another is called so."""
+    names = short_names(runs)
+    plain = [name.removesuffix(ENDING).removesuffix(".json") or name for name in names]
+    return [name if plain.count(short) > 1 else short for name, short in zip(names, plain, strict=True)]
+
+
 def _read_run(run: Path, name: str, split: str) -> Reported:
     if run.is_file() or (run.suffix == ".json" and not run.is_dir()):
-        name = name.removesuffix(ENDING) or name
         return Reported(name=name, scores=_checked(run), curves=None, curves_note="A score file alone: it has no training log.", config=None)
     path = scores_path(run, split)
     if not run.is_dir():

@@ -303,6 +303,14 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(pages: Path, open_page: Ope
     assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
+def test_a_narrow_screen_breaks_no_scores_name_inside_a_word(pages: Path, open_page: Open) -> None:
+    page = open_page(pages / "two.html", width=360, height=740)
+    lines = (
+        "cells => cells.map((cell) => { const text = document.createRange(); text.selectNodeContents(cell); return text.getClientRects().length; })"
+    )
+    assert page.locator("#score-table tbody th").evaluate_all(lines) == [1, 1, 2]  # CIDEr, BLEU-4, Distinct captions
+
+
 def test_text_keeps_its_contrast_in_light_and_dark(pages: Path, open_page: Open) -> None:
     grounds = {}
     for scheme in ("light", "dark"):

@@ -218,6 +218,15 @@ def test_a_score_file_alone_and_a_run_without_a_log_say_what_is_missing(tmp_path
     assert [table["missing"] for table in content["settings"]] == [["theirs"], ["theirs"]]
 
 
+def test_score_files_are_called_without_their_ending_unless_two_would_be_called_alike(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "first", score_file(scored(1)))
+    others = [tmp_path / name for name in ("first.scores.json", "second.scores.json", "third.json", "fourth")]
+    for path in others:
+        write_scores(path, score_file(scored(1)))
+    made = report(runs=[run, *others], out=tmp_path / "page.html")
+    assert made.runs == ("first", "first.scores.json", "second", "third", "fourth")
+
+
 def test_runs_that_cannot_be_compared_are_refused_and_what_differs_is_noted(tmp_path: Path) -> None:
     first = run_with(tmp_path / "first", score_file(scored(1), scored(2), scored(3)))
     page = tmp_path / "page.html"
