@@ -15,7 +15,7 @@ from model.vocabulary import Vocabulary
 from pipeline.arithmetic import pick_precision, prepare_device
 from pipeline.backbones import KEPT_FILE, RANDOM, pick_device
 from pipeline.batches import check_units
-from pipeline.checkpoints import MODEL_FILE, best_checkpoint, find_checkpoint
+from pipeline.checkpoints import MODEL_FILE, best_checkpoint, find_checkpoint, holds_checkpoints
 from pipeline.loop import TrainSummary, run_training
 from pipeline.order import units_of
 from pipeline.recipes import ARCHITECTURE, chosen_settings, read_settings
@@ -77,15 +77,18 @@ def train(
     torch_device = pick_device(own_device(device))
     prepare_device(torch_device)
     with joined_world(torch_device) as world:
-        began = world.together(lambda: _opened_start(start, out))
 
-        def read() -> tuple[TrainConfig, tuple[RunConfig, Vocabulary] | None, Path | None, Path | None]:
+        def read() -> _Asked:
             _check_out(out, resume=resume)
             stored = read_config(out) if holds_run(out) else None
+            began = None
             if stored is not None:
                 written = read_settings(config_file) if config_file is not None else {}
                 config = _resumed_config(out, stored[0], {**written, **settings}, start)
+                first_weights = _recorded_start(out, stored[0])
             else:
+                began = _opened_start(start)
+                first_weights = began.checkpoint if began is not None else None
                 config = TrainConfig(**chosen_settings(settings, config=config_file, start=began.config.train if began is not None else None))
                 _check_start(config, began)
             cached, raw = features, shards
@@ -96,19 +99,20 @@ def train(
                 raise InputError("Give one of --features DIR (cached) and --shards DIR (raw).")
             if cached is not None and (backbone or weights):
                 raise InputError("--backbone and --weights are for --shards; features were made by the network that their file names.")
-            return config, stored, cached, raw
+            return _Asked(config=config, stored=stored, began=began, first_weights=first_weights, cached=cached, raw=raw)
 
-        config, stored, cached, raw = world.together(read)
+        asked = world.together(read)
+        stored, config = asked.stored, asked.config
         config = replace(config, precision="bf16" if pick_precision(config.precision, torch_device) == "bf16" else "fp32")
         with exclusive(out, "train", "training") if world.first else nullcontext():
 
             def prepare() -> tuple[RunConfig, Data, Vocabulary]:
-                if cached is not None:
-                    data = open_cached(cached, torch_device)
+                if asked.cached is not None:
+                    data = open_cached(asked.cached, torch_device)
                 else:
-                    assert raw is not None
+                    assert asked.raw is not None
                     data = open_raw(
-                        raw,
+                        asked.raw,
                         out,
                         backbone=backbone or (stored[0].network.backbone if stored else "resnet152"),
                         weights=weights or (stored[0].network.weights if stored else None),
@@ -120,11 +124,10 @@ def train(
                         on_error=config.on_error,
                         quiet=quiet or not world.first,
                     )
-                return _identified(out, config, data, vocab, stored, began, world)
+                return _identified(out, config, data, vocab, stored, asked.began, world)
 
             run_config, data, vocabulary = world.first_alone(prepare)
-            weights_of = began.checkpoint if began is not None else None
-            return run_training(out, run_config, data, vocabulary, torch_device, world, quiet=quiet, max_steps=max_steps, start=weights_of)
+            return run_training(out, run_config, data, vocabulary, torch_device, world, quiet=quiet, max_steps=max_steps, start=asked.first_weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,17 +142,46 @@ class Start:
     @property
     def identity(self) -> dict[str, str]:
         """For the new run's config."""
-        return {"run": str(self.folder), "checkpoint": self.checkpoint.name, "sha256": file_sha256(self.checkpoint / MODEL_FILE)}
+        return {"run": str(self.folder.resolve()), "checkpoint": self.checkpoint.name, "sha256": file_sha256(self.checkpoint / MODEL_FILE)}
 
 
-def _opened_start(folder: Path | None, out: Path) -> Start | None:
-    if folder is None or (holds_run(out) and not folder.exists()):  # a run that is resumed has its weights already
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What a training is asked to be, read and checked: a new run, perhaps with a start, or one that is ``stored``.
+
+    ``first_weights`` is the checkpoint to begin with where the run has none of its own.
+    """
+
+    config: TrainConfig
+    stored: tuple[RunConfig, Vocabulary] | None
+    began: Start | None
+    first_weights: Path | None
+    cached: Path | None
+    raw: Path | None
+
+
+def _opened_start(folder: Path | None) -> Start | None:
+    if folder is None:
         return None
     config, vocabulary = read_config(folder)
     checkpoint, position, _ = find_checkpoint(folder)
     if position.best is not None:
         checkpoint, _ = best_checkpoint(folder, position)
     return Start(folder=folder, config=config, vocabulary=vocabulary, checkpoint=checkpoint)
+
+
+def _recorded_start(out: Path, stored: RunConfig) -> Path | None:
+    """The checkpoint that a run of which nothing is saved yet has to begin with, as its config has it."""
+    if stored.start is None or holds_checkpoints(out):
+        return None
+    checkpoint = Path(stored.start["run"]) / "checkpoints" / stored.start["checkpoint"]
+    there = file_sha256(checkpoint / MODEL_FILE) if (checkpoint / MODEL_FILE).is_file() else "nothing"
+    if there != stored.start["sha256"]:
+        raise MismatchError(
+            f"{out}: this run has no checkpoint yet, and begins with the weights of {checkpoint} (SHA-256 {stored.start['sha256']}), where {there} "
+            "is now. Put them back, or train into another --out."
+        )
+    return checkpoint
 
 
 def _check_start(config: TrainConfig, began: Start | None) -> None:
@@ -234,7 +266,7 @@ def _check_out(out: Path, *, resume: bool) -> None:
 def _resumed_config(out: Path, stored: RunConfig, settings: dict[str, Any], start: Path | None) -> TrainConfig:
     there = asdict(stored.train)
     started = stored.start["run"] if stored.start is not None else None
-    if start is not None and str(start) != started:
+    if start is not None and str(start.resolve()) != started:
         raise MismatchError(
             f"{out}: this run has its first weights from {started or 'nowhere'}, now --from {start} is asked for. Leave the option away."
         )

@@ -123,7 +123,7 @@ def test_a_run_says_where_its_first_weights_came_from_and_has_its_vocabulary(sma
     train(out=tmp_path / "run", features=small.features, settings={"self_critical": True}, start=small.run, device="cpu", max_steps=1)
     (config, vocabulary), (before, words) = read_config(tmp_path / "run"), read_config(small.run)
     assert config.start is not None
-    assert config.start["run"] == str(small.run)
+    assert config.start["run"] == str(small.run.resolve())
     assert len(config.start["sha256"]) == 64
     assert vocabulary == words
     assert replace(config.decoder, input_dropout=0.0, output_dropout=0.0) == before.decoder  # the recipe has its own
@@ -146,3 +146,20 @@ def test_self_critical_training_without_a_start_or_from_another_is_refused(small
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
     with pytest.raises(MismatchError, match="digest of the backbone's weights"):
         train(out=tmp_path / "e", features=small.features, start=tmp_path / "other", device="cpu")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_with_the_same_weights(small: Small, tmp_path: Path) -> None:
+    shutil.copytree(small.run, tmp_path / "start")
+    for name in ("whole", "killed"):
+        settings = {"self_critical": True, "batch_size": 12, "epochs": 1}
+        train(out=tmp_path / name, features=small.features, settings=settings, start=tmp_path / "start", device="cpu")
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    train(out=tmp_path / "killed", resume=True, device="cpu")
+    same(tmp_path / "killed", tmp_path / "whole")
+
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    recorded = read_config(tmp_path / "killed")[0].start
+    assert recorded is not None
+    (tmp_path / "start" / "checkpoints" / recorded["checkpoint"] / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(MismatchError, match=rf"no checkpoint yet.*{recorded['checkpoint']}"):
+        train(out=tmp_path / "killed", resume=True, device="cpu")
