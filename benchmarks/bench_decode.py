@@ -19,7 +19,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
@@ -29,21 +28,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.generated import WORDS, synchronized, train_a_little
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.workload import say
 from model.decoder import Captioner
 from model.decoding import Decoding, decode
-from model.networks import random_info
 from model.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
 from pipeline.backbones import pick_device
 from pipeline.run import Run, open_run
 from pipeline.tokenizer import tokenize
-from pipeline.train import train
-from pipeline.vocab import vocabulary_of, write_vocabulary
 from shards.caption_table import table_from_records
-from shards.features import Provenance, write_features
 
-WORDS = 9_956
 LONGEST = 20
 CAPTIONS = Path("../shared/data/coco-captions/captions_val2017.json")
 
@@ -122,42 +117,9 @@ def trained_run(settings: argparse.Namespace, folder: Path) -> tuple[Run, Tensor
         for row, text in enumerate(captions)
     ]
     content = table_from_records([records[start : start + 1000] for start in range(0, len(records), 1000)])
-    known = vocabulary_of(content, min_count=4).vocabulary.words
-    write_vocabulary(folder / "vocab.json", Vocabulary((*known, *(f"filler{number}" for number in range(WORDS - len(known))))))
-    info = random_info(224)
-    preprocessing = {"size": 256, "mode": "squash", "filter": "lanczos", "crop": 224, "mean": list(info.mean), "std": list(info.std)}
-    provenance = Provenance(
-        backbone="resnet152",
-        weights="imported",
-        weights_sha256="0" * 64,
-        preprocessing=preprocessing,
-        views=("center",),
-        precision="fp32",
-        arithmetic={},
-        split="train",
-        split_digest="0" * 64,
-        versions={},
-    )
-    features = np.random.default_rng(0).standard_normal((len(records), 1, 2048)).astype(np.float16)
-    (folder / "features").mkdir()
-    write_features(folder / "features" / "train.h5", lambda: [(features, content)], dim=2048, provenance=provenance)
-    train(
-        out=folder / "run",
-        features=folder / "features",
-        vocab=folder / "vocab.json",
-        settings={"epochs": 1},
-        device=settings.device,
-        max_steps=settings.train_steps,
-    )
+    features = train_a_little(folder, content, dim=2048, steps=settings.train_steps, device=settings.device)
     run = open_run(folder / "run", device=pick_device(settings.device))
-    return run, torch.from_numpy(features[: settings.images, 0])
-
-
-def synchronized(device: torch.device) -> float:
-    """Seconds, when the device has done what it was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return run, torch.from_numpy(features[: settings.images])
 
 
 def products_seconds(captioner: Captioner, rows: int, steps: int) -> float:
@@ -172,7 +134,6 @@ def products_seconds(captioner: Captioner, rows: int, steps: int) -> float:
 
 
 def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    say(f"training {settings.train_steps} steps on real captions")
     run, features = trained_run(settings, folder)
     device = pick_device(settings.device)
     features = features.to(device)

@@ -13,7 +13,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from benchmarks.generated import synchronized, train_a_little
 from benchmarks.machine import machine, machine_line, table, write_report
-from benchmarks.workload import say
-from model.networks import random_info
-from model.vocabulary import Vocabulary
 from pipeline.arithmetic import pick_precision, prepare_device
 from pipeline.backbones import pick_device
 from pipeline.batches import CaptionBatch, Encoded, to_device, training_batches
@@ -34,14 +33,11 @@ from pipeline.recipes import chosen_settings
 from pipeline.run import TrainConfig, open_run
 from pipeline.self_critical import Reward, SelfCriticalStep
 from pipeline.tokenizer import tokenize
-from pipeline.train import train
 from pipeline.training_data import open_cached
-from pipeline.vocab import vocabulary_of, write_vocabulary
 from pipeline.world import World
 from shards.caption_table import CaptionTable, table_from_records
-from shards.features import Provenance, write_features
 
-WORDS, DIM = 9_956, 2048
+DIM = 2048
 
 
 class TimedReward(Reward):
@@ -82,33 +78,8 @@ def caption_table(path: Path) -> CaptionTable:
     return table_from_records([records[start : start + 1000] for start in range(0, len(records), 1000)])
 
 
-def prepare(settings: argparse.Namespace, folder: Path) -> None:
-    """Features, a vocabulary of the tutorial's size, and a run that can speak."""
-    content = caption_table(settings.captions)
-    known = vocabulary_of(content, min_count=4).vocabulary.words
-    write_vocabulary(folder / "vocab.json", Vocabulary((*known, *(f"filler{number}" for number in range(WORDS - len(known))))))
-    info = random_info(224)
-    provenance = Provenance(
-        backbone="resnet152",
-        weights="imported",
-        weights_sha256="0" * 64,
-        preprocessing={"size": 256, "mode": "squash", "filter": "lanczos", "crop": 224, "mean": list(info.mean), "std": list(info.std)},
-        views=("center",),
-        precision="fp32",
-        arithmetic={},
-        split="train",
-        split_digest="0" * 64,
-        versions={},
-    )
-    features = np.random.default_rng(0).standard_normal((content.images, 1, DIM)).astype(np.float16)
-    (folder / "features").mkdir()
-    write_features(folder / "features" / "train.h5", lambda: [(features, content)], dim=DIM, provenance=provenance)
-    say(f"training {settings.train_steps} steps on real captions")
-    train(out=folder / "run", features=folder / "features", vocab=folder / "vocab.json", device=settings.device, max_steps=settings.train_steps)
-
-
 def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    prepare(settings, folder)
+    train_a_little(folder, caption_table(settings.captions), dim=DIM, steps=settings.train_steps, device=settings.device)
     device = pick_device(settings.device)
     prepare_device(device)
     run, data = open_run(folder / "run", device=device), open_cached(folder / "features", device)
@@ -126,10 +97,10 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
         stream = training_batches(source, encoded, seed=0, epoch=0, batch_size=units, captions_per_image=captions_per_image)
         return [to_device(batch, device) for batch, _ in zip(stream, range(settings.repeats + 1), strict=False)]
 
-    def timed(step: Any, *arguments: Any) -> float:
+    def timed(step: Callable[[CaptionBatch], Tensor], batch: CaptionBatch) -> float:
         began = synchronized(device)
         optimizer.zero_grad()
-        step(*arguments)
+        step(batch)
         optimizer.step()
         return synchronized(device) - began
 
@@ -137,7 +108,7 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pairs = zip(batches(settings.batch_size, config.captions_per_image), batches(settings.batch_size * settings.samples, 1), strict=False)
     for number, (images, captions) in enumerate(pairs):
         before = reward.seconds
-        own, other = timed(critical, images), timed(given, captions, 0)
+        own, other = timed(critical, images), timed(given, captions)
         if number:  # the first round warms up
             for name, value in (("self-critical", own), ("scoring", reward.seconds - before), ("cross-entropy", other)):
                 steps[name].append(value)
@@ -151,13 +122,6 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "captions_per_second": {name: drawn / medians[name] for name in ("self-critical", "cross-entropy")},
         "cost_of_a_drawn_caption": statistics.median(own / other for own, other in zip(steps["self-critical"], steps["cross-entropy"], strict=True)),
     }
-
-
-def synchronized(device: torch.device) -> float:
-    """Seconds, when the device has done what it was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def markdown(report: dict[str, Any]) -> str:

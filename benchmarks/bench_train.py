@@ -42,13 +42,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.generated import WORDS, write_generated, write_words
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.tutorial import EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT, JpegFolder, TutorialCaptioner, tutorial_loader, tutorial_steps, unpack
 from benchmarks.workload import ROOT, replicate, run_command, say
 from model.encoder import FrozenBackbone, backbone_state
-from model.networks import random_info
 from model.preprocessing import Preprocessing
-from model.vocabulary import SPECIAL, Vocabulary
+from model.vocabulary import SPECIAL
 from pipeline.arithmetic import pick_precision, prepare_device
 from pipeline.backbones import open_backbone, pick_device
 from pipeline.batches import Encoded, training_batches
@@ -59,12 +59,12 @@ from pipeline.reading import shard_samples
 from pipeline.sources import FeatureSource, ShardSource
 from pipeline.tokenizer import tokenize
 from pipeline.train import train
-from pipeline.vocab import read_vocabulary, vocabulary_of, write_vocabulary
+from pipeline.vocab import read_vocabulary
 from shards.caption_table import CaptionTable, table_of_split
-from shards.features import Provenance, open_features, write_features
+from shards.features import open_features
 from shards.manifest import Split, open_split
 
-WORDS, COCO_CAPTIONS, COCO_IMAGES = 9_956, 414_113, 82_783
+COCO_CAPTIONS, COCO_IMAGES = 414_113, 82_783
 CAPTIONS = "captions_per_second"
 LENGTHS = Path("../shared/data/coco-captions/captions_val2017.json")
 RATIOS = (
@@ -125,8 +125,7 @@ def prepare(s: argparse.Namespace, work: Path) -> None:
         if key.endswith(".bn3.weight"):  # ends a residual branch; at full strength, rounding errors grow as in no trained network
             value.mul_(0.2)
     save_file(state, work / "weights.safetensors")
-    words = vocabulary_of(table_of_split(split), min_count=MIN_COUNT).vocabulary.words
-    write_vocabulary(work / "vocab.json", Vocabulary((*words, *(f"word-{n}" for n in range(WORDS - len(words))))))
+    write_words(work / "vocab.json", table_of_split(split), min_count=MIN_COUNT)
     say(f"preparing features of {s.feature_images} images")
     write_feature_file(s, work)
 
@@ -158,22 +157,8 @@ def write_feature_file(s: argparse.Namespace, work: Path) -> None:
         caption_ids=np.arange(captions),
         texts=("",) * captions,
     )
-    features = np.abs(draw.standard_normal((s.feature_images, 1, s.feature_dim), dtype=np.float32)).astype(np.float16)
-    info = random_info(224)
-    preprocessing = Preprocessing(size=256, mode="squash", filter="lanczos", crop=224, mean=info.mean, std=info.std)
-    provenance = Provenance(
-        backbone="resnet152",
-        weights="IMAGENET1K_V1",
-        weights_sha256="0" * 64,
-        preprocessing=vars(preprocessing) | {"mean": list(info.mean), "std": list(info.std)},
-        views=("center",),
-        precision="fp32",
-        arithmetic={},
-        split="train",
-        split_digest="0" * 64,
-        versions={},
-    )
-    write_features(work / "features" / "train.h5", lambda: [(features, content)], dim=s.feature_dim, provenance=provenance)
+    features = np.abs(draw.standard_normal((s.feature_images, s.feature_dim), dtype=np.float32)).astype(np.float16)
+    write_generated(work / "features", features, content)
 
 
 def logged_rate(out: Path, skip: int) -> dict[str, float]:
