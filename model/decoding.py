@@ -288,6 +288,9 @@ def _drawn(chances: Tensor, draws: Tensor, d: Decoding) -> tuple[Tensor, Tensor]
 def drawn_captions(decoder: Decoder, images: Tensor, vocabulary: Vocabulary, *, max_words: int = MAX_WORDS) -> tuple[Tensor, Tensor]:
     """A caption for each image as training sees it, each word drawn from all that the decoder expects, by torch's own random numbers.
 
+    :func:`decode` follows rules (no <unk>, no word twice in a row), and draws from what they leave; a policy gradient needs captions that have
+    just the probabilities which the decoder gives them.
+
     Args:
         decoder: Dropout rests meanwhile.
         images: Projected images, float32 (rows, embedding_dim).

@@ -51,6 +51,14 @@ class Network:
     weights_sha256: str
     preprocessing: Preprocessing | None
 
+    def sides(self, other: "Network") -> list[tuple[str, object, object]]:
+        """What must be equal for features of both to be the same: (what it is, here, in ``other``)."""
+        return [
+            ("backbone", self.backbone, other.backbone),
+            ("digest of the backbone's weights", self.weights_sha256, other.weights_sha256),
+            ("preprocessing", self.preprocessing, other.preprocessing),
+        ]
+
     def declared_preprocessing(self) -> Preprocessing:
         """How photographs are prepared for the network.
 

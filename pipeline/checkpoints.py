@@ -153,16 +153,15 @@ def load_average(folder: Path, captioner: Captioner) -> None:
         MismatchError: Other names or shapes.
     """
     newest, _, _ = find_checkpoint(folder)
-    whole = [path for path in sorted((folder / "checkpoints").glob("step-*")) if path != newest and _is_whole(path)]
-    load_model(newest, captioner)
-    sums = {key: value.double() for key, value in captioner.state_dict().items() if value.is_floating_point()}
-    for path in whole:
+    whole = [*(path for path in sorted((folder / "checkpoints").glob("step-*")) if path != newest and _is_whole(path)), newest]
+    sums: dict[str, Tensor] = {}
+    for path in whole:  # what is counted, not measured, stays that of the newest
         load_model(path, captioner)
-        for key, value in sums.items():
-            value.add_(captioner.state_dict()[key])
-    load_model(newest, captioner)  # what is counted, not measured, is the newest one's
-    for key, value in sums.items():
-        captioner.state_dict()[key].copy_(value / (len(whole) + 1))
+        for key, value in captioner.state_dict().items():
+            if value.is_floating_point():
+                sums[key] = sums.get(key, 0) + value.double()
+    for key, total in sums.items():
+        captioner.state_dict()[key].copy_(total / len(whole))
 
 
 def _is_whole(path: Path) -> bool:

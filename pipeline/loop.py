@@ -104,11 +104,11 @@ def run_training(
         )
     model = captioner if world.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
     per_epoch = steps_per_epoch(data.source.table, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image)
-    step_of: Callable[[CaptionBatch, int], Tensor]
+    step_of: Callable[[CaptionBatch], Tensor]
     if settings.self_critical:
-        table, precision = data.source.table, settings.precision
-        critical = SelfCriticalStep(captioner, model, features_of, precision, world, table, Reward(table, vocabulary), vocabulary, settings.samples)
-        step_of = lambda batch, _: critical(batch)  # noqa: E731
+        table = data.source.table
+        reward = Reward(table, vocabulary)
+        step_of = SelfCriticalStep(captioner, model, features_of, settings.precision, world, table, reward, vocabulary, settings.samples)
     else:
         step_of = Step(captioner, model, features_of, settings, per_epoch, world)
     total = per_epoch * settings.epochs if max_steps is None else min(per_epoch * settings.epochs, max_steps)
@@ -117,7 +117,7 @@ def run_training(
     log = MetricsLog(out, position, validated=position.step_in_epoch < per_epoch) if world.first else None
     loss = val_loss = None
     epoch_seconds: list[float] = []
-    saved, saved_at, meter = position, time.monotonic(), Meter(world)
+    saved, saved_at, meter = position, time.monotonic(), Meter(world, rewarded=settings.self_critical)
 
     def save() -> None:
         nonlocal saved, saved_at
@@ -159,7 +159,7 @@ def run_training(
                         group["lr"] = lr
                     optimizer.zero_grad()
                     torch.manual_seed(step_seed(settings.seed, position.step, world.rank))
-                    step_loss = step_of(batch, position.step)
+                    step_loss = step_of(batch)
                     if settings.clip_norm:
                         torch.nn.utils.clip_grad_norm_(captioner.parameters(), settings.clip_norm)
                     optimizer.step()
@@ -169,9 +169,6 @@ def run_training(
                     if position.step % settings.log_every == 0 or position.step == total:
                         line = meter.line(position, lr, per_epoch)
                         loss = line["loss"]
-                        if settings.self_critical:  # its loss is minus the reward, and no entropy
-                            del line["perplexity"]
-                            line["reward"] = -line["mean_loss"]
                         if log is not None:
                             log.write(line)
                     stop = interrupted(position.step)
@@ -270,12 +267,12 @@ class Step:
     per_epoch: int
     world: World
 
-    def __call__(self, batch: CaptionBatch, number: int) -> Tensor:
+    def __call__(self, batch: CaptionBatch) -> Tensor:
         """Of the loss, in nats per token, the part of this process, float32 (); the parts of all processes add up to it."""
         images = self.captioner.projection(self.features_of(batch))
         # DistributedDataParallel takes the mean over processes, and a sum is wanted.
         weight = self.world.size / batch.batch_tokens
-        own_words = self.settings.own_words_at(number, self.per_epoch)
+        own_words = self.settings.own_words_at(batch.epoch * self.per_epoch + batch.step, self.per_epoch)
         first, *others = self._pieces(batch)
         early, loss = images.detach().requires_grad_(), torch.zeros((), device=images.device)
         for piece in others:

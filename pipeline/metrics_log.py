@@ -77,9 +77,14 @@ class MetricsLog:
 
 
 class Meter:
-    """Means over the steps since the last line of the log; ``captions_per_second`` and ``note`` are of that line."""
+    """Means over the steps since the last line of the log; ``captions_per_second`` and ``note`` are of that line.
 
-    def __init__(self, world: World) -> None:
+    Args:
+        rewarded: The losses are minus rewards, as in self-critical training, and no entropies.
+    """
+
+    def __init__(self, world: World, *, rewarded: bool = False) -> None:
+        self._rewarded = rewarded
         self.note = ""
         self.captions_per_second: float | None = None
         self.waited_share = 0.0
@@ -107,7 +112,8 @@ class Meter:
         loss, rate, waiting = sum(values) / len(values), self.captions / self.seconds, self.waited / self.seconds
         if not math.isfinite(loss):
             raise InputError(f"The loss became {loss} by step {position.step}: the training diverged. Start again with a smaller --lr than {lr}.")
-        self.note = f"loss {loss:.3f}, {rate:,.0f} captions/s, {100 * waiting:.0f}% waiting for data"
+        shown = f"reward {-loss:.3f}" if self._rewarded else f"loss {loss:.3f}"
+        self.note = f"{shown}, {rate:,.0f} captions/s, {100 * waiting:.0f}% waiting for data"
         self.captions_per_second, self.waited_share = rate, waiting
         self._reset()
         return {
@@ -116,7 +122,7 @@ class Meter:
             "epochs": round(position.epoch + position.step_in_epoch / steps_per_epoch, 6),
             "loss": values[-1],
             "mean_loss": loss,
-            "perplexity": perplexity(values[-1]),
+            **({"reward": -loss} if self._rewarded else {"perplexity": perplexity(values[-1])}),
             "lr": lr,
             "captions_per_second": round(rate, 1),
             "data_wait": round(waiting, 4),

@@ -44,6 +44,7 @@ COUNTS = (
     "samples",
 )
 SHARES = ("input_dropout", "output_dropout", "label_smoothing", "own_words")
+OF_CROSS_ENTROPY = ("label_smoothing", "own_words", "accumulate")
 CHOICES = {
     "schedule": ("constant", "step", "cosine"),
     "image_input": ("once", "every_step"),
@@ -143,6 +144,9 @@ class TrainConfig:
                 raise InputError(f"{option(name)} {getattr(self, name)}: must be at least 0 and below 1.")
         if not 0 < self.lr_decay <= 1:
             raise InputError(f"--lr-decay {self.lr_decay}: must be greater than 0, and at most 1.")
+        for name in OF_CROSS_ENTROPY if self.self_critical else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise InputError(f"{option(name)} {getattr(self, name)}: --self-critical would not use it. Leave it away.")
         if self.self_critical and self.samples < 2:
             raise InputError(f"--samples {self.samples}: must be at least 2; each caption is compared with the others of its image.")
         if not 0 <= self.checkpoint_minutes < math.inf:
@@ -273,20 +277,29 @@ def open_speaker(run: Run, others: Sequence[Path], *, checkpoint: Which = "lates
     members = [run.captioner]
     for folder in others:
         other = open_run(folder, device=device, checkpoint=checkpoint)
-        sides = [
-            ("backbone", run.config.network.backbone, other.config.network.backbone),
-            ("digest of the backbone's weights", run.config.network.weights_sha256, other.config.network.weights_sha256),
-            ("preprocessing", run.config.network.preprocessing, other.config.network.preprocessing),
-            ("digest of the vocabulary", run.config.vocabulary_digest, other.config.vocabulary_digest),
-        ]
-        for name, here, there in sides:
-            if here != there:
-                raise MismatchError(
-                    f"{run.folder} and {folder} cannot caption together: their {name} differs ({here} and {there}). Train both on the same features, "
-                    "the second with --vocab of the first."
-                )
+        vocabularies = ("digest of the vocabulary", run.config.vocabulary_digest, other.config.vocabulary_digest)
+        refuse_differences(
+            [*run.config.network.sides(other.config.network), vocabularies],
+            f"{run.folder} and {folder} cannot caption together: the second has another",
+            "Train both on the same features, the second with --vocab of the first.",
+        )
         members.append(other.captioner)
     return Ensemble(members).eval()
+
+
+def refuse_differences(sides: Sequence[tuple[str, object, object]], what: str, advice: str) -> None:
+    """Refuse two things that do not fit together.
+
+    Args:
+        sides: What is compared, and its value on either side.
+        what: The message up to the name of what differs.
+
+    Raises:
+        MismatchError: Names both values of the first that differs.
+    """
+    for name, there, now in sides:
+        if there != now:
+            raise MismatchError(f"{what} {name}: {there} there, {now} now. {advice}")
 
 
 def kept_weights(folder: Path) -> Path:

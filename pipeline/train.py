@@ -4,7 +4,6 @@ Run under torchrun, the processes it started train together; only the first writ
 """
 
 import shutil
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from pipeline.checkpoints import MODEL_FILE, best_checkpoint, find_checkpoint, h
 from pipeline.loop import TrainSummary, run_training
 from pipeline.order import units_of
 from pipeline.recipes import ARCHITECTURE, chosen_settings, read_settings
-from pipeline.run import CONFIG_FILE, RunConfig, TrainConfig, holds_run, option, read_config, write_config
+from pipeline.run import CONFIG_FILE, RunConfig, TrainConfig, holds_run, option, read_config, refuse_differences, write_config
 from pipeline.training_data import Data, open_cached, open_raw
 from pipeline.vocab import read_vocabulary, vocabulary_digest, vocabulary_of
 from pipeline.world import World, joined_world, own_device
@@ -200,12 +199,10 @@ def _check_start(config: TrainConfig, began: Start | None) -> None:
 def _check_start_fits(began: Start, data: Data, vocab: Path | None) -> None:
     stored = began.config
     sides = [
-        ("backbone", stored.network.backbone, data.network.backbone),
-        ("digest of the backbone's weights", stored.network.weights_sha256, data.network.weights_sha256),
-        ("preprocessing", stored.network.preprocessing, data.network.preprocessing),
+        *stored.network.sides(data.network),
         ("digest of the vocabulary", stored.vocabulary_digest, vocabulary_digest(read_vocabulary(vocab)) if vocab else stored.vocabulary_digest),
     ]
-    _refuse_differences(sides, f"{began.folder}: the run that --from names has another", "Train on what it was trained on.")
+    refuse_differences(sides, f"{began.folder}: the run that --from names has another", "Train on what it was trained on.")
 
 
 def _identified(
@@ -283,18 +280,10 @@ def _check_resumable(out: Path, stored: RunConfig, data: Data, vocabulary: Vocab
     sides = [
         ("source", stored.source, data.kind),
         ("digest of the training data", stored.data_digest, data.data_digest),
-        ("backbone", stored.network.backbone, data.network.backbone),
-        ("digest of the backbone's weights", stored.network.weights_sha256, data.network.weights_sha256),
-        ("preprocessing", stored.network.preprocessing, data.network.preprocessing),
+        *stored.network.sides(data.network),
         ("digest of the vocabulary", stored.vocabulary_digest, vocabulary_digest(vocabulary)),
     ]
-    _refuse_differences(sides, f"{out}: this run was started with another", "Resume it with what it was started with, or train into another --out.")
-
-
-def _refuse_differences(sides: Sequence[tuple[str, object, object]], what: str, advice: str) -> None:
-    for name, there, now in sides:
-        if there != now:
-            raise MismatchError(f"{what} {name}: {there} there, {now} now. {advice}")
+    refuse_differences(sides, f"{out}: this run was started with another", "Resume it with what it was started with, or train into another --out.")
 
 
 def _keep_weights(features: Path, out: Path) -> None:

@@ -42,7 +42,7 @@ def gradients(kind: str, path: Path, *, pieces: int, units: int, world: World) -
     step = Step(captioner, model, features_of, TrainConfig(accumulate=pieces, precision="fp32"), 1, world)
     encoded = Encoded(data.source.table, vocabulary)
     batch = next(training_batches(data.source, encoded, seed=1, epoch=0, batch_size=units, captions_per_image=2, part=world.part))
-    loss = summed(step(to_device(batch, CPU), 0), world)
+    loss = summed(step(to_device(batch, CPU)), world)
     assert data.val is not None
     validated = Validation(data.val, vocabulary, features_of, data.val_pictures, images=3, device=CPU, world=world).measure(captioner)
     found = {name: parameter.grad for name, parameter in captioner.named_parameters() if parameter.grad is not None}

@@ -359,10 +359,10 @@ def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C is pressed while a step is computed."""
     compute = loop.Step.__call__
 
-    def call(self: loop.Step, batch: CaptionBatch, number: int) -> torch.Tensor:
-        if number == step - 1:
+    def call(self: loop.Step, batch: CaptionBatch) -> torch.Tensor:
+        if batch.epoch * self.per_epoch + batch.step == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return compute(self, batch, number)
+        return compute(self, batch)
 
     monkeypatch.setattr(loop.Step, "__call__", call)
 
@@ -389,8 +389,8 @@ def test_an_epoch_that_was_stopped_in_its_last_step_is_validated_once(
 def test_weights_that_are_no_numbers_are_neither_kept_nor_scored(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = loop.Step.__call__
 
-    def call(self: loop.Step, batch: CaptionBatch, number: int) -> torch.Tensor:
-        loss = compute(self, batch, number)
+    def call(self: loop.Step, batch: CaptionBatch) -> torch.Tensor:
+        loss, number = compute(self, batch), batch.epoch * self.per_epoch + batch.step
         if number == 11 or (number == 5 and self.settings.checkpoint_every == 1):
             self.captioner.decoder.output.bias.grad.fill_(torch.nan)  # type: ignore[union-attr]
         return loss
