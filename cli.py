@@ -536,6 +536,7 @@ def import_features(
 @click.option("--embedding-dim", type=int, default=None, help="Size of word and image embeddings. [default: 256]")
 @click.option("--hidden-dim", type=int, default=None, help="Size of the LSTM's state. [default: 512]")
 @click.option("--layers", type=int, default=None, help="LSTM layers. [default: 1]")
+@click.option("--feature-dropout", type=float, default=None, help="Share of an image's features that a step leaves out. [default: 0]")
 @click.option("--input-dropout", type=float, default=None, help="Share of the LSTM's inputs that a step leaves out. [default: 0]")
 @click.option(
     "--output-dropout", type=float, default=None, help="Share of the LSTM's outputs that a step leaves out, between layers too. [default: 0]"

@@ -29,6 +29,7 @@ class DecoderConfig:
     Attributes:
         image_input: ``once``: the projected image is the LSTM's first input alone (Vinyals et al., 2015, "Show and tell");
             ``every_step``: it stands beside each word too (Mao et al., 2015, "Deep captioning with multimodal recurrent neural networks").
+        feature_dropout: Share of an image's features that a training step leaves out; see :class:`model.encoder.Projection`.
         input_dropout, output_dropout: Share of the LSTM's inputs and outputs that a training step leaves out, between its layers too
             (Zaremba et al., 2014, "Recurrent neural network regularization").
         tie_weights: The vocabulary's scores are products with the words' own embeddings (Press and Wolf, 2017, "Using the output embedding
@@ -41,6 +42,7 @@ class DecoderConfig:
     hidden_dim: int = 512
     layers: int = 1
     image_input: ImageInput = "once"
+    feature_dropout: float = 0.0
     input_dropout: float = 0.0
     output_dropout: float = 0.0
     tie_weights: bool = False
@@ -49,7 +51,7 @@ class DecoderConfig:
         for name in ("feature_dim", "vocabulary_size", "embedding_dim", "hidden_dim", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
-        for name in ("input_dropout", "output_dropout"):
+        for name in ("feature_dropout", "input_dropout", "output_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1")
         if self.image_input not in ("once", "every_step"):
@@ -155,7 +157,7 @@ class Captioner(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.projection = Projection(config.feature_dim, config.embedding_dim)
+        self.projection = Projection(config.feature_dim, config.embedding_dim, dropout=config.feature_dropout)
         self.decoder = Decoder(config)
 
     def forward(

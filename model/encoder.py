@@ -159,8 +159,12 @@ class BiasCorrectedBatchNorm1d(nn.BatchNorm1d):
         super()._load_from_state_dict(*args, **kwargs)
         self._batches = None
 
-    def forward(self, features: Tensor) -> Tensor:
-        # features: (images, dim)
+    def forward(self, features: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Normalise ``features``, (images, dim).
+
+        Args:
+            seen: (images, dim): in training, what the running averages are of; by default of ``features``.
+        """
         if not self.training:
             return super().forward(features)
         assert self.num_batches_tracked is not None and self.momentum is not None
@@ -170,8 +174,15 @@ class BiasCorrectedBatchNorm1d(nn.BatchNorm1d):
         self.num_batches_tracked.add_(1)
         momentum = self.momentum
         factor = momentum / (1.0 - (1.0 - momentum) ** self._batches)
-        if distributed.is_available() and distributed.is_initialized():
-            return self._over_all_processes(features, factor)
+        shared = distributed.is_available() and distributed.is_initialized()
+        normalised = self._over_all_processes if shared else self._over_this_process
+        if seen is None:
+            return normalised(features, factor)
+        with torch.no_grad():
+            normalised(seen, factor)
+        return normalised(features, 0.0)
+
+    def _over_this_process(self, features: Tensor, factor: float) -> Tensor:
         return functional.batch_norm(
             features, self.running_mean, self.running_var, self.weight, self.bias, training=True, momentum=factor, eps=self.eps
         )
@@ -197,17 +208,29 @@ class Projection(nn.Module):
     """Linear + BatchNorm1d from pooled features to the decoder's embedding space, as in the tutorial (momentum 0.01).
 
     It stays in float32 under autocast: it is small, and BatchNorm's sums are not for eight bits.
+
+    Args:
+        dropout: Share of the pooled features that a training step leaves out. For the linear layer it is a ridge penalty (Wager et al., 2013,
+            "Dropout training as adaptive regularization"): with few images it would learn each of them by heart. BatchNorm's running
+            averages are of whole features: those of dropped ones vary more than what evaluation will see (Li et al., 2019,
+            "Understanding the disharmony between dropout and batch normalization by variance shift").
     """
 
-    def __init__(self, feature_dim: int, embedding_dim: int) -> None:
+    def __init__(self, feature_dim: int, embedding_dim: int, *, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(feature_dim, embedding_dim)
         self.norm = BiasCorrectedBatchNorm1d(embedding_dim, momentum=0.01)
 
     def forward(self, features: Tensor) -> Tensor:
         """Float (images, feature_dim) -> float32 (images, embedding_dim); at least two images in training mode, over all processes."""
         with torch.autocast(features.device.type, enabled=False):
-            projected: Tensor = self.norm(self.linear(features.float()))
+            features = features.float()
+            whole = None
+            if self.training and self.dropout.p:
+                with torch.no_grad():
+                    whole = self.linear(features)
+            projected: Tensor = self.norm(self.linear(self.dropout(features)), whole)
         return projected
 
 

@@ -43,7 +43,7 @@ COUNTS = (
     "patience",
     "samples",
 )
-SHARES = ("input_dropout", "output_dropout", "label_smoothing", "own_words")
+SHARES = ("feature_dropout", "input_dropout", "output_dropout", "label_smoothing", "own_words")
 OF_CROSS_ENTROPY = ("label_smoothing", "own_words", "accumulate")
 CHOICES = {
     "schedule": ("constant", "step", "cosine"),
@@ -123,6 +123,7 @@ class TrainConfig:
     hidden_dim: int = 512
     layers: int = 1
     image_input: ImageInput = "once"
+    feature_dropout: float = 0.0
     input_dropout: float = 0.0
     output_dropout: float = 0.0
     tie_weights: bool = False

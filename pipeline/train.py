@@ -228,6 +228,7 @@ def _identified(
         hidden_dim=config.hidden_dim,
         layers=config.layers,
         image_input=config.image_input,
+        feature_dropout=config.feature_dropout,
         input_dropout=config.input_dropout,
         output_dropout=config.output_dropout,
         tie_weights=config.tie_weights,

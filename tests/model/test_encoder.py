@@ -87,6 +87,36 @@ def test_the_bias_correction_equals_adams_by_hand() -> None:
         assert norm.running_mean.item() == pytest.approx(total / (1 - 0.9**step), rel=1e-5)
 
 
+def test_feature_dropout_leaves_out_a_share_of_the_features_in_training_alone() -> None:
+    torch.manual_seed(0)
+    projection = Projection(1000, 4, dropout=0.4)
+    features, seen = torch.rand(64, 1000) + 0.5, []
+    projection.linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    projection(features)
+    projection.eval()(features)
+    _, trained, evaluated = seen  # the first are those of the running averages
+    left = trained != 0
+    assert float(left.float().mean()) == pytest.approx(0.6, abs=0.01)
+    torch.testing.assert_close(trained[left], features[left] / 0.6)
+    assert torch.equal(evaluated, features)
+
+
+def test_with_feature_dropout_the_running_averages_are_those_of_whole_features() -> None:
+    torch.manual_seed(0)
+    features = torch.rand(64, 100)
+    projection = Projection(100, 4, dropout=0.5)
+    trained = projection(features)
+    whole = projection.linear(features)
+    assert projection.norm.running_mean is not None and projection.norm.running_var is not None
+    torch.testing.assert_close(projection.norm.running_mean, whole.mean(0))
+    torch.testing.assert_close(projection.norm.running_var, whole.var(0))
+    # Training itself normalises what was dropped: mean 0 and variance 1 over the batch.
+    torch.testing.assert_close(trained.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(trained.var(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(projection.eval()(features), (whole - whole.mean(0)) / (whole.var(0) + 1e-5).sqrt())
+    assert int(projection.norm.num_batches_tracked or 0) == 1
+
+
 def test_a_single_image_has_features_in_eval_mode() -> None:
     projection = Projection(8, 4).eval()
     assert projection(torch.randn(1, 8)).abs().sum() > 0

@@ -48,6 +48,7 @@ def test_the_share_of_own_words_rises_evenly_and_stays() -> None:
         {"self_critical": True, "own_words": 0.1},
         {"self_critical": True, "accumulate": 2},
         {"input_dropout": 1.0},
+        {"feature_dropout": -0.1},
         {"image_input": "twice"},
         {"schedule": "steps"},
         {"seed": 2**70},

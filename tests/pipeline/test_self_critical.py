@@ -126,7 +126,7 @@ def test_a_run_says_where_its_first_weights_came_from_and_has_its_vocabulary(sma
     assert config.start["run"] == str(small.run.resolve())
     assert len(config.start["sha256"]) == 64
     assert vocabulary == words
-    assert replace(config.decoder, input_dropout=0.0, output_dropout=0.0) == before.decoder  # the recipe has its own
+    assert replace(config.decoder, feature_dropout=0.0, input_dropout=0.0, output_dropout=0.0) == before.decoder  # the recipe has its own
 
 
 def test_self_critical_training_without_a_start_or_from_another_is_refused(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
