@@ -28,7 +28,7 @@ T = TypeVar("T")
 # The protocols that the extra "remote" installs what is needed for; fsspec knows others.
 SERVED = ("http", "https", "s3")
 CHUNK_BYTES = 8 << 20
-PIECE_BYTES = 1 << 20  # of a long download: what a kill can cost
+PIECE_BYTES = 1 << 20
 # Between the attempts at a file whose connection breaks: there is one attempt more than there are pauses.
 BACKOFF_SECONDS: tuple[float, ...] = (0.5, 2.0, 8.0)
 CONNECT_SECONDS, SILENCE_SECONDS = 30, 60
@@ -334,6 +334,6 @@ def _place(answer: http.client.HTTPResponse, url: str) -> tuple[int, _Version]:
 
 def _read(answer: http.client.HTTPResponse) -> bytes:
     try:
-        return answer.read(PIECE_BYTES)
+        return answer.read1(PIECE_BYTES)  # what is there: a slow connection loses nothing when it breaks
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _BrokenError(f"{type(error).__name__}: {error}") from None
