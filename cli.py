@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 import errno
 import functools
 import io
+import json
 import os
 import re
 import shlex
@@ -170,29 +171,26 @@ def shard_cache_folder() -> Path:
 
 def shards_options(help_text: str, *, required: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """--shards, and the options of the cache that shards at a URL go to."""
-    options = [
-        click.option("--shards", type=shard_place, metavar="PATH|URL", required=required, default=None, help=help_text),
-        click.option(
-            "--shard-cache",
-            type=Folder,
-            default=shard_cache_folder,
-            show_default="~/.cache/capstream",
-            help="Of shards at a URL: where they are kept.",
-        ),
-        click.option(
-            "--shard-cache-gb",
-            type=click.FloatRange(min=0, min_open=True),
-            default=50.0,
-            help="Of shards at a URL: how many gigabytes of tars are kept; the least recently used ones go first.",
-        ),
-    ]
+    shards = click.option("--shards", type=shard_place, metavar="PATH|URL", required=required, default=None, help=help_text)
+    return lambda function: shards(shard_cache_options(function))
 
-    def add(function: Callable[P, R]) -> Callable[P, R]:
-        for option in reversed(options):
-            function = option(function)
-        return function
 
-    return add
+def shard_cache_options(function: Callable[P, R]) -> Callable[P, R]:
+    """The cache that shards at a URL go to."""
+    folder = click.option(
+        "--shard-cache",
+        type=Folder,
+        default=shard_cache_folder,
+        show_default="~/.cache/capstream",
+        help="Of shards at a URL: where they are kept.",
+    )
+    gigabytes = click.option(
+        "--shard-cache-gb",
+        type=click.FloatRange(min=0, min_open=True),
+        default=50.0,
+        help="Of shards at a URL: how many gigabytes of tars are kept; the least recently used ones go first.",
+    )
+    return folder(gigabytes(function))
 
 
 def local_shards(shards: Path | str, cache: Path, gigabytes: float) -> Path:
@@ -370,6 +368,31 @@ def report_shards(folder: Path, reports: "list[SplitReport]") -> None:
             f"{folder}: damaged (split {', '.join(bad)}). Run the shard command of that split again, with the options of the first time and "
             f"--out {folder}: it keeps what is whole and makes only the rest anew."
         )
+
+
+@command("stats", "python cli.py stats data/shards", "python cli.py stats data/features/train.h5 --plot train.png")
+@click.argument("place", type=shard_place, metavar="PATH|URL")
+@shard_cache_options
+@click.option("--plot", type=Folder, default=None, help="Draw it into this picture too (.png, .jpg, .pdf, .svg).")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
+def stats(place: Path | str, shard_cache: Path, shard_cache_gb: float, plot: Path | None, as_json: bool) -> None:
+    """Say what is in a shard dataset, a feature file or a folder of feature files: counts, lengths, words, sizes, what was left out."""
+    from pipeline.stats import as_json as document
+    from pipeline.stats import stats
+
+    found = stats(local_shards(place, shard_cache, shard_cache_gb), plot=plot, quiet=False)
+    if as_json:
+        click.echo(document(place, found))
+    else:
+        for split in found:
+            for line in split.lines():
+                say(line)
+    if plot is not None:
+        note(f"Wrote {plot}.")
+    if found[0].sizes is None:
+        next_step(f"python cli.py train --features {place} --out runs/first", err=as_json)
+    else:
+        next_step(f"python cli.py vocab --shards {place} --min-count 4 --out data/vocab.json", err=as_json)
 
 
 @command("vocab", "python cli.py vocab --shards data/shards --min-count 4 --out data/vocab.json")
@@ -987,6 +1010,25 @@ def demo(out: Path, images: int | None, weights: str, workers: int, device: str)
     result = demo(out=out, images=images, weights=weights, workers=workers, device=device, say=say)
     say(result.table())
     next_step(f"look at {result.picture}, then caption a picture: python cli.py caption --run {result.run} {result.example}")
+
+
+@command("doctor", "python cli.py doctor", "python cli.py doctor --json > report.json")
+@click.option("--root", type=Folder, default=Path("data"), help="Folder of data: datasets, shards, features.")
+@click.option("--runs", type=Folder, default=Path("runs"), help="Folder of runs.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, to go with a report of a problem.")
+def doctor(root: Path, runs: Path, as_json: bool) -> None:
+    """Say what is here to work with, and what to do about what is not: programs, device, disk, data. Exit code 0 in any case."""
+    from pipeline.doctor import doctor
+
+    diagnosis = doctor(root=root, runs=runs)
+    if as_json:
+        click.echo(json.dumps([vars(check) for check in diagnosis.checks], indent=1))
+    else:
+        for check in diagnosis.checks:
+            say(f"{'ok' if check.ok else '--':4}{check.name:10}{check.found}")
+            if not check.ok:
+                say(f"{'':14}{check.advice}")
+    next_step(f"python cli.py {diagnosis.next_step}", err=as_json)
 
 
 if __name__ == "__main__":
