@@ -379,6 +379,7 @@ def stats(place: Path | str, shard_cache: Path, shard_cache_gb: float, plot: Pat
     """Say what is in a shard dataset, a feature file or a folder of feature files: counts, lengths, words, sizes, what was left out."""
     from pipeline.stats import as_json as document
     from pipeline.stats import stats
+    from pipeline.verify import feature_files
 
     found = stats(local_shards(place, shard_cache, shard_cache_gb), plot=plot, quiet=False)
     if as_json:
@@ -389,8 +390,8 @@ def stats(place: Path | str, shard_cache: Path, shard_cache_gb: float, plot: Pat
                 say(line)
     if plot is not None:
         note(f"Wrote {plot}.")
-    if found[0].sizes is None:
-        next_step(f"python cli.py train --features {place} --out runs/first", err=as_json)
+    if isinstance(place, Path) and (files := feature_files(place)):
+        next_step(f"python cli.py train --features {files[0].parent} --out runs/first", err=as_json)
     else:
         next_step(f"python cli.py vocab --shards {place} --min-count 4 --out data/vocab.json", err=as_json)
 

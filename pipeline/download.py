@@ -16,7 +16,8 @@ from pipeline.progress import Progress
 from pipeline.unzip import Member, bytes_there, free_bytes, is_whole, unzip, zip_members
 from shards.atomic import disk_errors, exclusive, read_own_json, sync_folder, temporary_path, write_json
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
-from shards.fetch import Stopped, download_resumed, version_path
+from shards.fetch import Stopped
+from shards.resume import download_resumed, version_path
 
 FORMAT_VERSION = 1
 CHUNK_BYTES = 1 << 20
@@ -111,13 +112,15 @@ DATASETS: dict[str, Dataset] = {
             "images": Archive(path="Flickr8k_Dataset.zip", into="flickr8k", unpacked=1_200_000_000),
             "annotations": Archive(path="Flickr8k_text.zip", into="flickr8k", unpacked=20_000_000),
         },
-        next_steps={"images": "download karpathy-splits --root {root}"},
+        next_steps={
+            "images": "shard --images {root}/flickr8k/Flicker8k_Dataset --captions {root}/flickr8k/Flickr8k.token.txt --out {root}/flickr8k-shards"
+        },
     ),
     "karpathy-splits": Dataset(
         base_url="https://cs.stanford.edu/people/karpathy/deepimagesent",
         page="https://cs.stanford.edu/people/karpathy/deepimagesent/",
         parts={"annotations": Archive(path="caption_datasets.zip", into="karpathy", size=36_745_453, unpacked=220_000_000)},
-        next_steps={"annotations": "import-features --npy FEATURES.npy --captions {root}/karpathy/dataset_coco.json --out {root}/features"},
+        next_steps={"annotations": "shard --images {root} --captions {root}/karpathy/dataset_coco.json --out {root}/shards"},
     ),
 }
 

@@ -61,7 +61,7 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSizes:
-    """The originals, in pixels; ``common`` are the sizes that occur most, as WIDTHxHEIGHT."""
+    """Those originals whose size their records give, in pixels; ``common`` are the sizes that occur most, as WIDTHxHEIGHT."""
 
     width: Distribution
     height: Distribution
@@ -150,9 +150,8 @@ def _of_split(split: Split, *, quiet: bool) -> SplitStats:
 def _records(shard: Shard, sizes: list[tuple[int, int]], progress: Progress) -> Iterator[tuple[str, dict[str, Any]]]:
     for sample, record in read_records(shard):
         width, height = record.get("width"), record.get("height")
-        if not (isinstance(width, int) and isinstance(height, int) and 0 < width < 2**31 and 0 < height < 2**31):
-            raise DamageError(f"{shard.path}: the JSON of sample {sample.key} gives no size in pixels ({width!r} x {height!r}). {shard.repair}")
-        sizes.append((width, height))
+        if isinstance(width, int) and isinstance(height, int) and 0 < width < 2**31 and 0 < height < 2**31:
+            sizes.append((width, height))
         progress.advance(1)
         yield sample.key, record
 
