@@ -1,7 +1,7 @@
 """What is here to work with, and what to do about what is not: for people on one screen, as JSON for reports of problems.
 
-Nothing here may fail: a broken installation is just what this is asked about. So each question is put by itself, and whatever goes wrong
-with it is its answer.
+Nothing here may fail: a broken installation is just what this is asked about. So each question is put by itself, imports what it needs, and
+whatever goes wrong with it is its answer.
 """
 
 import importlib.metadata
@@ -15,9 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from pipeline.executors import default_workers
-from shards.manifest import DATASET_FILE, library_versions, read_dataset_file
 
 MIN_PYTHON = (3, 11)
 # Photographs of COCO 2014, its archives, what is made of them: README.md has the single figures.
@@ -98,11 +95,22 @@ def _python() -> Iterator[Check]:
     yield Check(name="Python", ok=sys.version_info >= MIN_PYTHON, found=found, advice=f"Use {wanted} or newer: make PYTHON=python{wanted} setup")
 
 
+def _versions(*packages: str) -> dict[str, str]:
+    """Those that are installed; by the standard library alone, where anything else may be what is missing."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
 def _packages() -> Iterator[Check]:
     """Those that pyproject.toml asks for in any case; Pillow-SIMD stands in for Pillow."""
     required = [line for line in importlib.metadata.requires("capstream") or () if "extra ==" not in line]
     names = [match[0] for line in required if (match := re.match(r"[\w.-]+", line))]
-    there = library_versions(*names, "pillow-simd")
+    there = _versions(*names, "pillow-simd")
     missing = [name for name in names if name not in there and not (name == "pillow" and "pillow-simd" in there)]
     found = f"missing: {', '.join(missing)}" if missing else f"all {len(names)} that are needed"
     yield Check(name="Packages", ok=not missing, found=found, advice="Run: make setup")
@@ -127,7 +135,7 @@ def _images() -> Iterator[Check]:
     import PIL
     from PIL import Image, features
 
-    versions = library_versions("pillow-simd", "simplejpeg")
+    versions = _versions("pillow-simd", "simplejpeg")
     simd = "pillow-simd" in versions
     image = Image.new("RGB", (640, 480))
     started, count = time.perf_counter(), 20
@@ -154,6 +162,8 @@ def _cpu_has(flag: str) -> bool:
 
 
 def _cores() -> Iterator[Check]:
+    from pipeline.executors import default_workers
+
     usable, there = default_workers(), os.cpu_count() or 1
     busy = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     yield Check(name="Cores", ok=True, found=f"{usable} of {there} may be used{busy}")
@@ -171,7 +181,7 @@ def _disk(root: Path, runs: Path) -> Iterator[Check]:
 def _extras() -> Iterator[Check]:
     there, missing = [], []
     for extra, (packages, purpose) in EXTRAS.items():
-        versions = {name: version for name, version in library_versions(*packages).items() if importlib.util.find_spec(name) is not None}
+        versions = {name: version for name, version in _versions(*packages).items() if importlib.util.find_spec(name) is not None}
         if len(versions) == len(packages):
             there.append(" ".join(f"{name} {version}" for name, version in versions.items()))
         else:
@@ -207,8 +217,10 @@ def _count(folder: Path) -> int:
 
 
 def _shards(root: Path) -> Iterator[Check]:
+    from shards.manifest import read_dataset_file
+
     found = []
-    for path in sorted(root.glob(f"*/{DATASET_FILE}")):
+    for path in sorted(root.glob("*/dataset.json")):
         splits = [f"{name} {summary['images']:,}" for name, summary in read_dataset_file(path.parent).splits.items()]
         found.append(f"{path.parent} ({', '.join(splits)})")
     yield Check(name="Shards", ok=bool(found), found=", ".join(found) or f"none below {root}", advice="Make them with: python cli.py shard")
@@ -240,7 +252,7 @@ def _next_step(root: Path, runs: Path, ok: set[str]) -> str:
     if "Features" in ok:
         return f"train --features {min(root.glob('*/*.h5')).parent} --out {runs}/first"
     if "Shards" in ok:
-        return f"cache-features --shards {min(root.glob(f'*/{DATASET_FILE}')).parent} --out {root}/features"
+        return f"cache-features --shards {min(root.glob('*/dataset.json')).parent} --out {root}/features"
     split = next((name for name in COCO_FOLDERS if "Data" in ok and (root / f"annotations/captions_{name}.json").is_file()), None)
     if split is not None:
         captions = f"{root}/annotations/captions_{split}.json"

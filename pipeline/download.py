@@ -146,7 +146,7 @@ class DownloadSummary:
     next_step: str
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Job:
     """An archive on its way. ``members`` are known from the receipt, or once the archive is there."""
 
@@ -185,14 +185,17 @@ def download(
     chosen, names = _chosen(dataset, parts)
     base = base_url if base_url is not None else chosen.base_url
     jobs = [_job(chosen.parts[name], root, base) for name in names]
+    with disk_errors(root, "--root"):
+        root.mkdir(parents=True, exist_ok=True)
     with exclusive(root, dataset, "downloading"):
         _check_what_is_there(jobs, quiet=quiet)
         missing = [job for job in jobs if not job.finished]
         _check_can_be_had(missing, dataset, chosen)
-        _list_members([job for job in missing if job.path.is_file()])
+        coming = [job for job in missing if not job.path.is_file()]
+        _list_members(job for job in missing if job not in coming)
         _check_disk(missing, root)
         _fetch(missing, chosen.page, quiet=quiet)
-        _list_members(missing)
+        _list_members(coming)
         _check_disk(missing, root)
         _unpack(missing, quiet=quiet)
     summaries = tuple(
@@ -307,7 +310,8 @@ def _fetch(jobs: Sequence[_Job], page: str, *, quiet: bool) -> None:
             try:
                 _check_archive(job, job.part, stop)
             except DamageError:
-                job.part.unlink()
+                for left in (job.part, version_path(job.part)):
+                    left.unlink(missing_ok=True)
                 raise
             with disk_errors(job.path, "--root"):
                 job.part.replace(job.path)

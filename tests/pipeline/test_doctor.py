@@ -98,15 +98,17 @@ def test_whatever_a_question_raises_is_its_answer(monkeypatch: pytest.MonkeyPatc
     assert found["torch"].found == "could not be found out: RuntimeError: a driver that does not answer"
 
 
-def test_a_broken_torch_is_an_answer(tmp_path: Path) -> None:
-    """A real import that fails: a torch.py that stands before the installed one."""
-    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+@pytest.mark.parametrize(("package", "asked"), [("torch", {"torch"}), ("numpy", {"torch", "Shards"}), ("PIL", {"Images"})])
+def test_a_package_that_cannot_be_imported_is_an_answer_where_it_is_needed(tmp_path: Path, package: str, asked: set[str]) -> None:
+    """A real import that fails: a module that stands before the installed one."""
+    (tmp_path / f"{package}.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
     command = [sys.executable, str(ROOT / "cli.py"), "doctor", "--json", "--root", "none", "--runs", "none"]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}"}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-    answers = {answer["name"]: answer for answer in json.loads(done.stdout)}
-    assert answers["torch"]["found"] == "could not be found out: OSError: libcudart.so.13: cannot open shared object file"
-    assert answers["Cores"]["ok"]
+    answers = {answer["name"]: answer["found"] for answer in json.loads(done.stdout)}
+    failed = {name for name, found in answers.items() if found == "could not be found out: OSError: libcudart.so.13: cannot open shared object file"}
+    assert asked <= failed
+    assert {"Python", "Packages", "Cores", "Java", "Data"} & failed <= {"Java"}
 
 
 def test_a_missing_java_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
