@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 import errno
 import functools
 import io
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 from click.core import ParameterSource
 
+from pipeline.messages import Telling, log_line, tell_as
+from pipeline.settings import PREFIX, SettableCommand, read_defaults
 from shards.errors import CapstreamError, SaidElsewhereError
 
 if TYPE_CHECKING:
@@ -40,10 +43,22 @@ LARGE_PAGE = 300_000_000
 
 
 class FlowGroup(click.Group):
-    """Lists the commands in the order in which data flows through them."""
+    """Lists the commands in the order in which data flows through them, and does what the options before a command say."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        tell_as(quiet=ctx.params["quiet"], as_json=ctx.params["log_json"])
+        try:
+            if ctx.params["config"] is not None:
+                ctx.default_map = read_defaults(ctx.params["config"], self.commands)
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            if not Telling.as_json:
+                raise
+            log_line("error", error.format_message(), exit_code=error.exit_code)
+            ctx.exit(error.exit_code)
 
 
 def reported(function: Callable[P, R]) -> Callable[P, R]:
@@ -58,7 +73,7 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
         except CapstreamError as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
-            click.echo("Stopped. What was finished is kept: run the same command again (train: with --resume) to go on.", err=True)
+            note("Stopped. What was finished is kept: run the same command again (train: with --resume) to go on.")
             sys.exit(INTERRUPTED)
         except PermissionError as error:
             raise click.ClickException(
@@ -93,7 +108,7 @@ def command(name: str, *examples: str) -> Callable[[Callable[..., None]], click.
     """A command whose failures are reported and whose help ends with an example."""
 
     def make(function: Callable[..., None]) -> click.Command:
-        return cli.command(name, epilog=example(*examples))(reported(function))
+        return cli.command(name, cls=SettableCommand, epilog=example(*examples))(reported(function))
 
     return make
 
@@ -101,17 +116,41 @@ def command(name: str, *examples: str) -> Callable[[Callable[..., None]], click.
 def say(text: str) -> None:
     """A line of result."""
     click.echo(text)
+    if Telling.as_json:
+        log_line("result", text)
 
 
-def next_step(text: str) -> None:
-    """The last line: what to run next."""
-    click.echo(f"Next: {text}")
+def note(text: str) -> None:
+    """A line that is no result: what was left out, what was decided, what did not work."""
+    if Telling.as_json:
+        log_line("note", text)
+    else:
+        click.echo(text, err=True)
+
+
+def next_step(text: str, *, err: bool = False) -> None:
+    """The last line: what to run next. ``err``: standard output holds something else."""
+    if Telling.as_json and not Telling.quiet:
+        log_line("next", text)
+    elif not Telling.quiet:
+        click.echo(f"Next: {text}", err=err)
 
 
 @click.group(cls=FlowGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110})
 @click.version_option("0.1.0", prog_name="capstream")
-def cli() -> None:
-    """Capstream: photographs and captions in, a captioning model out. The commands, in the order data flows:"""
+@click.option(
+    "--config",
+    type=Folder,
+    envvar=f"{PREFIX}_CONFIG",
+    help="A TOML file of options, with a table for each command: docs/settings.md.",
+)
+@click.option("--quiet", is_flag=True, envvar=f"{PREFIX}_QUIET", help="No progress, and no last line that says what to run next.")
+@click.option("--log-json", is_flag=True, envvar=f"{PREFIX}_LOG_JSON", help="On standard error a JSON object per line: messages, progress, results.")
+def cli(**_: object) -> None:
+    """Capstream: photographs and captions in, a captioning model out. The commands, in the order data flows.
+
+    Each of their options may stand in the environment too (CAPSTREAM_TRAIN_BATCH_SIZE), or in a file (--config).
+    """
     # A file's name need not be text in any encoding
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
@@ -132,29 +171,26 @@ def shard_cache_folder() -> Path:
 
 def shards_options(help_text: str, *, required: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """--shards, and the options of the cache that shards at a URL go to."""
-    options = [
-        click.option("--shards", type=shard_place, metavar="PATH|URL", required=required, default=None, help=help_text),
-        click.option(
-            "--shard-cache",
-            type=Folder,
-            default=shard_cache_folder,
-            show_default="~/.cache/capstream",
-            help="Of shards at a URL: where they are kept.",
-        ),
-        click.option(
-            "--shard-cache-gb",
-            type=click.FloatRange(min=0, min_open=True),
-            default=50.0,
-            help="Of shards at a URL: how many gigabytes of tars are kept; the least recently used ones go first.",
-        ),
-    ]
+    shards = click.option("--shards", type=shard_place, metavar="PATH|URL", required=required, default=None, help=help_text)
+    return lambda function: shards(shard_cache_options(function))
 
-    def add(function: Callable[P, R]) -> Callable[P, R]:
-        for option in reversed(options):
-            function = option(function)
-        return function
 
-    return add
+def shard_cache_options(function: Callable[P, R]) -> Callable[P, R]:
+    """The cache that shards at a URL go to."""
+    folder = click.option(
+        "--shard-cache",
+        type=Folder,
+        default=shard_cache_folder,
+        show_default="~/.cache/capstream",
+        help="Of shards at a URL: where they are kept.",
+    )
+    gigabytes = click.option(
+        "--shard-cache-gb",
+        type=click.FloatRange(min=0, min_open=True),
+        default=50.0,
+        help="Of shards at a URL: how many gigabytes of tars are kept; the least recently used ones go first.",
+    )
+    return folder(gigabytes(function))
 
 
 def local_shards(shards: Path | str, cache: Path, gigabytes: float) -> Path:
@@ -174,6 +210,32 @@ checkpoint_option = click.option(
     default="latest",
     help="Which of the run's checkpoints: the newest, the one whose captions scored best on val, or the mean of the weights of all that are kept.",
 )
+
+
+@command(
+    "download",
+    "python cli.py download coco2014",
+    "python cli.py download coco2017 --parts annotations,val",
+    "python cli.py download coco2014 --base-url https://mirror.example.org/coco",
+)
+@click.argument("dataset", type=click.Choice(["coco2014", "coco2017", "flickr8k", "karpathy-splits"]))
+@click.option("--root", type=Folder, default=Path("data"), help="Folder for the archives and for what is in them.")
+@click.option("--parts", default=None, show_default="all", help="Some of the dataset's parts, with commas between them: annotations,train,val.")
+@click.option("--base-url", default=None, show_default="the publisher's", help="A mirror's address, with the same folders below it.")
+def download(dataset: str, root: Path, parts: str | None, base_url: str | None) -> None:
+    """Fetch DATASET's archives from where they are published, check and unpack them. Run again, it goes on where it stopped."""
+    from pipeline.download import download
+
+    chosen = [part.strip() for part in parts.split(",")] if parts is not None else []
+    summary = download(dataset, root=root, parts=chosen, base_url=base_url, quiet=False)
+    for archive in summary.archives:
+        how = f"{archive.written:,} of them written now" if archive.written else "all were there already"
+        say(f"{archive.name}: {archive.files:,} files, {archive.bytes / 1e6:,.1f} MB, whole in {archive.into} ({how}).")
+    left = [archive.archive for archive in summary.archives if archive.archive is not None]
+    if left:
+        size = sum(path.stat().st_size for path in left) / 1e6
+        say(f"Archives that are no longer needed ({size:,.1f} MB): {' '.join(shlex.quote(str(path)) for path in left)}")
+    next_step(f"python cli.py {summary.next_step}")
 
 
 @command("synth", "python cli.py synth data/synth --images 3000")
@@ -281,7 +343,7 @@ def report_features(reports: "list[FeatureReport]") -> None:
     """A line for each feature file; an error that names the damaged ones."""
     for report in reports:
         what = f"{report.images:,} images, {report.captions:,} captions, {report.views} view(s) of {report.dim} features ({report.network})"
-        click.echo(f"{report.path}: whole: {what}" if report.problem is None else report.problem, err=report.problem is not None)
+        say(f"{report.path}: whole: {what}") if report.problem is None else note(report.problem)
     bad = [str(report.path) for report in reports if report.problem is not None]
     if bad:
         raise click.ClickException(f"{', '.join(bad)}: damaged or missing; the lines above say what to do.")
@@ -295,17 +357,43 @@ def report_shards(folder: Path, reports: "list[SplitReport]") -> None:
         say(f"{report.name:<16}{len(report.shards):>8}{images:>10,}{captions:>10,}{size / 1e6:>10,.1f}{len(report.damaged):>9}")
     for report in reports:
         for problem in report.problems:
-            click.echo(f"{folder}: split {report.name}: {problem}", err=True)
+            note(f"{folder}: split {report.name}: {problem}")
         for shard in report.damaged:
             more = f" (and {len(shard.problems) - 1} more)" if len(shard.problems) > 1 else ""
             first = shard.problems[0]
-            click.echo((first if first.startswith(str(shard.tar)) else f"{shard.tar}: {first}") + more, err=True)
+            note((first if first.startswith(str(shard.tar)) else f"{shard.tar}: {first}") + more)
     bad = [report.name for report in reports if not report.whole]
     if bad:
         raise click.ClickException(
             f"{folder}: damaged (split {', '.join(bad)}). Run the shard command of that split again, with the options of the first time and "
             f"--out {folder}: it keeps what is whole and makes only the rest anew."
         )
+
+
+@command("stats", "python cli.py stats data/shards", "python cli.py stats data/features/train.h5 --plot train.png")
+@click.argument("place", type=shard_place, metavar="PATH|URL")
+@shard_cache_options
+@click.option("--plot", type=Folder, default=None, help="Draw it into this picture too (.png, .jpg, .pdf, .svg).")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
+def stats(place: Path | str, shard_cache: Path, shard_cache_gb: float, plot: Path | None, as_json: bool) -> None:
+    """Say what is in a shard dataset, a feature file or a folder of feature files: counts, lengths, words, sizes, what was left out."""
+    from pipeline.stats import as_json as document
+    from pipeline.stats import stats
+    from pipeline.verify import feature_files
+
+    found = stats(local_shards(place, shard_cache, shard_cache_gb), plot=plot, quiet=False)
+    if as_json:
+        click.echo(document(place, found))
+    else:
+        for split in found:
+            for line in split.lines():
+                say(line)
+    if plot is not None:
+        note(f"Wrote {plot}.")
+    if isinstance(place, Path) and (files := feature_files(place)):
+        next_step(f"python cli.py train --features {files[0].parent} --out runs/first", err=as_json)
+    else:
+        next_step(f"python cli.py vocab --shards {place} --min-count 4 --out data/vocab.json", err=as_json)
 
 
 @command("vocab", "python cli.py vocab --shards data/shards --min-count 4 --out data/vocab.json")
@@ -402,12 +490,12 @@ def cache_features(
         device=device,
         workers=workers,
         on_error=on_error,
-        report=lambda note: click.echo(note, err=True),
+        report=note,
         quiet=False,
     )
     for summary in summaries:
-        for note in summary.notes:
-            click.echo(note, err=True)
+        for line in summary.notes:
+            note(line)
         say(describe_cache(summary))
     next_step(f"python cli.py train --features {out} --out runs/first")
 
@@ -481,11 +569,11 @@ def import_features(
     )
     if summary.rejects:
         totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items())
-        click.echo(f"Left out: {totals}. Each has a line in {out / REJECTS_FILE}.", err=True)
+        note(f"Left out: {totals}. Each has a line in {out / REJECTS_FILE}.")
     if summary.zeros:
-        click.echo(f"{npy}: the features of {summary.zeros} images are all 0. Were they computed?", err=True)
+        note(f"{npy}: the features of {summary.zeros} images are all 0. Were they computed?")
     if summary.network.preprocessing is None:
-        click.echo("No network was declared (--backbone, --weights): a run trained on these features cannot caption photographs.", err=True)
+        note("No network was declared (--backbone, --weights): a run trained on these features cannot caption photographs.")
     for split in summary.splits:
         how = "was there already" if split.kept else f"imported, {summary.network.backbone}" if summary.network.preprocessing else "imported"
         say(f"{split.path}: {split.images} images with {split.captions} captions, {summary.dim} features each ({how}).")
@@ -616,12 +704,12 @@ def train(
         )
     except Interrupted as interrupted:
         if speaks():
-            click.echo(f"{interrupted} Go on with: python cli.py train --out {out} --resume", err=True)
+            note(f"{interrupted} Go on with: python cli.py train --out {out} --resume")
         sys.exit(INTERRUPTED)
     if not speaks():
         return
-    for note in summary.notes:
-        click.echo(note, err=True)
+    for line in summary.notes:
+        note(line)
     val = f", on val {summary.val_loss:.4f}" if summary.val_loss is not None else ""
     best = f"; the best captions of val came after step {summary.best.step}, CIDEr {summary.best.cider:.3f}" if summary.best is not None else ""
     loss = f"; loss {summary.loss:.4f}{val}{best}" if summary.loss is not None else "; there was nothing left to do"
@@ -752,27 +840,27 @@ def caption(
         weights=weights,
         checkpoint=checkpoint,
         quiet=len(names) < QUIET_BELOW,
-        report=lambda note: click.echo(note, err=True),
+        report=note,
     )
     for photograph in captioned:
         if photograph.problem is not None:
             failed += 1
-            click.echo(f"No caption: {photograph.problem}", err=True)
+            note(f"No caption: {photograph.problem}")
         elif len(shown) < MAX_SHOWN:
             shown.append((photograph.name, photograph.captions[0].caption))
         for line in photograph.lines(count, named=len(names) > 1, as_json=as_json):
-            say(line)
+            click.echo(line)  # data, and no message
     if show and shown:
         draw_captions(shown, out)
         left_out = len(names) - failed - len(shown)
         if out is not None:
-            click.echo(f"Wrote {out}{f', without the last {left_out} photographs' if left_out else ''}.", err=True)
+            note(f"Wrote {out}{f', without the last {left_out} photographs' if left_out else ''}.")
     if failed:
         raise click.ClickException(f"{failed} of {len(names)} photographs could not be captioned (named above). Check their paths and formats.")
     place, first, more = shlex.quote(str(run)), shlex.quote(images[0]), " ..." if len(images) > 1 else ""
     picture = f"python cli.py caption --run {place} --show --out captions.png {first}{more}"
     scores = f"python cli.py evaluate --run {place} --features DIR"
-    click.echo(f"Next: {scores if show or images == ('-',) else picture}", err=True)  # not on standard output, which holds captions alone
+    next_step(scores if show or images == ("-",) else picture, err=True)
 
 
 def typed_command() -> str:
@@ -824,7 +912,7 @@ def evaluate(
     **decoding_settings: Any,
 ) -> None:
     """Caption a split and score it, or score captions from a file: BLEU, ROUGE-L, CIDEr, and with Java METEOR and SPICE."""
-    scoring: Any = {"out": out, "ptb": ptb, "java": not no_java, "command": typed_command(), "report": lambda line: click.echo(line, err=True)}
+    scoring: Any = {"out": out, "ptb": ptb, "java": not no_java, "command": typed_command(), "report": note}
     if captions is not None or references is not None:
         if captions is None or references is None:
             raise click.UsageError("Give --captions and --references together, or give --run.")
@@ -875,8 +963,8 @@ def show_scores(scores: "ScoreFile") -> None:
     say(f"{'score':12}{'value':>9}   95% interval")
     for name, found in scores.scores.items():
         say(f"{name:12}{found.value:9.4f}   {found.low:.4f} to {found.high:.4f}")
-    for note in scores.notes:
-        click.echo(note, err=True)
+    for line in scores.notes:
+        note(line)
 
 
 @command(
@@ -897,8 +985,8 @@ def report(
 
     place = local_shards(shards, shard_cache, shard_cache_gb) if shards else None
     made = report(runs=runs, out=out, split=split, shards=place, images=images, quiet=False)
-    for note in made.notes:
-        click.echo(note, err=True)
+    for line in made.notes:
+        note(line)
     if made.pictures is None:
         say("The page shows captions without pictures: --shards DIR or --images DIR adds them.")
     else:
@@ -906,7 +994,7 @@ def report(
         say(f"Pictures: {made.pictures:,} of {made.images:,}{''.join(f', {one}' for one in lost)} ({made.images_per_second:,.0f} images/s).")
     say(f"{out}: {made.images:,} images, {len(made.runs)} {'run' if len(made.runs) == 1 else 'runs'}, {made.bytes / 1e6:,.1f} MB.")
     if made.bytes > LARGE_PAGE:
-        click.echo("A page of this size opens slowly, and in some browsers not at all: without pictures it is much smaller.", err=True)
+        note("A page of this size opens slowly, and in some browsers not at all: without pictures it is much smaller.")
     other = "" if len(made.runs) > 1 else f", then compare with another run: python cli.py report {runs[0]} OTHER_RUN --out {out}"
     next_step(f"open {out} in a browser{other}")
 
@@ -924,6 +1012,25 @@ def demo(out: Path, images: int | None, weights: str, workers: int, device: str)
     result = demo(out=out, images=images, weights=weights, workers=workers, device=device, say=say)
     say(result.table())
     next_step(f"look at {result.picture}, then caption a picture: python cli.py caption --run {result.run} {result.example}")
+
+
+@command("doctor", "python cli.py doctor", "python cli.py doctor --json > report.json")
+@click.option("--root", type=Folder, default=Path("data"), help="Folder of data: datasets, shards, features.")
+@click.option("--runs", type=Folder, default=Path("runs"), help="Folder of runs.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, to go with a report of a problem.")
+def doctor(root: Path, runs: Path, as_json: bool) -> None:
+    """Say what is here to work with, and what to do about what is not: programs, device, disk, data. Exit code 0 in any case."""
+    from pipeline.doctor import doctor
+
+    diagnosis = doctor(root=root, runs=runs)
+    if as_json:
+        click.echo(json.dumps([vars(check) for check in diagnosis.checks], indent=1))
+    else:
+        for check in diagnosis.checks:
+            say(f"{'ok' if check.ok else '--':4}{check.name:10}{check.found}")
+            if not check.ok:
+                say(f"{'':14}{check.advice}")
+    next_step(f"python cli.py {diagnosis.next_step}", err=as_json)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.pictures import check_picture_name, save_figure
+from pipeline.pictures import COLOURS, check_picture_name, save_figure
 from pipeline.run import CONFIG_FILE, METRICS_FILE, holds_run
 from shards.errors import DamageError, InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which people tell apart whatever colours they see ("Color universal design", 2008), without the yellow.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 MAX_BYTES = 1 << 30
 # Points that a thin line still shows well; more are averaged.
 POINTS = 400

@@ -18,6 +18,8 @@ from shards.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Okabe and Ito's colours, which people tell apart whatever colours they see ("Color universal design", 2008), without the yellow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 COLUMNS = 4
 LONGEST_SIDE = 800
 MAX_SHOWN = 100
@@ -61,23 +63,23 @@ def check_can_draw(out: Path | None, photographs: Iterable[str]) -> None:
         raise InputError("--show: there is no screen here to open a window on. Write a picture instead: --show --out captions.png")
 
 
-def check_picture_name(out: Path) -> None:
-    """Refuse what is not called like a picture.
+def check_picture_name(out: Path, option: str = "--out") -> None:
+    """Refuse what is not called like a picture; ``option`` has said the name.
 
     Raises:
         InputError: Another ending than those that are written.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
-        raise InputError(f"--out {out}: a picture is written as .png, .jpg, .pdf or .svg.")
+        raise InputError(f"{option} {out}: a picture is written as .png, .jpg, .pdf or .svg.")
 
 
-def save_figure(figure: "Figure", out: Path) -> None:
+def save_figure(figure: "Figure", out: Path, option: str = "--out") -> None:
     """Commit a figure under a name that :func:`check_picture_name` has passed.
 
     Raises:
         ResourceError: Disk full, not allowed.
     """
-    with committed(out) as temporary:
+    with committed(out, option) as temporary:
         figure.savefig(temporary, format=out.suffix[1:].lower(), dpi=100)
 
 

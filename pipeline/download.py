@@ -1,0 +1,410 @@
+"""Datasets from where they are published -> their files below a folder: archives fetched, checked and unpacked.
+
+Whatever stops it, the same command goes on: with the rest of an archive, with the files that are not there whole. A receipt beside the data
+lists what an archive held, so that the archive itself may be deleted and the files can still be checked.
+"""
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.progress import Progress
+from pipeline.unzip import Member, bytes_there, free_bytes, is_whole, unzip, zip_members
+from shards.atomic import disk_errors, exclusive, read_own_json, sync_folder, temporary_path, write_json
+from shards.errors import CapstreamError, DamageError, InputError, ResourceError
+from shards.fetch import Stopped
+from shards.resume import download_resumed, version_path
+
+FORMAT_VERSION = 1
+CHUNK_BYTES = 1 << 20
+MAX_MEMBERS = 500_000
+# An archive whose size nobody has published is fetched up to this.
+MAX_ARCHIVE_BYTES = 64 << 30
+# What an archive may hold, in multiples of what it is known to hold about.
+ALLOWANCE = 1.5
+# Disk that stays free for everything else.
+SPARE_BYTES = 200 << 20
+GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A ZIP archive of a dataset.
+
+    Attributes:
+        path: Behind the dataset's base URL.
+        into: The folder that it is unpacked into, below the root.
+        unpacked: About how many bytes it holds.
+        size: Of the archive, in bytes, where it is known.
+        md5: Of its bytes (hex), where it is known.
+    """
+
+    path: str
+    into: str = ""
+    unpacked: int
+    size: int | None = None
+    md5: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Where a dataset is to be had.
+
+    Attributes:
+        base_url: What the archives' paths stand behind; None: its publisher wants to be asked first.
+        page: For people.
+        parts: Archives by the names that ``--parts`` takes.
+        next_steps: For each part, what to run next; the first part that is asked for and has one decides. ``{root}`` is the folder.
+    """
+
+    base_url: str | None
+    page: str
+    parts: dict[str, Archive]
+    next_steps: dict[str, str]
+
+
+def _coco(year: int, annotations: tuple[int, str], train: tuple[int, str], val: tuple[int, str]) -> Dataset:
+    def archive(folder: str, name: str, known: tuple[int, str], unpacked: float) -> Archive:
+        return Archive(path=f"{folder}/{name}{year}.zip", size=known[0], md5=known[1], unpacked=int(known[0] * unpacked))
+
+    def shard(split: str) -> str:
+        photographs, captions = f"{{root}}/{split}{year}", f"{{root}}/annotations/captions_{split}{year}.json"
+        return f"shard --images {photographs} --captions {captions} --out {{root}}/shards --split {split}"
+
+    return Dataset(
+        base_url="http://images.cocodataset.org",
+        page="https://cocodataset.org/#download",
+        parts={
+            "annotations": archive("annotations", "annotations_trainval", annotations, 3.6),
+            "train": archive("zips", "train", train, 1.01),
+            "val": archive("zips", "val", val, 1.01),
+        },
+        next_steps={"train": shard("train"), "val": shard("val"), "annotations": f"download coco{year} --root {{root}} --parts train,val"},
+    )
+
+
+# Sizes and MD5 sums of COCO's archives are not on its own page: docs/getting-data.md says where they are from.
+DATASETS: dict[str, Dataset] = {
+    "coco2014": _coco(
+        2014,
+        annotations=(252_872_794, "0a379cfc70b0e71301e0f377548639bd"),
+        train=(13_510_573_713, "0da8c0bd3d6becc4dcb32757491aca88"),
+        val=(6_645_013_297, "a3d79f5ed8d289b7a7554ce06a5782b3"),
+    ),
+    "coco2017": _coco(
+        2017,
+        annotations=(252_907_541, "f4bbac642086de4f52a3fdda2de5fa2c"),
+        train=(19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
+        val=(815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
+    ),
+    "flickr8k": Dataset(
+        base_url=None,
+        page="https://forms.illinois.edu/sec/1713398",
+        parts={
+            "images": Archive(path="Flickr8k_Dataset.zip", into="flickr8k", unpacked=1_200_000_000),
+            "annotations": Archive(path="Flickr8k_text.zip", into="flickr8k", unpacked=20_000_000),
+        },
+        next_steps={
+            "images": "shard --images {root}/flickr8k/Flicker8k_Dataset --captions {root}/flickr8k/Flickr8k.token.txt --out {root}/flickr8k-shards"
+        },
+    ),
+    "karpathy-splits": Dataset(
+        base_url="https://cs.stanford.edu/people/karpathy/deepimagesent",
+        page="https://cs.stanford.edu/people/karpathy/deepimagesent/",
+        parts={"annotations": Archive(path="caption_datasets.zip", into="karpathy", size=36_745_453, unpacked=220_000_000)},
+        next_steps={"annotations": "shard --images {root} --captions {root}/karpathy/dataset_coco.json --out {root}/shards"},
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveSummary:
+    """What was done for one archive; ``archive`` is its path, if it is (still) there."""
+
+    name: str
+    archive: Path | None
+    into: Path
+    files: int
+    bytes: int
+    written: int
+    fetched: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadSummary:
+    """All archives of a download; ``next_step`` is what to run next, behind ``python cli.py``."""
+
+    archives: tuple[ArchiveSummary, ...]
+    next_step: str
+
+
+@dataclass(kw_only=True, eq=False)
+class _Job:
+    """An archive on its way. ``members`` are known from the receipt, or once the archive is there."""
+
+    archive: Archive
+    url: str | None
+    path: Path
+    into: Path
+    receipt: Path
+    members: tuple[Member, ...] = ()
+    finished: bool = False
+    written: int = 0
+    fetched: int = 0
+
+    @property
+    def part(self) -> Path:
+        return temporary_path(self.path)
+
+
+def download(
+    dataset: str, *, root: Path = Path("data"), parts: Sequence[str] = (), base_url: str | None = None, quiet: bool = True
+) -> DownloadSummary:
+    """Fetch, check and unpack a dataset's archives, several at a time.
+
+    Args:
+        dataset: One of :data:`DATASETS`.
+        root: The folder for archives and files; an archive that lies there already, put by hand, is checked and taken.
+        parts: Some of the dataset's parts; none are all.
+        base_url: A mirror's address, in place of the publisher's.
+
+    Raises:
+        InputError: No such dataset, part or file; or a dataset that has to be asked for.
+        DamageError: An archive is not what was published, or not one that may be unpacked.
+        OccupiedError: Another process is downloading this dataset here.
+        ResourceError: No network, disk full, not allowed.
+    """
+    chosen, names = _chosen(dataset, parts)
+    base = base_url if base_url is not None else chosen.base_url
+    jobs = [_job(chosen.parts[name], root, base) for name in names]
+    with disk_errors(root, "--root"):
+        root.mkdir(parents=True, exist_ok=True)
+    with exclusive(root, dataset, "downloading"):
+        _check_what_is_there(jobs, quiet=quiet)
+        missing = [job for job in jobs if not job.finished]
+        _check_can_be_had(missing, dataset, chosen)
+        coming = [job for job in missing if not job.path.is_file()]
+        _list_members(job for job in missing if job not in coming)
+        _check_disk(missing, root)
+        _fetch(missing, chosen.page, quiet=quiet)
+        _list_members(coming)
+        _check_disk(missing, root)
+        _unpack(missing, quiet=quiet)
+    summaries = tuple(
+        ArchiveSummary(
+            name=job.archive.name,
+            archive=job.path if job.path.is_file() else None,
+            into=job.into,
+            files=len(job.members),
+            bytes=sum(member.size for member in job.members),
+            written=job.written,
+            fetched=job.fetched,
+        )
+        for job in jobs
+    )
+    step = next(step for name, step in chosen.next_steps.items() if name in names or len(chosen.next_steps) == 1)
+    return DownloadSummary(archives=summaries, next_step=step.format(root=root))
+
+
+def _chosen(dataset: str, parts: Sequence[str]) -> tuple[Dataset, list[str]]:
+    if dataset not in DATASETS:
+        raise InputError(f"{dataset}: no dataset of this name is known. There are {', '.join(DATASETS)}.")
+    chosen = DATASETS[dataset]
+    for part in parts:
+        if part not in chosen.parts:
+            raise InputError(f"--parts {part}: {dataset} has no such part. It has {','.join(chosen.parts)}.")
+    return chosen, [part for part in chosen.parts if part in parts or not parts]
+
+
+def _job(archive: Archive, root: Path, base_url: str | None) -> _Job:
+    path = root / archive.name
+    url = None if base_url is None else f"{base_url.rstrip('/')}/{archive.path}"
+    return _Job(archive=archive, url=url, path=path, into=root / archive.into, receipt=root / f".{archive.name}.json")
+
+
+def _check_what_is_there(jobs: Sequence[_Job], *, quiet: bool) -> None:
+    """Finished are those whose receipt lists files that are all there whole."""
+    for job in jobs:
+        job.members = _read_receipt(job)
+    known = [job for job in jobs if job.members]
+    with Progress("Checking files", total=sum(len(job.members) for job in known), unit="files", quiet=quiet) as progress:
+
+        def check(job: _Job, stop: threading.Event) -> None:
+            for member in job.members:
+                if stop.is_set():
+                    raise Stopped
+                if not is_whole(job.into, member):
+                    return
+                progress.advance(1)
+            job.finished = True
+
+        _together(check, known)
+
+
+def _read_receipt(job: _Job) -> tuple[Member, ...]:
+    """The files that an archive held; none where it was never unpacked, or the receipt is not one."""
+    if not job.receipt.is_file():
+        return ()
+    try:
+        content = read_own_json(job.receipt, what="receipt of a download", format_version=FORMAT_VERSION)
+        return tuple(Member(name=str(name), size=int(size), crc32=int(crc32)) for name, size, crc32 in content["files"])
+    except (CapstreamError, KeyError, TypeError, ValueError):
+        return ()  # all of it can be had from the archive again
+
+
+def _check_can_be_had(jobs: Sequence[_Job], dataset: str, chosen: Dataset) -> None:
+    by_hand = [job for job in jobs if job.url is None and not job.path.is_file()]
+    if by_hand:
+        names = " and ".join(job.archive.name for job in by_hand)
+        raise InputError(
+            f"{names}: {dataset} may not be passed on, so it is not fetched from here. Ask for it at {chosen.page}, put {names} into "
+            f"{by_hand[0].path.parent} as the answer's links give them, and run the same command again: it checks and unpacks them. "
+            "From a place of your own it is fetched with --base-url."
+        )
+
+
+def _check_disk(jobs: Sequence[_Job], root: Path) -> None:
+    """Refuse what would not fit: what has still to come, and what has still to be unpacked.
+
+    Raises:
+        ResourceError: Names both, and the free space.
+    """
+    fetch = sum((job.archive.size or 0) - _bytes_of(job.part) for job in jobs if not job.path.is_file())
+    files = sum(sum(m.size for m in job.members) - bytes_there(job.into, job.members) if job.members else job.archive.unpacked for job in jobs)
+    free = free_bytes(root)
+    if jobs and fetch + files + SPARE_BYTES > free:
+        raise ResourceError(
+            f"{root}: not enough space: {fetch / GB:.2f} GB have still to come and {files / GB:.2f} GB to be unpacked, {free / GB:.2f} GB are free. "
+            "Free some, choose another --root, or take fewer --parts at a time; of a part that is unpacked the archive may be deleted."
+        )
+
+
+def _bytes_of(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _list_members(jobs: Iterable[_Job]) -> None:
+    for job in jobs:
+        job.members = zip_members(job.path, at_most_bytes=int(job.archive.unpacked * ALLOWANCE), at_most_members=MAX_MEMBERS)
+
+
+def _fetch(jobs: Sequence[_Job], page: str, *, quiet: bool) -> None:
+    """Bring every archive under its final name, checked."""
+    coming = sum(max((job.archive.size or 0) - _bytes_of(job.part), 0) for job in jobs if not job.path.is_file())
+    with Progress("Downloading", total=round(coming / 1e6), unit="MB", quiet=quiet) as progress:
+        shown = _Megabytes(progress, {job.archive.name: _bytes_of(job.part) for job in jobs})
+
+        def bring(job: _Job, stop: threading.Event) -> None:
+            if job.path.is_file():
+                _check_archive(job, job.path, stop)
+                return
+            _download(job, page, stop, lambda count: shown.add(job.archive, count))
+            try:
+                _check_archive(job, job.part, stop)
+            except DamageError:
+                for left in (job.part, version_path(job.part)):
+                    left.unlink(missing_ok=True)
+                raise
+            with disk_errors(job.path, "--root"):
+                job.part.replace(job.path)
+                version_path(job.part).unlink(missing_ok=True)
+                sync_folder(job.path.parent)
+
+        _together(bring, jobs)
+
+
+class _Megabytes:
+    """Bytes of several archives -> one progress in megabytes, with each archive's share in the note."""
+
+    def __init__(self, progress: Progress, had: dict[str, int]) -> None:
+        self._progress = progress
+        self._bytes = had
+        self._arrived = self._shown = 0
+        self._lock = threading.Lock()
+
+    def add(self, archive: Archive, count: int) -> None:
+        with self._lock:
+            self._bytes[archive.name] += count
+            self._arrived += count
+            now = round(self._arrived / 1e6)
+            share = f" {100 * self._bytes[archive.name] // archive.size}%" if archive.size else ""
+            self._progress.advance(now - self._shown, note=f"{archive.name}{share}")
+            self._shown = now
+
+
+def _download(job: _Job, page: str, stop: threading.Event, arrived: Callable[[int], None]) -> None:
+    assert job.url is not None
+    by_hand = f"Or get {job.archive.name} elsewhere (its page: {page}), put it into {job.path.parent} and run the same command again."
+
+    def count(arriving: int) -> None:
+        job.fetched = max(job.fetched + arriving, 0)
+        arrived(arriving)
+
+    with disk_errors(job.path, "--root"):
+        download_resumed(
+            job.url,
+            job.part,
+            size=job.archive.size,
+            at_most=MAX_ARCHIVE_BYTES,
+            stop=stop,
+            arrived=count,
+            advice=by_hand,
+            again=f"Run the same command again: it goes on where it stopped. {by_hand}",
+        )
+
+
+def _check_archive(job: _Job, path: Path, stop: threading.Event) -> None:
+    """Refuse an archive that is not the one that was published.
+
+    Raises:
+        DamageError: Another size or MD5; names both.
+    """
+    wanted, size = job.archive, _bytes_of(path)
+    advice = f"Delete it if it is there, and run the same command again. If you are sure of it, unpack it into {job.into} yourself."
+    if wanted.size is not None and size != wanted.size:
+        raise DamageError(f"{job.path}: has {size} bytes, it was published with {wanted.size}. {advice}")
+    if wanted.md5 is None:
+        return
+    found = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            if stop.is_set():
+                raise Stopped
+            found.update(chunk)
+    if found.hexdigest() != wanted.md5:
+        raise DamageError(f"{job.path}: has the MD5 {found.hexdigest()}, it was published with {wanted.md5}. {advice}")
+
+
+def _unpack(jobs: Sequence[_Job], *, quiet: bool) -> None:
+    """Write what is not there whole, and then the receipt: it says that everything is."""
+    with Progress("Unpacking", total=sum(len(job.members) for job in jobs), unit="files", quiet=quiet) as progress:
+
+        def unpack(job: _Job, stop: threading.Event) -> None:
+            job.written = unzip(job.path, job.members, job.into, done=progress.advance, stop=stop)
+            os.sync()
+            files = [[member.name, member.size, member.crc32] for member in job.members]
+            write_json(job.receipt, {"format_version": FORMAT_VERSION, "archive": job.archive.name, "files": files})
+
+        _together(unpack, jobs)
+
+
+def _together(work: Callable[[_Job, threading.Event], None], jobs: Sequence[_Job]) -> None:
+    """Work on all archives at a time; the first that fails, or Ctrl-C, stops the others between two pieces."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(max(len(jobs), 1)) as pool:
+        tasks = [pool.submit(work, job, stop) for job in jobs]
+        try:
+            wait(tasks, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+    problems = [problem for task in tasks if (problem := task.exception()) is not None]
+    for problem in sorted(problems, key=lambda problem: isinstance(problem, Stopped)):
+        raise problem

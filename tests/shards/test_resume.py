@@ -1,0 +1,132 @@
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shards import resume
+from shards.errors import DamageError, InputError, ResourceError
+from shards.fetch import Stopped
+from shards.resume import download_resumed, version_path
+from tests.range_server import RangeServer, range_server
+
+LARGE = 10**9
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(resume, "BACKOFF_SECONDS", (0.01, 0.01, 0.01))
+    with range_server() as server:
+        yield server
+
+
+def test_a_file_comes_whole_over_http_without_any_package(server: RangeServer, tmp_path: Path) -> None:
+    content = server.files["/a"] = os.urandom(3_000_000)
+    arrived: list[int] = []
+    download_resumed(f"{server.url}/a", tmp_path / "a", size=len(content), at_most=LARGE, arrived=arrived.append)
+    assert (tmp_path / "a").read_bytes() == content
+    assert sum(arrived) == len(content)
+
+
+def test_a_cut_connection_goes_on_behind_what_has_come(server: RangeServer, tmp_path: Path) -> None:
+    content = server.files["/a"] = os.urandom(300_000)
+    server.cut["/a"] = (100_000, 2)
+    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    assert (tmp_path / "a").read_bytes() == content
+    assert server.requests("/a") == [None, "bytes=100000-", "bytes=200000-"]
+
+
+def test_attempts_that_bring_something_are_without_end_and_those_in_vain_are_four(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "WORTH_BYTES", 10_000)
+    content = server.files["/a"] = os.urandom(200_000)
+    server.cut["/a"] = (10_000, 15)
+    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    assert (tmp_path / "a").read_bytes() == content
+    server.cut["/b"], server.files["/b"] = (0, 100), content
+    with pytest.raises(ResourceError, match=r"could not be fetched in 4 attempts \(it ended after 0 of 200000 bytes\)"):
+        download_resumed(f"{server.url}/b", tmp_path / "b", at_most=LARGE)
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_file_that_has_changed_meanwhile_is_begun_anew_and_never_glued(server: RangeServer, tmp_path: Path, ignores: bool) -> None:
+    server.files["/a"] = bytes(300_000)
+    server.cut["/a"] = (100_000, 4)
+    stop = threading.Event()
+    with pytest.raises(Stopped):
+        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE, stop=stop, arrived=lambda count: stop.set() if count > 0 else None)
+    had = (tmp_path / "a").stat().st_size
+    assert 0 < had <= 100_000
+    content = server.files["/a"] = os.urandom(400_000)
+    server.cut.clear()
+    server.ignores_if_range = ignores
+    arrived = [had]
+    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE, arrived=arrived.append)
+    assert (tmp_path / "a").read_bytes() == content
+    assert sum(arrived) == len(content)
+
+
+def test_a_part_without_a_name_of_its_state_or_of_another_url_is_begun_anew(server: RangeServer, tmp_path: Path) -> None:
+    server.etags = False
+    content = server.files["/a"] = os.urandom(300_000)
+    server.cut["/a"] = (100_000, 1)
+    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    assert (tmp_path / "a").read_bytes() == content
+    assert server.requests("/a") == [None, None]
+    (tmp_path / "b").write_bytes(b"what a stranger left")
+    download_resumed(f"{server.url}/a", tmp_path / "b", at_most=LARGE)
+    assert (tmp_path / "b").read_bytes() == content
+    (tmp_path / "a").write_bytes(content[:5])
+    version_path(tmp_path / "a").write_text("{}")
+    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    assert (tmp_path / "a").read_bytes() == content
+
+
+def test_a_server_without_ranges_sends_all_of_it_again(server: RangeServer, tmp_path: Path) -> None:
+    server.ranges = False
+    content = server.files["/a"] = os.urandom(300_000)
+    server.cut["/a"] = (100_000, 1)
+    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    assert (tmp_path / "a").read_bytes() == content
+
+
+def test_a_whole_part_is_not_asked_for_and_a_part_that_is_too_long_begins_anew(server: RangeServer, tmp_path: Path) -> None:
+    content = server.files["/a"] = os.urandom(100_000)
+    for _ in range(2):
+        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    assert len(server.asked) == 1
+    (tmp_path / "a").write_bytes(content + b"more")
+    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    assert (tmp_path / "a").read_bytes() == content
+    assert server.requests("/a") == [None, "bytes=100004-", None]
+
+
+def test_another_size_than_was_published_is_refused_before_anything_comes(server: RangeServer, tmp_path: Path) -> None:
+    server.files["/a"] = bytes(100_000)
+    with pytest.raises(DamageError, match=r"/a: has 100000 bytes, it should have 7\. Look elsewhere"):
+        download_resumed(f"{server.url}/a", tmp_path / "a", size=7, at_most=LARGE, advice="Look elsewhere.")
+    with pytest.raises(DamageError, match="sends more than 1000 bytes"):
+        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=1000)
+    assert not (tmp_path / "a").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "says", "requests"),
+    [(404, InputError, "there is no such file", 1), (403, ResourceError, "not allowed", 1), (503, ResourceError, "in 4 attempts .*503", 4)],
+)
+def test_what_a_server_refuses_is_said_by_name(
+    server: RangeServer, tmp_path: Path, status: int, error: type[Exception], says: str, requests: int
+) -> None:
+    server.status["/a"] = status
+    with pytest.raises(error, match=f"^{server.url}/a: .*{says}"):
+        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    assert len(server.asked) == requests
+
+
+@pytest.mark.parametrize("url", ["ftp://host/a", "file:///etc/passwd", "s3://bucket/a"])
+def test_resumed_downloads_are_of_http_alone(tmp_path: Path, url: str) -> None:
+    with pytest.raises(InputError, match="over http:// or https:// only"):
+        download_resumed(url, tmp_path / "a", at_most=LARGE)
