@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.captions import CaptionedImage, read_coco
+from pipeline.caption_files import CaptionSource, SplitCaptions, read_captions, splits_of
+from pipeline.captions import CaptionedImage
 from pipeline.executors import run_tasks
 from pipeline.images import ImageError, Resize, read_image_file, stored_jpeg
 from pipeline.progress import Progress
@@ -68,6 +69,10 @@ class ShardSummary:
     digest: str
 
 
+class NothingUsableError(InputError):
+    """No image of a split can be used."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
     """All that a worker needs to make one shard.
@@ -95,10 +100,31 @@ class _Result:
     rejects: dict[str, int]
 
 
+def write_splits(*, captions: CaptionSource, split: str | None = None, **settings: Any) -> dict[str, ShardSummary]:
+    """Write every split that the captions name, or one of them; as :func:`pipeline.caption_files.splits_of` says.
+
+    Args:
+        settings: As for :func:`write_shards`.
+
+    Raises:
+        InputError: As :func:`write_shards`; a split of which no image can be used is told when all others are there.
+    """
+    empty: list[InputError] = []
+    done = {}
+    for name, part in splits_of(read_captions(captions), captions, split).items():
+        try:
+            done[name] = write_shards(captions=part, split=name, **settings)
+        except NothingUsableError as error:
+            empty.append(error)
+    if empty:
+        raise empty[0]
+    return done
+
+
 def write_shards(
     *,
     images: Path,
-    captions: Path,
+    captions: Path | SplitCaptions,
     out: Path,
     split: str = "train",
     config: ShardConfig,
@@ -114,7 +140,7 @@ def write_shards(
 
     Args:
         images: The folder that the annotation's file names are relative to.
-        captions: A COCO caption file.
+        captions: A captions file, as :func:`pipeline.caption_files.read_captions` reads it; or what was read.
         out: The dataset's folder: new, empty, or a dataset with the same config.
         split: Name of the split that is written.
         shard_size: Images per shard (positions in the plan; rejected images leave gaps).
@@ -140,8 +166,10 @@ def write_shards(
     if not images.is_dir():
         raise InputError(f"{images}: no such folder (--images should name the folder that holds the photographs).")
     check_out(out)
-    records, plan_rejects = read_coco(captions)
-    records = records[:limit]
+    if isinstance(captions, Path):
+        source = CaptionSource(paths=(captions,))
+        captions = splits_of(read_captions(source), source, split)[split]
+    records = captions.records[:limit]
     plan = {
         "planned": len(records),
         "shard_size": shard_size,
@@ -157,8 +185,8 @@ def write_shards(
                 split=split,
                 index=index,
                 start=start,
-                records=tuple(records[start : start + shard_size]),
-                plan_rejects=tuple(plan_rejects) if index == 0 else (),
+                records=records[start : start + shard_size],
+                plan_rejects=captions.rejects if index == 0 else (),
                 images=images,
                 config=config,
                 check_sources=check_sources,
@@ -273,7 +301,7 @@ def _finish(images: Path, out: Path, split: str, config: ShardConfig, plan: dict
         _commit_split(out, split, config, plan, summary, sidecars)
     if summary.images == 0:
         totals = _totals(summary.rejects) or "the annotation lists none"
-        raise InputError(f"{out}: no image of split {split!r} could be used ({totals}). See {out / REJECTS_FILE}; check --images {images}.")
+        raise NothingUsableError(f"{out}: no image of split {split!r} could be used ({totals}). See {out / REJECTS_FILE}; check --images {images}.")
     return summary
 
 
