@@ -104,6 +104,12 @@ def say(text: str) -> None:
     click.echo(text)
 
 
+def show_rejects(rejects: dict[str, int], lines: Path) -> None:
+    """What was left out, if anything was."""
+    if rejects:
+        say(f"Left out: {', '.join(f'{count} {reason}' for reason, count in rejects.items())}. Each has a line in {lines}.")
+
+
 def next_step(text: str) -> None:
     """The last line: what to run next."""
     click.echo(f"Next: {text}")
@@ -305,12 +311,42 @@ def shard(
         kept = f"{summary.kept} were there already"
         kept = "all were there already and are whole: nothing was written" if summary.kept == summary.shards else kept
         say(f"{out}: split {name} holds {summary.images} images with {summary.captions} captions in {summary.shards} shards ({kept}).")
-        if summary.rejects:
-            totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items())
-            say(f"Left out: {totals}. Each has a line in {out / REJECTS_FILE}.")
+        show_rejects(summary.rejects, out / REJECTS_FILE)
     next_step(
         f"python cli.py vocab --shards {out} --out {out.parent / 'vocab.json'}, or python cli.py cache-features --shards {out} --out {out}-features"
     )
+
+
+@command(
+    "index",
+    "python cli.py index data/cc3m --size 256 --resize shortest",
+    "python cli.py index data/cc3m --size 256 --resize shortest --split val --tars '0033*.tar'",
+)
+@click.argument("folder", type=Folder)
+@click.option("--split", default="train", help="Name of the split that the tars become.")
+@click.option(
+    "--tars", multiple=True, metavar="PATTERN", help="Which of the folder's tars; may be given several times. [default: all in no other split]"
+)
+@click.option("--size", type=int, default=256, help="The size that the images were given: img2dataset's --image_size.")
+@click.option(
+    "--resize",
+    "mode",
+    type=RESIZE_MODE,
+    required=True,
+    help="How: shortest for img2dataset's keep_ratio and center_crop, pad for border, none for no (at least SIZE) and keep_ratio_largest.",
+)
+@workers_option
+def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str, workers: int) -> None:
+    """Make the tars of img2dataset in FOLDER usable as --shards: writes sidecars beside them, and leaves the tars as they are."""
+    from pipeline.images import Resize
+    from pipeline.index import index_tars
+    from shards.manifest import REJECTS_FILE
+
+    summary = index_tars(folder, split=split, tars=tars, resize=Resize(size=size, mode=mode), workers=workers, quiet=False)
+    kept = f"{summary.kept} were indexed already"
+    say(f"{folder}: split {split} holds {summary.images} images with {summary.captions} captions in {summary.shards} tars ({kept}).")
+    show_rejects(summary.rejects, folder / REJECTS_FILE)
+    next_step(f"python cli.py verify {folder} --deep, or python cli.py cache-features --shards {folder} --out {folder}-features")
 
 
 @command("verify", "python cli.py verify data/shards --deep", "python cli.py verify data/features")
@@ -356,8 +392,8 @@ def report_shards(folder: Path, reports: "list[SplitReport]") -> None:
     bad = [report.name for report in reports if not report.whole]
     if bad:
         raise click.ClickException(
-            f"{folder}: damaged (split {', '.join(bad)}). Run the shard command of that split again, with the options of the first time and "
-            f"--out {folder}: it keeps what is whole and makes only the rest anew."
+            f"{folder}: damaged (split {', '.join(bad)}). Run the shard command of that split again (index, for tars made "
+            f"elsewhere), with the options of the first time and --out {folder}: it keeps what is whole and makes only the rest anew."
         )
 
 
@@ -534,9 +570,7 @@ def import_features(
         filter=filter_,
         quiet=False,
     )
-    if summary.rejects:
-        totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items())
-        click.echo(f"Left out: {totals}. Each has a line in {out / REJECTS_FILE}.", err=True)
+    show_rejects(summary.rejects, out / REJECTS_FILE)
     if summary.zeros:
         click.echo(f"{npy}: the features of {summary.zeros} images are all 0. Were they computed?", err=True)
     if summary.network.preprocessing is None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.captions import CaptionFile, Row, gather
+from pipeline.images import ENDINGS
 from shards.errors import InputError
 from shards.manifest import Reject
 
@@ -14,7 +15,6 @@ MAX_FILE_BYTES = 2 << 30
 # Of a .txt file beside an image.
 MAX_CAPTIONS_BYTES = 1 << 20
 TOKEN_LINE = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 BOM = "\ufeff"
 
 
@@ -102,7 +102,7 @@ def read_folder(path: Path) -> CaptionFile:
 def _folder_rows(files: dict[Path, Path]) -> Iterator[Row | Reject]:
     described = set()
     for name in sorted(files):
-        if name.suffix.lower() in IMAGE_ENDINGS:
+        if name.suffix.lower() in ENDINGS:
             beside = name.with_suffix(".txt")
             described.add(beside)
             lines = text_lines(files[beside], at_most=MAX_CAPTIONS_BYTES) if beside in files else ()

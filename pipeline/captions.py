@@ -108,7 +108,7 @@ def gather(rows: Iterable[Row | Reject]) -> CaptionFile:
             left_out.append(_reject(row.file_name, "other_split", f"also a row of split {row.split}; the first one, {split}, is kept"))
             continue
         for text in row.captions:
-            caption = Caption(id=next(counted), text=_storable(text))
+            caption = Caption(id=next(counted), text=storable(text))
             if caption.text.strip():
                 captions.append(caption)
             else:
@@ -194,7 +194,7 @@ def _coco_file(path: Path, content: Any) -> CaptionFile:
             rejects.append(_reject(label, "caption_without_image", f"image {annotation['image_id']} is not in the file"))
         else:
             annotations[annotation["id"]] = annotation
-            annotation["caption"] = _storable(annotation["caption"])
+            annotation["caption"] = storable(annotation["caption"])
             if not annotation["caption"].strip():
                 file_name = images[annotation["image_id"]]["file_name"]
                 rejects.append(_reject(file_name, "empty_caption", f"{label} holds no text"))
@@ -214,7 +214,7 @@ def _coco_file(path: Path, content: Any) -> CaptionFile:
     return CaptionFile(splits={None: records}, rejects={None: rejects}, listed=tuple(listed))
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """The text without what files of text cannot hold: lone surrogates become "?", NUL a space."""
     return text if text.isascii() and "\0" not in text else text.encode("utf-8", "replace").decode().replace("\0", " ")
 
@@ -268,7 +268,7 @@ def _karpathy_file(path: Path, content: Any, restval: bool) -> CaptionFile:
         image_id, imgid = image.get("cocoid", image["imgid"]), image["imgid"]
         captions = []
         for sentence in image["sentences"]:
-            caption = Caption(id=sentence["sentid"] if by_sentid else next(counted), text=_storable(sentence["raw"]))
+            caption = Caption(id=sentence["sentid"] if by_sentid else next(counted), text=storable(sentence["raw"]))
             if caption.id in caption_ids:
                 left_out.append(_reject(f"sentence {caption.id}", "duplicate_caption_id", "the sentence's id occurs again; the first is kept"))
             elif not caption.text.strip():
