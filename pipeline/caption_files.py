@@ -50,6 +50,15 @@ class SplitCaptions:
     rejects: tuple[Reject, ...]
 
 
+def read_splits(source: CaptionSource, split: str | None = None) -> dict[str, SplitCaptions]:
+    """Read captions, split by split: :func:`read_captions`, then :func:`splits_of`.
+
+    Raises:
+        InputError: As these.
+    """
+    return splits_of(read_captions(source), source, split)
+
+
 def splits_of(found: CaptionFile, source: CaptionSource, split: str | None = None) -> dict[str, SplitCaptions]:
     """The splits that captions name, in the order in which they name them.
 
@@ -165,14 +174,15 @@ def merge(files: Sequence[CaptionFile]) -> CaptionFile:
     caption_ids = _Ids(caption.id for file in files for records in file.splits.values() for record in records for caption in record.captions)
     merged: list[_Merged] = []
     rejects: dict[str | None, list[Reject]] = {}
-    earlier: dict[str, _Merged] = {}
+    earlier: dict[str, list[_Merged]] = {}  # a file may list two images with one name: they stay two, and what comes later joins the first
     for file in files:
         of_file = []
         for split, left_out in file.rejects.items():
             rejects.setdefault(split, []).extend(left_out)
         for split, records in file.splits.items():
             for record in records:
-                image = earlier.get(record.file_name)
+                of_name = earlier.get(record.file_name, [])
+                image = of_name[0] if of_name else None
                 if image is None:
                     image = _Merged(image_id=image_ids.take(record.image_id), file_name=record.file_name, split=split, captions=[])
                     of_file.append(image)
@@ -181,7 +191,7 @@ def merge(files: Sequence[CaptionFile]) -> CaptionFile:
                     rejects.setdefault(split, []).append(Reject(file=record.file_name, reason="other_split", message=message))
                     continue
                 image.split = image.split or split
-                texts = {caption.text for caption in image.captions} if record.file_name in earlier else set()
+                texts = {caption.text for each in of_name for caption in each.captions}
                 for caption in record.captions:
                     if caption.text in texts:
                         message = f"caption {caption.id}: an earlier file says the same"
@@ -189,7 +199,8 @@ def merge(files: Sequence[CaptionFile]) -> CaptionFile:
                     else:
                         image.captions.append(Caption(id=caption_ids.take(caption.id), text=caption.text))
         merged += of_file
-        earlier = {**{image.file_name: image for image in reversed(of_file)}, **earlier}
+        for image in of_file:
+            earlier.setdefault(image.file_name, []).append(image)
     names = list(dict.fromkeys(split for file in files for split in file.splits))
     unnamed = DEFAULT_SPLIT if any(name is not None for name in names) else None
     splits: dict[str | None, list[CaptionedImage]] = {name if name is not None else unnamed: [] for name in names}

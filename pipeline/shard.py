@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.caption_files import CaptionSource, SplitCaptions, read_captions, splits_of
+from pipeline.caption_files import CaptionSource, SplitCaptions, read_splits
 from pipeline.captions import CaptionedImage
 from pipeline.executors import run_tasks
 from pipeline.images import ImageError, Resize, read_image_file, stored_jpeg
@@ -113,7 +113,7 @@ def write_splits(*, captions: CaptionSource, split: str | None = None, **setting
     """
     empty: list[InputError] = []
     done = {}
-    for name, part in splits_of(read_captions(captions), captions, split).items():
+    for name, part in read_splits(captions, split).items():
         try:
             done[name] = write_shards(captions=part, split=name, **settings)
         except NothingUsableError as error:
@@ -169,8 +169,7 @@ def write_shards(
         raise InputError(f"{images}: no such folder (--images should name the folder that holds the photographs).")
     check_out(out)
     if isinstance(captions, Path):
-        source = CaptionSource(paths=(captions,))
-        captions = splits_of(read_captions(source), source, split)[split]
+        captions = read_splits(CaptionSource(paths=(captions,)), split)[split]
     records = captions.records[:limit]
     plan = {
         "planned": len(records),
