@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from pipeline.tokenizer import tokenize
-from shards.atomic import read_json
 from shards.errors import InputError
 from shards.manifest import SPLIT_NAME, Reject
 
@@ -132,16 +131,6 @@ def _usable(image_id: int, file_name: str, captions: Iterable[Caption], rejects:
     return []
 
 
-def read_coco(path: Path) -> tuple[list[CaptionedImage], list[Reject]]:
-    """Read a COCO caption file; what :func:`coco_file` finds in it.
-
-    Raises:
-        InputError: No such file, or not a COCO caption file.
-    """
-    found = coco_file(path, read_json(path, what="COCO caption file"))
-    return found.splits[None], found.rejects[None]
-
-
 def coco_file(path: Path, content: Any) -> CaptionFile:
     """A COCO caption file (https://cocodataset.org/#format-data, "Image Captioning"), indexed by pycocotools.
 
@@ -221,15 +210,6 @@ def storable(text: str) -> str:
 
 def _reject(file: str, reason: str, message: str) -> Reject:
     return Reject(file=file, reason=reason, message=message)
-
-
-def read_karpathy(path: Path, *, restval: bool = True) -> CaptionFile:
-    """Read a Karpathy split file; as :func:`karpathy_file`.
-
-    Raises:
-        InputError: No such file, or not a Karpathy split file.
-    """
-    return karpathy_file(path, read_json(path, what="Karpathy split file"), restval=restval)
 
 
 def karpathy_file(path: Path, content: Any, *, restval: bool = True) -> CaptionFile:

@@ -144,7 +144,8 @@ def _fetch_sidecar(tar: Path, url: str) -> None:
         download(f"{url}/{path.name}", temporary, at_most=MAX_SIDECAR_BYTES, advice=ADVICE)
         with _named(temporary, f"{url}/{path.name}"):
             sidecar = read_sidecar(temporary)
-        if not path.is_file() or read_sidecar(path).tar_sha256 != sidecar.tar_sha256:
+        before = read_sidecar(path) if path.is_file() else None
+        if before is None or (before.tar_sha256, before.records) != (sidecar.tar_sha256, sidecar.records):
             for stale in (tar, records_path(tar)):
                 stale.unlink(missing_ok=True)
 
