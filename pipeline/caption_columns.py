@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.caption_lines import text_lines
-from pipeline.captions import CaptionFile, Row, gather
+from pipeline.captions import FORMS, CaptionFile, Row, gather
 from shards.errors import InputError
 from shards.manifest import SPLIT_NAME, Reject
 
@@ -105,7 +105,7 @@ def _known(columns: Columns | None, path: Path, names: Iterable[str]) -> Columns
     if columns is None:
         raise InputError(
             f"{path}: has no column of images, or none of captions, by a usual name (there: {', '.join(names)[:500] or 'none'}). "
-            "Name them: --column image=NAME --column caption=NAME."
+            f"Name them: --column image=NAME --column caption=NAME. Or is it something else? Captions may be: {FORMS}."
         )
     return columns
 

@@ -9,17 +9,20 @@ from typing import Any
 
 from pipeline.caption_columns import delimiter_of, read_delimited, read_json_lines, read_json_list, read_parquet
 from pipeline.caption_lines import BOM, TOKEN_LINE, read_folder, read_split_list, read_tokens
-from pipeline.captions import Caption, CaptionedImage, CaptionFile, coco_file, karpathy_file, no_garbage_collection
+from pipeline.captions import FORMS, Caption, CaptionedImage, CaptionFile, coco_file, karpathy_file, no_garbage_collection
 from shards.atomic import read_json
 from shards.errors import InputError
 from shards.manifest import Reject, check_split_name
 
 DEFAULT_SPLIT = "train"
 BEGINNING_BYTES = 1 << 16
-FORMS = (
-    'COCO caption JSON ("images" and "annotations"); a Karpathy split file ("images" with "sentences"); a token file (NAME#0, a tab, a caption); '
-    "CSV, TSV, JSON lines, a JSON list or Parquet with columns of images and captions; a folder of images beside .txt files"
-)
+# What others than UTF-8 text and Parquet begin with
+MARKS = {
+    b"\xff\xfe": "is UTF-16: save it as UTF-8",
+    b"\xfe\xff": "is UTF-16: save it as UTF-8",
+    b"\x1f\x8b": "is compressed: unpack it",
+    b"PK": "is compressed: unpack it",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,9 @@ def read_captions_file(path: Path, *, columns: Mapping[str, str], restval: bool)
     beginning = _beginning(path)
     if beginning.startswith(b"PAR1"):
         return read_parquet(path, columns)
+    for mark, problem in MARKS.items():
+        if beginning.startswith(mark):
+            raise InputError(f"{path}: {problem} first.")
     text = beginning.decode("utf-8", "replace").removeprefix(BOM).lstrip()
     line = text.partition("\n")[0].rstrip("\r")
     if text.startswith(("{", "[")):
@@ -113,7 +119,7 @@ def read_captions_file(path: Path, *, columns: Mapping[str, str], restval: bool)
     delimiter = delimiter_of(line, columns)
     if delimiter is not None:
         return read_delimited(path, delimiter, columns)
-    shown = "is empty" if not text else f"begins with {line[:40]!r}"
+    shown = "is empty" if not text else "is no text" if b"\0" in beginning else f"begins with {line[:40]!r}"
     raise InputError(
         f"{path}: {shown}, which is no form of captions that is known. Known are: {FORMS}. "
         "If it is a table with other names, name them: --column image=NAME --column caption=NAME."

@@ -18,6 +18,10 @@ from pipeline.tokenizer import tokenize
 from shards.errors import InputError
 from shards.manifest import SPLIT_NAME, Reject
 
+FORMS = (
+    'COCO caption JSON ("images" and "annotations"); a Karpathy split file ("images" with "sentences"); a token file (NAME#0, a tab, a caption); '
+    "CSV, TSV, JSON lines, a JSON list or Parquet with columns of images and captions; a folder of images beside .txt files"
+)
 PLAIN_NAME = re.compile(r"\w[\w.-]*")
 
 

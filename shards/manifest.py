@@ -24,7 +24,8 @@ DATASET_FILE = "dataset.json"
 REJECTS_FILE = "rejects.jsonl"
 REPAIR_SHARD = "Run the shard command again: it rebuilds this shard."
 REPAIR_INDEXED = "Run the index command again: it reads this tar anew."
-REPAIR_DATASET = "Delete it, then run the shard command of each split again: whole shards are kept."
+REPAIR_SIDECAR = "Run the shard command again (index, for tars made elsewhere): it makes it anew."
+REPAIR_DATASET = "Delete it, then run the shard command of each split again: whole shards are kept. Of tars made elsewhere: the index command."
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
 MAX_SHARDS = 10**6  # a shard's number has six digits
 SHARD_FILE = re.compile(rf"({SPLIT_NAME.pattern})-(\d{{6}})\.(tar|json)")
@@ -343,8 +344,8 @@ def read_sidecar(path: Path) -> Sidecar:
         DamageError: It is damaged.
         MismatchError: Another format version.
     """
-    content = read_own_json(path, what="shard sidecar", format_version=FORMAT_VERSION, repair=REPAIR_SHARD)
-    _check_seal(path, content, REPAIR_SHARD)
+    content = read_own_json(path, what="shard sidecar", format_version=FORMAT_VERSION, repair=REPAIR_SIDECAR)
+    _check_seal(path, content, REPAIR_SIDECAR)
     try:
         rows = [[_natural(number) for number in row[1:]] for row in content["samples"]]
         samples = SampleColumns([str(row[0]) for row in content["samples"]], np.array(rows, dtype=np.int64).reshape(len(rows), 7))
@@ -364,7 +365,7 @@ def read_sidecar(path: Path) -> Sidecar:
         if not samples.inside(sidecar.tar_bytes, sidecar.tar_bytes if sidecar.records is None else sidecar.records.bytes):
             raise ValueError("a member ends beyond its file")
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-        raise DamageError(f"{path}: damaged sidecar ({error}). {REPAIR_SHARD}") from None
+        raise DamageError(f"{path}: damaged sidecar ({error}). {REPAIR_SIDECAR}") from None
     return sidecar
 
 
@@ -424,7 +425,7 @@ def open_split(folder: Path, split: str, *, whole: bool = True) -> Split:
     for index in range(summary["shards"]):
         tar = tar_path(folder, split, summary, index)
         if not sidecar_path(tar).is_file():
-            raise DamageError(f"{tar}: its sidecar is missing. {REPAIR_SHARD}")
+            raise DamageError(f"{tar}: its sidecar is missing. {REPAIR_SIDECAR}")
         sidecar = read_sidecar(sidecar_path(tar))
         if whole and mirror is None:
             check_size(tar, sidecar)

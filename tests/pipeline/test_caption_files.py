@@ -1,3 +1,4 @@
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.caption_files import FORMS, CaptionSource, merge, read_captions, read_splits
-from pipeline.captions import Caption, CaptionedImage, CaptionFile
+from pipeline.caption_files import CaptionSource, merge, read_captions, read_splits
+from pipeline.captions import FORMS, Caption, CaptionedImage, CaptionFile
 from shards.errors import InputError
 from shards.manifest import Reject, open_split, read_dataset_file
 from shards.tar import read_records
@@ -56,7 +57,8 @@ def test_a_form_is_known_by_its_content_whatever_the_file_is_called(tmp_path: Pa
     ("content", "says"),
     [
         (b"", "is empty"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "begins with"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "is no text"),
+        (b'{"info": {}}', "has no column of images, or none of captions"),
         (b"A dog runs.\nA cat, too.\n", "begins with 'A dog runs.'"),
         (b"url,alt\nx,y\n", r"begins with 'url,alt'.*--column image=NAME --column caption=NAME"),
     ],
@@ -67,6 +69,13 @@ def test_content_of_no_known_form_is_an_error_that_names_the_file_and_the_forms(
     with pytest.raises(InputError, match=rf"captions\.json: {says}") as error:
         read_captions(source(path))
     assert FORMS in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "says"), [("image,caption".encode("utf-16"), "is UTF-16"), (gzip.compress(b"image,caption"), "is compressed")])
+def test_a_file_that_has_to_become_utf_8_text_first_says_so(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "c.csv").write_bytes(content)
+    with pytest.raises(InputError, match=rf"c\.csv: {says}"):
+        read_captions(source(tmp_path / "c.csv"))
 
 
 def test_json_in_another_encoding_is_an_error_that_names_the_line(tmp_path: Path) -> None:
