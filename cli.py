@@ -25,6 +25,7 @@ from shards.errors import CapstreamError, SaidElsewhereError
 if TYPE_CHECKING:
     from model.decoding import Decoding
     from pipeline.cache_features import CacheSummary
+    from pipeline.caption_files import CaptionSource
     from pipeline.checkpoints import Which
     from pipeline.scores import ScoreFile
     from pipeline.scoring import Ptb
@@ -128,6 +129,12 @@ def note(text: str) -> None:
         click.echo(text, err=True)
 
 
+def show_rejects(rejects: dict[str, int], lines: Path) -> None:
+    """What was left out, if anything was."""
+    if rejects:
+        note(f"Left out: {', '.join(f'{count} {reason}' for reason, count in rejects.items())}. Each has a line in {lines}.")
+
+
 def next_step(text: str, *, err: bool = False) -> None:
     """The last line: what to run next. ``err``: standard output holds something else."""
     if Telling.as_json and not Telling.quiet:
@@ -212,6 +219,50 @@ checkpoint_option = click.option(
 )
 
 
+def captions_options(help_text: str, *, several: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """--captions, and what says how it is to be read."""
+    options = [
+        click.option("--captions", type=Folder, required=True, multiple=several, help=help_text),
+        click.option("--split", default=None, show_default="train, or all that the captions name", help="Which split, or what to call the only one."),
+        click.option(
+            "--split-list", "split_lists", multiple=True, metavar="SPLIT=FILE", help="A split's images, one name per line; once for each split."
+        ),
+        click.option("--column", "columns", multiple=True, metavar="ROLE=NAME", help="Of tables: the column of each image, caption or split."),
+        click.option("--no-restval", is_flag=True, help="Of Karpathy's files: keep split restval apart; else it becomes part of train."),
+    ]
+
+    def add(function: Callable[P, R]) -> Callable[P, R]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def caption_source(captions: tuple[Path, ...], split_lists: tuple[str, ...], columns: tuple[str, ...], no_restval: bool) -> "CaptionSource":
+    """What the options of :func:`captions_options` ask for."""
+    from pipeline.caption_columns import USUAL
+    from pipeline.caption_files import CaptionSource
+    from shards.manifest import check_split_name
+
+    def pair(option: str, value: str) -> tuple[str, str]:
+        name, equals, rest = value.partition("=")
+        if not (name and equals and rest):
+            raise click.UsageError(f"{option} {value}: two things with = between them are expected.")
+        return name, rest
+
+    roles = dict(pair("--column", value) for value in columns)
+    if unknown := [role for role in roles if role not in USUAL]:
+        raise click.UsageError(f"--column {unknown[0]}=...: the roles are {', '.join(USUAL)}.")
+    lists = [pair("--split-list", value) for value in split_lists]
+    return CaptionSource(
+        paths=captions,
+        split_lists=tuple((check_split_name(split), Path(file)) for split, file in lists),
+        columns=roles,
+        restval=not no_restval,
+    )
+
+
 @command(
     "download",
     "python cli.py download coco2014",
@@ -252,11 +303,14 @@ def synth(out: Path, images: int, seed: int, workers: int) -> None:
     next_step(f"python cli.py shard --images {out}/images --captions {out}/captions_train.json --out {out}-shards --split train")
 
 
-@command("shard", "python cli.py shard --images data/train2014 --captions data/captions_train2014.json --out data/shards --split train")
+@command(
+    "shard",
+    "python cli.py shard --images data/train2014 --captions data/captions_train2014.json --out data/shards --split train",
+    "python cli.py shard --images data/Flickr8k --captions dataset_flickr8k.json --out data/shards",
+)
 @click.option("--images", type=Folder, required=True, help="Folder that the annotation's file names are relative to.")
-@click.option("--captions", type=Folder, required=True, help="COCO caption JSON.")
+@captions_options("Captions in any form: COCO, Karpathy, Flickr, CSV, JSON lines, Parquet, a folder; several come together.", several=True)
 @click.option("--out", type=Folder, required=True, help="The shard dataset's folder; another --split adds to it.")
-@click.option("--split", default="train", help="Name of the split to write.")
 @click.option("--size", type=int, default=256, help="Side of the resized images, in pixels.")
 @click.option(
     "--resize",
@@ -275,9 +329,12 @@ def synth(out: Path, images: int, seed: int, workers: int) -> None:
 @click.option("--retry-rejected", is_flag=True, help="Make shards with rejected photographs again.")
 def shard(
     images: Path,
-    captions: Path,
+    captions: tuple[Path, ...],
+    split: str | None,
+    split_lists: tuple[str, ...],
+    columns: tuple[str, ...],
+    no_restval: bool,
     out: Path,
-    split: str,
     size: int,
     mode: str,
     filter_: str,
@@ -295,12 +352,12 @@ def shard(
     if workers > 1:  # before the slow imports of this process: both go on side by side
         warm_up("pipeline.shard", "nltk.tokenize")
     from pipeline.images import Resize
-    from pipeline.shard import ShardConfig, write_shards
+    from pipeline.shard import ShardConfig, write_splits
     from shards.manifest import REJECTS_FILE
 
-    summary = write_shards(
+    done = write_splits(
         images=images,
-        captions=captions,
+        captions=caption_source(captions, split_lists, columns, no_restval),
         out=out,
         split=split,
         config=ShardConfig(resize=Resize(size=size, mode=mode, filter=filter_), quality=quality),
@@ -312,14 +369,46 @@ def shard(
         workers=workers,
         quiet=False,
     )
-    done = "all were there already and are whole: nothing was written" if summary.kept == summary.shards else f"{summary.kept} were there already"
-    say(f"{out}: split {split} holds {summary.images} images with {summary.captions} captions in {summary.shards} shards ({done}).")
-    if summary.rejects:
-        totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items())
-        say(f"Left out: {totals}. Each has a line in {out / REJECTS_FILE}.")
+    for name, summary in done.items():
+        kept = f"{summary.kept} were there already"
+        kept = "all were there already and are whole: nothing was written" if summary.kept == summary.shards else kept
+        say(f"{out}: split {name} holds {summary.images} images with {summary.captions} captions in {summary.shards} shards ({kept}).")
+        show_rejects(summary.rejects, out / REJECTS_FILE)
     next_step(
         f"python cli.py vocab --shards {out} --out {out.parent / 'vocab.json'}, or python cli.py cache-features --shards {out} --out {out}-features"
     )
+
+
+@command(
+    "index",
+    "python cli.py index data/cc3m --size 256 --resize shortest",
+    "python cli.py index data/cc3m --size 256 --resize shortest --split val --tars '0033*.tar'",
+)
+@click.argument("folder", type=Folder)
+@click.option("--split", default="train", help="Name of the split that the tars become.")
+@click.option(
+    "--tars", multiple=True, metavar="PATTERN", help="Which of the folder's tars; may be given several times. [default: all in no other split]"
+)
+@click.option("--size", type=int, default=256, help="The size that the images were given: img2dataset's --image_size.")
+@click.option(
+    "--resize",
+    "mode",
+    type=RESIZE_MODE,
+    required=True,
+    help="How: shortest for img2dataset's keep_ratio and center_crop, pad for border, none for no (at least SIZE) and keep_ratio_largest.",
+)
+@workers_option
+def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str, workers: int) -> None:
+    """Make the tars of img2dataset in FOLDER usable as --shards: writes sidecars beside them, and leaves the tars as they are."""
+    from pipeline.images import Resize
+    from pipeline.index import index_tars
+    from shards.manifest import REJECTS_FILE
+
+    summary = index_tars(folder, split=split, tars=tars, resize=Resize(size=size, mode=mode), workers=workers, quiet=False)
+    kept = f"{summary.kept} were indexed already"
+    say(f"{folder}: split {split} holds {summary.images} images with {summary.captions} captions in {summary.shards} tars ({kept}).")
+    show_rejects(summary.rejects, folder / REJECTS_FILE)
+    next_step(f"python cli.py verify {folder} --deep, or python cli.py cache-features --shards {folder} --out {folder}-features")
 
 
 @command("verify", "python cli.py verify data/shards --deep", "python cli.py verify data/features")
@@ -365,8 +454,8 @@ def report_shards(folder: Path, reports: "list[SplitReport]") -> None:
     bad = [report.name for report in reports if not report.whole]
     if bad:
         raise click.ClickException(
-            f"{folder}: damaged (split {', '.join(bad)}). Run the shard command of that split again, with the options of the first time and "
-            f"--out {folder}: it keeps what is whole and makes only the rest anew."
+            f"{folder}: damaged (split {', '.join(bad)}). Run the shard command of that split again (index, for tars made "
+            f"elsewhere), with the options of the first time and --out {folder}: it keeps what is whole and makes only the rest anew."
         )
 
 
@@ -516,9 +605,8 @@ def describe_cache(summary: "CacheSummary") -> str:
 @click.option(
     "--npy", type=Folder, required=True, help="A matrix whose row i is of the image with imgid i; or a folder with a .npy or .npz file per image."
 )
-@click.option("--captions", type=Folder, required=True, help="Karpathy split file (JSON), as dataset_coco.json.")
+@captions_options("Captions in any form, as for shard: a Karpathy split file, as dataset_coco.json, for example.")
 @click.option("--out", type=Folder, required=True, help="Folder for SPLIT.h5.")
-@click.option("--no-restval", is_flag=True, help="Keep split restval apart; else it becomes part of train.")
 @click.option(
     "--backbone", default=None, help="The network that made the features, as for cache-features. Without it no photograph can be captioned."
 )
@@ -543,23 +631,26 @@ def describe_cache(summary: "CacheSummary") -> str:
 def import_features(
     npy: Path,
     captions: Path,
-    out: Path,
+    split: str | None,
+    split_lists: tuple[str, ...],
+    columns: tuple[str, ...],
     no_restval: bool,
+    out: Path,
     backbone: str | None,
     weights: str | None,
     size: int | None,
     mode: str | None,
     filter_: str | None,
 ) -> None:
-    """Make feature files from features that you have already, and a Karpathy split file."""
+    """Make feature files from features that you have already, and their captions."""
     from pipeline.import_features import import_features
     from shards.manifest import REJECTS_FILE
 
     summary = import_features(
         npy=npy,
-        captions=captions,
+        captions=caption_source((captions,), split_lists, columns, no_restval),
         out=out,
-        restval=not no_restval,
+        split=split,
         backbone=backbone,
         weights=weights,
         size=size,
@@ -567,16 +658,14 @@ def import_features(
         filter=filter_,
         quiet=False,
     )
-    if summary.rejects:
-        totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items())
-        note(f"Left out: {totals}. Each has a line in {out / REJECTS_FILE}.")
+    show_rejects(summary.rejects, out / REJECTS_FILE)
     if summary.zeros:
         note(f"{npy}: the features of {summary.zeros} images are all 0. Were they computed?")
     if summary.network.preprocessing is None:
         note("No network was declared (--backbone, --weights): a run trained on these features cannot caption photographs.")
-    for split in summary.splits:
-        how = "was there already" if split.kept else f"imported, {summary.network.backbone}" if summary.network.preprocessing else "imported"
-        say(f"{split.path}: {split.images} images with {split.captions} captions, {summary.dim} features each ({how}).")
+    for made in summary.splits:
+        how = "was there already" if made.kept else f"imported, {summary.network.backbone}" if summary.network.preprocessing else "imported"
+        say(f"{made.path}: {made.images} images with {made.captions} captions, {summary.dim} features each ({how}).")
     next_step(f"python cli.py train --features {out} --out runs/first")
 
 
@@ -881,7 +970,7 @@ def typed_command() -> str:
 @click.option("--split", default="val", help="Which split to caption and score.")
 @decoding_options
 @click.option("--captions", type=Folder, default=None, help="Instead of --run: captions in COCO's result format, whoever made them.")
-@click.option("--references", type=Folder, default=None, help="With --captions: the COCO caption file to compare with.")
+@click.option("--references", type=Folder, default=None, help="With --captions: what to compare with, captions in any form that shard takes.")
 @click.option("--out", type=Folder, default=None, help="The score file. [default: RUN/SPLIT.scores.json, or beside --captions]")
 @click.option("--results", type=Folder, default=None, help="With --run: the captions in COCO's result format. [default: beside the score file]")
 @click.option(

@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.workload import say
+from pipeline.caption_files import CaptionSource
 from pipeline.import_features import import_features
 from pipeline.train import train
 from shards.atomic import write_json
@@ -64,7 +65,7 @@ def flickr_features(source: Path, work: Path, limit: int | None) -> None:
     content = json.loads((source / "dataset_flickr8k.json").read_text())
     chosen = [[image for image in content["images"] if image["split"] == split][:limit] for split in ("train", "val")]
     write_json(work / "captions.json", {**content, "images": list(itertools.chain(*chosen))})
-    import_features(npy=source / "features.npy", captions=work / "captions.json", out=work / "features")
+    import_features(npy=source / "features.npy", captions=CaptionSource(paths=(work / "captions.json",)), out=work / "features")
 
 
 def distances(trainings: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -200,7 +200,10 @@ def memory(s: argparse.Namespace, base: Path) -> dict[str, Any]:
 
 def plan(data: Path) -> tuple[float, int]:
     """Seconds and peak memory of reading the annotation file alone."""
-    code = "import sys; from pathlib import Path; from pipeline.captions import read_coco; read_coco(Path(sys.argv[1]))"
+    code = (
+        "import sys; from pathlib import Path; from pipeline.caption_files import CaptionSource, read_splits; "
+        "read_splits(CaptionSource(paths=(Path(sys.argv[1]),)))"
+    )
     started = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-c", code, str(data / "captions.json")], cwd=ROOT)
     _, status, usage = os.wait4(child.pid, 0)

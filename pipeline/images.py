@@ -16,6 +16,8 @@ from shards.errors import CapstreamError, InputError
 # Only what photographs come in: every decoder that is not opened is one that a hostile file cannot reach. JPEG includes the
 # multi-picture files of phones (MPO).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# What their files are called.
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_PIXELS = 120_000_000
 MAX_FILE_BYTES = 512 << 20
 ORIENTATION_TAG = 0x0112

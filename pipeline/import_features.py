@@ -1,4 +1,4 @@
-"""Features that somebody has already, and a Karpathy split file -> feature files, as ``cache-features`` would have made them.
+"""Features that somebody has already, and their captions -> feature files, as ``cache-features`` would have made them.
 
 What network made the features is known only if it is declared. Without that, a run that was trained on them captions features,
 and no photographs.
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from model.encoder import feature_dim
 from pipeline.backbones import IMPORTED, KEPT_FILE, RANDOM, Network, open_backbone, wanted_crop
 from pipeline.cache_features import check_feature_folder
-from pipeline.captions import CaptionedImage, KarpathyFile, read_karpathy
+from pipeline.caption_files import CaptionSource, SplitCaptions, read_captions, splits_of
+from pipeline.captions import CaptionedImage, ListedImage
 from pipeline.feature_arrays import Arrays, Found, open_arrays, read_half
 from pipeline.images import Resize
 from pipeline.progress import Progress
@@ -74,9 +75,9 @@ class _Plan:
 def import_features(
     *,
     npy: Path,
-    captions: Path,
+    captions: CaptionSource,
     out: Path,
-    restval: bool = True,
+    split: str | None = None,
     backbone: str | None = None,
     weights: str | None = None,
     size: int | None = None,
@@ -84,14 +85,14 @@ def import_features(
     filter: str | None = None,
     quiet: bool = True,
 ) -> ImportSummary:
-    """Write ``OUT/SPLIT.h5`` for every split of a Karpathy split file, and beside them what was left out (``rejects.jsonl``).
+    """Write ``OUT/SPLIT.h5`` for every split that the captions name, and beside them what was left out (``rejects.jsonl``).
 
     Args:
-        npy: A matrix, float (images, dim), whose row i belongs to the image with imgid i; or a folder with a vector per image, named by
-            the image's file name, with or without its ending, or by its id.
-        captions: As for :func:`pipeline.captions.read_karpathy`.
+        npy: A matrix, float (images, dim), whose row i belongs to the image with imgid i, or to the i-th one of a file without
+            imgids; or a folder with a vector per image, named by the image's file name, with or without its ending, or by its id.
+        captions: One captions file of any form: rows of a matrix are those of its images.
         out: A new or empty folder, or one with the same import.
-        restval: As for :func:`pipeline.captions.read_karpathy`.
+        split: As for :func:`pipeline.caption_files.splits_of`.
         backbone, weights: What made the features, together or not at all: as for :func:`pipeline.backbones.open_backbone`, but not random.
         size, mode, filter: How the photographs were resized before, as for :class:`pipeline.images.Resize`; by default they were squashed to
             the square that the network sees.
@@ -105,12 +106,15 @@ def import_features(
     resize = {name: value for name, value in (("size", size), ("mode", mode), ("filter", filter)) if value is not None}
     _check_options(backbone, weights, resize)
     check_feature_folder(out, REJECTS_FILE)
-    split_file = read_karpathy(captions, restval=restval)
-    arrays, found = open_arrays(npy, split_file.listed)
+    if len(captions.paths) != 1:
+        raise InputError(f"{captions}: give one --captions: the rows of a matrix of features are in the order of its images.")
+    read = read_captions(captions)
+    splits = splits_of(read, captions, split)
+    arrays, found = open_arrays(npy, read.listed)
     declared = None
     if backbone is not None and weights is not None:
         declared = _declared_network(arrays, backbone, weights, resize, kept=out / KEPT_FILE)
-    plans, rejects = _plan(split_file, arrays, found)
+    plans, rejects = _plan(splits, read.listed, arrays, found)
     zeros = _check_all(arrays, plans, quiet=quiet)
     source = arrays.sha256()
     network = declared or Network(backbone=IMPORTED, weights=IMPORTED, weights_sha256=source, preprocessing=None)
@@ -121,8 +125,8 @@ def import_features(
         if not plans:
             totals = ", ".join(f"{count} {reason}" for reason, count in _reasons(rejects).items()) or "it lists none"
             raise InputError(f"{captions}: no image of it could be used ({totals}). See {out / REJECTS_FILE}; check that --npy {npy} belongs to it.")
-        splits = tuple(_import_split(plan, out, arrays, provenances[plan.split], there.get(plan.split), quiet=quiet) for plan in plans)
-    return ImportSummary(splits=splits, dim=arrays.dim, network=network, rejects=_reasons(rejects), zeros=zeros)
+        files = tuple(_import_split(plan, out, arrays, provenances[plan.split], there.get(plan.split), quiet=quiet) for plan in plans)
+    return ImportSummary(splits=files, dim=arrays.dim, network=network, rejects=_reasons(rejects), zeros=zeros)
 
 
 def _check_options(backbone: str | None, weights: str | None, resize: dict[str, Any]) -> None:
@@ -152,15 +156,17 @@ def _declared_network(arrays: Arrays, backbone: str, weights: str, said: dict[st
     return network
 
 
-def _plan(split_file: KarpathyFile, arrays: Arrays, found: Found) -> tuple[list[_Plan], list[tuple[str, Reject]]]:
+def _plan(
+    splits: dict[str, SplitCaptions], images: Sequence[ListedImage], arrays: Arrays, found: Found
+) -> tuple[list[_Plan], list[tuple[str, Reject]]]:
     """The splits that have an image with captions and features, and what is left out: (split, reject), features without image last."""
-    listed = {image.image_id: image for image in split_file.listed}
+    listed = {image.image_id: image for image in images}
     plans = []
     rejects = []
-    for split, records in split_file.splits.items():
-        rejects += [(split, reject) for reject in split_file.rejects[split]]
-        usable = [record for record in records if record.image_id in found.places]
-        for record in records:
+    for split, captions in splits.items():
+        rejects += [(split, reject) for reject in captions.rejects]
+        usable = [record for record in captions.records if record.image_id in found.places]
+        for record in captions.records:
             if record.image_id not in found.places:
                 message = arrays.missing(listed[record.image_id])
                 rejects.append((split, Reject(file=record.file_name, reason="missing_features", message=message)))

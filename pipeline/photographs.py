@@ -6,12 +6,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pipeline.images import ImageError, read_image_file
+from pipeline.images import ENDINGS, ImageError, read_image_file
 from shards.errors import DamageError, InputError, ResourceError
 from shards.fetch import download
 
-# What a folder is searched for; a file that is named itself may be called anything.
-ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"))
 MAX_DOWNLOAD_BYTES = 64 << 20
 STANDARD_INPUT = "-"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import ImageError, decode_pixels
+from pipeline.images import ENDINGS, ImageError, decode_pixels
 from shards.errors import DamageError
 from shards.manifest import Sample, Shard
 from shards.tar import check_member, parse_record, read_member
@@ -27,19 +27,24 @@ def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]
     if shard.skipped:  # no sequential reader finds its way through a damaged tar
         yield from read_samples(shard, shard.sidecar.samples)
         return
-    with shard.open() as stream:
+    with shard.open() as stream, shard.open_records() as records:
         found = group_by_keys(tar_file_expander([{"url": str(shard.path), "stream": stream}]))
         for sample in shard.sidecar.samples:
             try:
-                content = next(found, None)
+                # A tar that was made elsewhere may hold samples that could not be used.
+                content = next((each for each in found if shard.sidecar.records is None or each["__key__"] == sample.key), None)
             except Exception as error:  # whatever a foreign reader makes of a damaged tar is damage
                 raise DamageError(f"{shard.path}: damaged at sample {sample.key} ({error}). {shard.repair}") from error
             if content is None or content["__key__"] != sample.key:
                 there = "the tar ends" if content is None else f"sample {content['__key__']} stands"
                 raise DamageError(f"{shard.path}: {there} where sample {sample.key} should be. {shard.repair}")
-            jpeg = check_member(shard, sample.key, "jpg", sample.jpg, content.get("jpg", b""))
-            text = check_member(shard, sample.key, "json", sample.json, content.get("json", b""))
-            yield sample, jpeg, parse_record(shard, sample.key, text)
+            if shard.sidecar.records is None:
+                jpeg, text = content.get("jpg", b""), content.get("json", b"")
+            else:
+                jpeg = next((content[ending[1:]] for ending in ENDINGS if ending[1:] in content), b"")
+                text = read_member(records, shard, sample.key, "json", sample.json)
+            check_member(shard, sample.key, "jpg", sample.jpg, jpeg)
+            yield sample, jpeg, parse_record(shard, sample.key, check_member(shard, sample.key, "json", sample.json, text))
 
 
 def read_samples(shard: Shard, samples: Sequence[Sample]) -> Iterator[tuple[Sample, bytes, dict[str, Any]]]:
@@ -53,13 +58,13 @@ def read_samples(shard: Shard, samples: Sequence[Sample]) -> Iterator[tuple[Samp
     if not samples:
         return
     try:
-        file = shard.open()
+        tar, records = shard.open(), shard.open_records()
     except FileNotFoundError:
         raise DamageError(f"{shard.path}: is gone. {shard.repair}") from None
-    with file:
+    with tar, records:
         for sample in samples:
-            jpeg = read_member(file, shard, sample.key, "jpg", sample.jpg)
-            yield sample, jpeg, parse_record(shard, sample.key, read_member(file, shard, sample.key, "json", sample.json))
+            jpeg = read_member(tar, shard, sample.key, "jpg", sample.jpg)
+            yield sample, jpeg, parse_record(shard, sample.key, read_member(records, shard, sample.key, "json", sample.json))
 
 
 def decode_sample(shard: Shard, key: str, jpeg: bytes, scratch: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:

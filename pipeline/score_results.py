@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.captions import read_coco
+from pipeline.caption_files import CaptionSource, read_captions
 from pipeline.result_file import read_results
 from pipeline.scores import ENDING, ScoreFile, check_scores_place, write_scores
 from pipeline.scoring import Judged, Ptb, check_tokenizer, score_texts
@@ -30,11 +30,11 @@ def score_results(
     command: str = "",
     report: Callable[[str], None] = lambda _: None,
 ) -> ScoredResults:
-    """Score a file in COCO's result format against a COCO caption file.
+    """Score a file in COCO's result format against captions that people wrote.
 
     Args:
         captions: A JSON list of ``{"image_id", "caption"}``, a caption for each image; images without one are counted and not scored.
-        references: What people wrote, as :func:`pipeline.captions.read_coco` reads it.
+        references: What people wrote, as :func:`pipeline.caption_files.read_captions` reads it, of all splits.
         out: The score file; by default ``NAME.scores.json`` beside ``captions``.
         ptb, java: As :func:`pipeline.scoring.score_texts`.
         command: The command line, for the score file.
@@ -50,7 +50,9 @@ def score_results(
         if out.resolve() == given.resolve():
             raise InputError(f"--out {out}: this is the file of {option}, which would be lost. Choose another name.")
     check_scores_place(out)
-    records, rejects = read_coco(references)
+    read = read_captions(CaptionSource(paths=(references,)))
+    records = [record for some in read.splits.values() for record in some]
+    rejects = [reject for some in read.rejects.values() for reject in some]
     if not records:
         raise InputError(f"{references}: no image has a usable caption to compare with. Give the --references that these captions were made for.")
     truth = {record.image_id: record for record in records}

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.captions import CaptionedImage, read_coco
+from pipeline.caption_files import CaptionSource, SplitCaptions, read_splits
+from pipeline.captions import CaptionedImage
 from pipeline.executors import run_tasks
 from pipeline.images import ImageError, Resize, read_image_file, stored_jpeg
 from pipeline.progress import Progress
@@ -31,10 +32,12 @@ from shards.manifest import (
     library_versions,
     read_dataset_file,
     read_sidecar,
+    records_path,
     reject_lines,
     shard_path,
     sidecar_path,
     split_digest,
+    tar_path,
     write_rejects,
 )
 from shards.tar import write_tar
@@ -68,6 +71,10 @@ class ShardSummary:
     digest: str
 
 
+class NothingUsableError(InputError):
+    """No image of a split can be used."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
     """All that a worker needs to make one shard.
@@ -95,10 +102,31 @@ class _Result:
     rejects: dict[str, int]
 
 
+def write_splits(*, captions: CaptionSource, split: str | None = None, **settings: Any) -> dict[str, ShardSummary]:
+    """Write every split that the captions name, or one of them; as :func:`pipeline.caption_files.splits_of` says.
+
+    Args:
+        settings: As for :func:`write_shards`.
+
+    Raises:
+        InputError: As :func:`write_shards`; a split of which no image can be used is told when all others are there.
+    """
+    empty: list[InputError] = []
+    done = {}
+    for name, part in read_splits(captions, split).items():
+        try:
+            done[name] = write_shards(captions=part, split=name, **settings)
+        except NothingUsableError as error:
+            empty.append(error)
+    if empty:
+        raise empty[0]
+    return done
+
+
 def write_shards(
     *,
     images: Path,
-    captions: Path,
+    captions: Path | SplitCaptions,
     out: Path,
     split: str = "train",
     config: ShardConfig,
@@ -114,7 +142,7 @@ def write_shards(
 
     Args:
         images: The folder that the annotation's file names are relative to.
-        captions: A COCO caption file.
+        captions: A captions file, as :func:`pipeline.caption_files.read_captions` reads it; or what was read.
         out: The dataset's folder: new, empty, or a dataset with the same config.
         split: Name of the split that is written.
         shard_size: Images per shard (positions in the plan; rejected images leave gaps).
@@ -140,8 +168,9 @@ def write_shards(
     if not images.is_dir():
         raise InputError(f"{images}: no such folder (--images should name the folder that holds the photographs).")
     check_out(out)
-    records, plan_rejects = read_coco(captions)
-    records = records[:limit]
+    if isinstance(captions, Path):
+        captions = read_splits(CaptionSource(paths=(captions,)), split)[split]
+    records = captions.records[:limit]
     plan = {
         "planned": len(records),
         "shard_size": shard_size,
@@ -157,8 +186,8 @@ def write_shards(
                 split=split,
                 index=index,
                 start=start,
-                records=tuple(records[start : start + shard_size]),
-                plan_rejects=tuple(plan_rejects) if index == 0 else (),
+                records=records[start : start + shard_size],
+                plan_rejects=captions.rejects if index == 0 else (),
                 images=images,
                 config=config,
                 check_sources=check_sources,
@@ -192,18 +221,19 @@ def _check_same(out: Path, split: str, config: ShardConfig, plan: dict[str, Any]
     if not (out / DATASET_FILE).is_file():
         return
     dataset = read_dataset_file(out)
-    differing = _differences(dataset.config, config.content())
+    differing = differences(dataset.config, config.content())
     if differing:
         raise MismatchError(f"{out}: was made with another config: {differing}. Choose another --out, or give the options of the first run.")
     if split in dataset.splits:
-        differing = _differences({key: dataset.splits[split].get(key) for key in plan}, plan)
+        differing = differences({key: dataset.splits[split].get(key) for key in plan}, plan)
         if differing:
             raise MismatchError(
                 f"{out}: split {split!r} was made from other input: {differing}. Choose another --split or --out, or delete the folder."
             )
 
 
-def _differences(there: dict[str, Any], now: dict[str, Any]) -> str:
+def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
+    """What two configs or plans do not have in common, in words; nothing if they are the same."""
     there, now = _flat(there), _flat(now)
     return "; ".join(f"{key} is {there.get(key)!r} there, {now.get(key)!r} now" for key in {**there, **now} if there.get(key) != now.get(key))
 
@@ -257,9 +287,16 @@ def _totals(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
 
 
-def _finish(images: Path, out: Path, split: str, config: ShardConfig, plan: dict[str, Any], *, shards: int, kept: int) -> ShardSummary:
-    """All shards are there: commit the split."""
-    sidecars = [read_sidecar(sidecar_path(shard_path(out, split, index))) for index in range(shards)]
+def commit_split(out: Path, split: str, config: dict[str, Any], plan: dict[str, Any], tars: Sequence[Path], *, kept: int) -> ShardSummary:
+    """All shards are there: write ``rejects.jsonl``, and the split into ``dataset.json`` if any image is usable.
+
+    Args:
+        config: Of the dataset.
+        plan: What ``dataset.json`` is to say of the split, beside the numbers.
+        tars: The split's tars, in order, with their sidecars.
+        kept: How many of them were there already.
+    """
+    sidecars = [read_sidecar(sidecar_path(tar)) for tar in tars]
     reasons = Counter(reject.reason for sidecar in sidecars for reject in sidecar.rejects)
     summary = ShardSummary(
         shards=len(sidecars),
@@ -271,13 +308,19 @@ def _finish(images: Path, out: Path, split: str, config: ShardConfig, plan: dict
     )
     with exclusive(out, "dataset", f"finishing a split of {out.name}"):
         _commit_split(out, split, config, plan, summary, sidecars)
-    if summary.images == 0:
-        totals = _totals(summary.rejects) or "the annotation lists none"
-        raise InputError(f"{out}: no image of split {split!r} could be used ({totals}). See {out / REJECTS_FILE}; check --images {images}.")
     return summary
 
 
-def _commit_split(out: Path, split: str, config: ShardConfig, plan: dict[str, Any], summary: ShardSummary, sidecars: Sequence[Sidecar]) -> None:
+def _finish(images: Path, out: Path, split: str, config: ShardConfig, plan: dict[str, Any], *, shards: int, kept: int) -> ShardSummary:
+    tars = [shard_path(out, split, index) for index in range(shards)]
+    summary = commit_split(out, split, config.content(), plan, tars, kept=kept)
+    if summary.images == 0:
+        totals = _totals(summary.rejects) or "the annotation lists none"
+        raise NothingUsableError(f"{out}: no image of split {split!r} could be used ({totals}). See {out / REJECTS_FILE}; check --images {images}.")
+    return summary
+
+
+def _commit_split(out: Path, split: str, config: dict[str, Any], plan: dict[str, Any], summary: ShardSummary, sidecars: Sequence[Sidecar]) -> None:
     known = read_dataset_file(out).splits if (out / DATASET_FILE).is_file() else {}
     entry = {
         **plan,
@@ -289,7 +332,7 @@ def _commit_split(out: Path, split: str, config: ShardConfig, plan: dict[str, An
         "digest": summary.digest,
     }
     splits = {**known, split: entry} if summary.images else known
-    updated = DatasetFile(config=config.content(), splits=dict(sorted(splits.items())))
+    updated = DatasetFile(config=config, splits=dict(sorted(splits.items())))
     _write_rejects(out, split, sidecars)
     if summary.images and known.get(split) != entry:
         updated.write(out)
@@ -302,7 +345,7 @@ def _write_rejects(out: Path, split: str, sidecars: Sequence[Sidecar]) -> None:
     for name in sorted({*known, split}):
         of_split = sidecars
         if name != split:
-            of_split = [read_sidecar(sidecar_path(shard_path(out, name, index))) for index in range(known[name]["shards"])]
+            of_split = [read_sidecar(sidecar_path(tar_path(out, name, known[name], index))) for index in range(known[name]["shards"])]
         lines += reject_lines(name, of_split)
     write_rejects(out, lines)
 
@@ -315,7 +358,7 @@ def write_shard(task: ShardTask) -> _Result:
     sources = [[r.image_id, r.file_name, _file_size(path), [[c.id, c.text] for c in r.captions]] for r, path in zip(task.records, paths, strict=True)]
     source_digest = digest([task.start, sources, [asdict(reject) for reject in task.plan_rejects]])
     versions = library_versions("pillow", "pillow-simd", "simplejpeg", "nltk")
-    there = _whole_sidecar(tar)
+    there = whole_sidecar(tar)
     if there and (there.config_digest, there.source_digest, there.versions) == (config_digest, source_digest, versions):
         of_photographs = there.rejects[len(task.plan_rejects) :]
         retry = task.retry_rejected and of_photographs
@@ -378,11 +421,12 @@ def _file_size(path: Path) -> int | None:
         return None
 
 
-def _whole_sidecar(tar: Path) -> Sidecar | None:
-    """The sidecar of a shard that is whole to the last byte, or None."""
+def whole_sidecar(tar: Path) -> Sidecar | None:
+    """The sidecar of a shard that is whole to the last byte, records beside it too, or None."""
     try:
         sidecar = read_sidecar(sidecar_path(tar))
         whole = tar.stat().st_size == sidecar.tar_bytes and file_sha256(tar) == sidecar.tar_sha256
+        whole = whole and (sidecar.records is None or file_sha256(records_path(tar)) == sidecar.records.sha256)
     except (CapstreamError, OSError):
         return None
     return sidecar if whole else None

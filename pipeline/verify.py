@@ -25,9 +25,9 @@ from shards.manifest import (
     read_dataset_file,
     read_sidecar,
     reject_lines,
-    shard_path,
     sidecar_path,
     split_digest,
+    tar_path,
 )
 from shards.tar import damaged_members, parse_record, read_member
 
@@ -129,7 +129,7 @@ def verify(folder: Path, *, deep: bool = False, workers: int = 1, quiet: bool = 
 
 def verify_shard(folder: Path, dataset: DatasetFile, split: str, index: int, deep: bool) -> ShardReport:
     """Check one shard to the last byte."""
-    tar = shard_path(folder, split, index)
+    tar = tar_path(folder, split, dataset.splits[split], index)
     try:
         sidecar = read_sidecar(sidecar_path(tar))
     except CapstreamError as error:
@@ -162,9 +162,9 @@ def _against_tar(tar: Path, sidecar: Sidecar) -> list[str]:
         return [str(error)]
     problems: list[str] = []
     shard = Shard(path=tar, sidecar=sidecar)
-    with tar.open("rb") as file:
+    with shard.open() as file, shard.open_records() as records:
         for sample in sidecar.samples:
-            problems += map(str, damaged_members(file, shard, sample))
+            problems += map(str, damaged_members(file, records, shard, sample))
     found = file_sha256(tar)
     if found != sidecar.tar_sha256:
         problems.append(f"SHA-256 is {found}, the sidecar says {sidecar.tar_sha256}")
@@ -178,11 +178,11 @@ def _deep(shard: Shard, dataset: DatasetFile) -> list[str]:
     except CapstreamError as error:
         problems.append(f"webdataset's own reader does not find what the sidecar lists: {error}")
     resize = Resize(**dataset.config["resize"])
-    with shard.open() as file:
+    with shard.open() as file, shard.open_records() as records:
         for sample in shard.sidecar.samples:
             try:
                 image = decode_image(read_member(file, shard, sample.key, "jpg", sample.jpg), f"sample {sample.key}.jpg").image
-                record = parse_record(shard, sample.key, read_member(file, shard, sample.key, "json", sample.json))
+                record = parse_record(shard, sample.key, read_member(records, shard, sample.key, "json", sample.json))
             except (ImageError, CapstreamError) as error:
                 problems.append(str(error))
                 continue
@@ -198,7 +198,7 @@ def _split_problems(folder: Path, dataset: DatasetFile, name: str) -> tuple[str,
     entry = dataset.splits[name]
     problems = []
     try:
-        sidecars = [read_sidecar(sidecar_path(shard_path(folder, name, index))) for index in range(entry["shards"])]
+        sidecars = [read_sidecar(sidecar_path(tar_path(folder, name, entry, index))) for index in range(entry["shards"])]
     except CapstreamError:
         return ()  # the shard's own report says so
     found = split_digest(sidecars)

@@ -141,6 +141,9 @@ def read_json(path: Path, *, what: str, error: type[CapstreamError] = InputError
         raise InputError(f"{path}: no such file (expected a {what}).") from None
     except OSError as problem:
         raise InputError(f"{path}: cannot be read as a {what}: {problem.strerror}.") from None
+    except UnicodeDecodeError as problem:
+        line = problem.object[: problem.start].count(b"\n") + 1
+        raise error(f"{path}: not a {what}: line {line} is not UTF-8 ({problem.reason}). {repair}".rstrip()) from None
     except (ValueError, RecursionError) as problem:
         raise error(f"{path}: not a {what}: it is not valid JSON ({problem}). {repair}".rstrip()) from None
 

@@ -17,16 +17,20 @@ from numpy.typing import NDArray
 
 from shards.atomic import committed_file, digest, read_own_json, write_json
 from shards.errors import DamageError, InputError, MismatchError
-from shards.mirror import Mirror, open_tar, read_mirror
+from shards.mirror import MIRROR_FILE, Mirror, open_records, open_tar, read_mirror
 
 FORMAT_VERSION = 1
 DATASET_FILE = "dataset.json"
 REJECTS_FILE = "rejects.jsonl"
 REPAIR_SHARD = "Run the shard command again: it rebuilds this shard."
-REPAIR_DATASET = "Delete it, then run the shard command of each split again: whole shards are kept."
+REPAIR_INDEXED = "Run the index command again: it reads this tar anew."
+REPAIR_SIDECAR = "Run the shard command again (index, for tars made elsewhere): it makes it anew."
+REPAIR_DATASET = "Delete it, then run the shard command of each split again: whole shards are kept. Of tars made elsewhere: the index command."
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
 MAX_SHARDS = 10**6  # a shard's number has six digits
 SHARD_FILE = re.compile(rf"({SPLIT_NAME.pattern})-(\d{{6}})\.(tar|json)")
+# A tar that was made elsewhere: its sidecar has its name, and must not take that of another file of the dataset.
+INDEXED_TAR = re.compile(rf"(?!(?:{Path(DATASET_FILE).stem}|{Path(MIRROR_FILE).stem})\.tar)[A-Za-z0-9][A-Za-z0-9_.-]{{0,199}}\.tar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +86,26 @@ class SampleColumns(Sequence[Sample]):
             json=Member(offset=json_offset, size=json_size, crc32=json_crc),
         )
 
-    def inside(self, size: int) -> bool:
-        """Whether all members lie in a file of ``size`` bytes."""
+    def inside(self, tar_bytes: int, records_bytes: int) -> bool:
+        """Whether all JPEGs and all records lie in files of so many bytes."""
         offsets, sizes = self._numbers[:, (1, 4)], self._numbers[:, (2, 5)]
-        return bool((offsets <= size - sizes).all())  # a sum of hostile numbers could overflow
+        return bool((offsets <= (tar_bytes, records_bytes) - sizes).all())  # a sum of hostile numbers could overflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordsFile:
+    """The file beside a tar that was made elsewhere which holds its records, one JSON after the other: its size and SHA-256."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
     """All that is known of one tar without opening it.
 
-    ``source_digest`` is over the inputs that it was made from, by name and size; ``photographs_sha256`` over their bytes.
+    ``source_digest`` is over the inputs that it was made from, by name and size; ``photographs_sha256`` over their bytes. ``records`` says
+    where the records are if the tar was made elsewhere; else they are in the tar.
     """
 
     split: str
@@ -105,6 +118,12 @@ class Sidecar:
     samples: Sequence[Sample]
     rejects: tuple[Reject, ...]
     versions: dict[str, str]
+    records: RecordsFile | None = None
+
+    @property
+    def repair(self) -> str:
+        """What makes this shard anew, for messages."""
+        return REPAIR_SHARD if self.records is None else REPAIR_INDEXED
 
     def content(self) -> dict[str, Any]:
         """As JSON; samples are written as short rows: key, captions, then offset, size and CRC-32 of the JPEG and of the JSON."""
@@ -118,6 +137,7 @@ class Sidecar:
             "photographs_sha256": self.photographs_sha256,
             "tar_bytes": self.tar_bytes,
             "tar_sha256": self.tar_sha256,
+            **({} if self.records is None else {"records": asdict(self.records)}),
             "versions": self.versions,
             "sample_fields": ["key", "captions", "jpg_offset", "jpg_size", "jpg_crc32", "json_offset", "json_size", "json_crc32"],
             "samples": rows,
@@ -149,10 +169,26 @@ class Shard:
             return self.path.open("rb")
         return open_tar(self.path, self.mirror, tar_bytes=self.sidecar.tar_bytes, tar_sha256=self.sidecar.tar_sha256)
 
+    def open_records(self) -> BinaryIO:
+        """What holds the records, for reading: the tar itself, or the file beside one that was made elsewhere.
+
+        Raises:
+            FileNotFoundError, InputError, DamageError, ResourceError: As :meth:`open`.
+        """
+        records, path = self.sidecar.records, records_path(self.path)
+        if records is None:
+            return self.open()
+        if self.mirror is None:
+            return path.open("rb")
+        return open_records(path, self.mirror, records_bytes=records.bytes, records_sha256=records.sha256)
+
     @property
     def repair(self) -> str:
-        """What to do about damage in the tar, for messages."""
-        return REPAIR_SHARD if self.mirror is None else f"Delete this file: it is fetched from {self.mirror.url} again."
+        """What to do about damage in the tar or the records, for messages."""
+        if self.mirror is None:
+            return self.sidecar.repair
+        also = "" if self.sidecar.records is None else f" and {records_path(self.path).name}"
+        return f"Delete this file{also}: it is fetched from {self.mirror.url} again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,8 +266,13 @@ def shard_path(folder: Path, split: str, index: int) -> Path:
     return folder / f"{split}-{index:06d}.tar"
 
 
+def tar_path(folder: Path, split: str, summary: dict[str, Any], index: int) -> Path:
+    """A shard's tar, by what ``dataset.json`` says of its split: one that was made elsewhere has the name that it came with."""
+    return folder / summary["tars"][index] if "tars" in summary else shard_path(folder, split, index)
+
+
 def records_path(tar: Path) -> Path:
-    """In a mirror: where a tar's JSON members are kept when the tar itself may go."""
+    """Where a tar's records are kept if it was made elsewhere, and in a mirror, where the tar itself may go."""
     return tar.with_suffix(".records")
 
 
@@ -283,6 +324,9 @@ def read_dataset_file(folder: Path, name: str = DATASET_FILE) -> DatasetFile:
                 raise ValueError(f"{split!r} is no split's name")
             if _natural(summary["shards"]) > MAX_SHARDS:
                 raise ValueError(f"{summary['shards']} shards")
+            names = summary.get("tars")
+            if names is not None and (len(set(names)) != summary["shards"] or not all(INDEXED_TAR.fullmatch(name) for name in names)):
+                raise ValueError(f"the tars of split {split}")
         resize = found.config["resize"]
         if set(resize) != {"size", "mode", "filter"} or not (isinstance(resize["mode"], str) and isinstance(resize["filter"], str)):
             raise ValueError("config.resize is not {size, mode, filter}")
@@ -300,8 +344,8 @@ def read_sidecar(path: Path) -> Sidecar:
         DamageError: It is damaged.
         MismatchError: Another format version.
     """
-    content = read_own_json(path, what="shard sidecar", format_version=FORMAT_VERSION, repair=REPAIR_SHARD)
-    _check_seal(path, content, REPAIR_SHARD)
+    content = read_own_json(path, what="shard sidecar", format_version=FORMAT_VERSION, repair=REPAIR_SIDECAR)
+    _check_seal(path, content, REPAIR_SIDECAR)
     try:
         rows = [[_natural(number) for number in row[1:]] for row in content["samples"]]
         samples = SampleColumns([str(row[0]) for row in content["samples"]], np.array(rows, dtype=np.int64).reshape(len(rows), 7))
@@ -316,12 +360,17 @@ def read_sidecar(path: Path) -> Sidecar:
             samples=samples,
             rejects=tuple(Reject(**reject) for reject in content["rejects"]),
             versions=dict(content["versions"]),
+            records=_records_file(content["records"]) if "records" in content else None,
         )
-        if not samples.inside(sidecar.tar_bytes):
-            raise ValueError("a member ends beyond its tar")
+        if not samples.inside(sidecar.tar_bytes, sidecar.tar_bytes if sidecar.records is None else sidecar.records.bytes):
+            raise ValueError("a member ends beyond its file")
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-        raise DamageError(f"{path}: damaged sidecar ({error}). {REPAIR_SHARD}") from None
+        raise DamageError(f"{path}: damaged sidecar ({error}). {REPAIR_SIDECAR}") from None
     return sidecar
+
+
+def _records_file(content: dict[str, Any]) -> RecordsFile:
+    return RecordsFile(bytes=_natural(content["bytes"]), sha256=str(content["sha256"]))
 
 
 def reject_lines(split: str, sidecars: Sequence[Sidecar]) -> list[bytes]:
@@ -349,8 +398,8 @@ def _natural(value: Any) -> int:
 
 
 def split_digest(sidecars: Sequence[Sidecar]) -> str:
-    """What identifies a split's content: the digest over its tars' digests, in order."""
-    return digest([sidecar.tar_sha256 for sidecar in sidecars])
+    """What identifies a split's content: the digest over its tars' digests, in order, each with that of its records if they are beside it."""
+    return digest([sidecar.tar_sha256 if sidecar.records is None else [sidecar.tar_sha256, sidecar.records.sha256] for sidecar in sidecars])
 
 
 def open_split(folder: Path, split: str, *, whole: bool = True) -> Split:
@@ -374,9 +423,9 @@ def open_split(folder: Path, split: str, *, whole: bool = True) -> Split:
     summary = dataset.splits[split]
     shards = []
     for index in range(summary["shards"]):
-        tar = shard_path(folder, split, index)
+        tar = tar_path(folder, split, summary, index)
         if not sidecar_path(tar).is_file():
-            raise DamageError(f"{tar}: its sidecar is missing. {REPAIR_SHARD}")
+            raise DamageError(f"{tar}: its sidecar is missing. {REPAIR_SIDECAR}")
         sidecar = read_sidecar(sidecar_path(tar))
         if whole and mirror is None:
             check_size(tar, sidecar)
@@ -397,8 +446,11 @@ def check_size(tar: Path, sidecar: Sidecar) -> None:
     """
     size = tar.stat().st_size if tar.is_file() else 0
     if size == sidecar.tar_bytes:
+        path = records_path(tar)
+        if sidecar.records is not None and not (path.is_file() and path.stat().st_size == sidecar.records.bytes):
+            raise DamageError(f"{path}: is missing, or has not the {sidecar.records.bytes} bytes that its sidecar says. {sidecar.repair}")
         return
     lost = [sample.key for sample in sidecar.samples if max(sample.jpg.offset + sample.jpg.size, sample.json.offset + sample.json.size) > size]
     samples = f" Sample {lost[0]} and what follows ({len(lost)} samples) are lost." if lost else ""
     there = f"has {size} bytes" if tar.is_file() else "is missing"
-    raise DamageError(f"{tar}: {there}, its sidecar says {sidecar.tar_bytes} bytes.{samples} {REPAIR_SHARD}")
+    raise DamageError(f"{tar}: {there}, its sidecar says {sidecar.tar_bytes} bytes.{samples} {sidecar.repair}")

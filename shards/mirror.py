@@ -71,6 +71,23 @@ def open_tar(path: Path, mirror: Mirror, *, tar_bytes: int, tar_sha256: str) -> 
     return there if there is not None else fetch_tar(path, mirror, tar_bytes=tar_bytes, tar_sha256=tar_sha256)
 
 
+def open_records(path: Path, mirror: Mirror, *, records_bytes: int, records_sha256: str) -> BinaryIO:
+    """Open the records beside a mirror's tar, fetching them first where they are not there.
+
+    Raises:
+        InputError, DamageError, ResourceError: As :func:`open_tar`.
+    """
+    there = _open_if_there(path, records_bytes)
+    if there is not None:
+        return there
+    with fetching(path.parent):
+        with committed(path, CACHE_OPTION) as temporary:
+            found = download(f"{mirror.url}/{path.name}", temporary, at_most=records_bytes, whole=True, advice=ADVICE)
+            if found != records_sha256:
+                raise DamageError(f"{mirror.url}/{path.name}: damaged: its SHA-256 is {found}, its sidecar says {records_sha256}. Upload it again.")
+        return path.open("rb")
+
+
 def touch(path: Path, tar_bytes: int) -> bool:
     """Whether a tar is there whole; if it is, it counts as just used."""
     there = _open_if_there(path, tar_bytes)

@@ -19,15 +19,14 @@ from shards.errors import CapstreamError, InputError
 from shards.fetch import Stopped, download, url_parts
 from shards.manifest import (
     DATASET_FILE,
-    SHARD_FILE,
     DatasetFile,
     Shard,
     Split,
     read_dataset_file,
     read_sidecar,
     records_path,
-    shard_path,
     sidecar_path,
+    tar_path,
 )
 from shards.mirror import (
     ADVICE,
@@ -136,7 +135,7 @@ def _fetch_dataset(folder: Path, url: str) -> None:
 def _tars(folder: Path, dataset: DatasetFile) -> Iterator[Path]:
     for name, summary in dataset.splits.items():
         for index in range(summary["shards"]):
-            yield shard_path(folder, name, index)
+            yield tar_path(folder, name, summary, index)
 
 
 def _fetch_sidecar(tar: Path, url: str) -> None:
@@ -145,7 +144,8 @@ def _fetch_sidecar(tar: Path, url: str) -> None:
         download(f"{url}/{path.name}", temporary, at_most=MAX_SIDECAR_BYTES, advice=ADVICE)
         with _named(temporary, f"{url}/{path.name}"):
             sidecar = read_sidecar(temporary)
-        if not path.is_file() or read_sidecar(path).tar_sha256 != sidecar.tar_sha256:
+        before = read_sidecar(path) if path.is_file() else None
+        if before is None or (before.tar_sha256, before.records) != (sidecar.tar_sha256, sidecar.records):
             for stale in (tar, records_path(tar)):
                 stale.unlink(missing_ok=True)
 
@@ -161,10 +161,9 @@ def _named(path: Path, url: str) -> Iterator[None]:
 
 def _remove_strangers(folder: Path, tars: Sequence[Path]) -> None:
     """What belongs to no shard of the dataset any more goes."""
-    ours = {tar.name for tar in tars}
+    ours = {tar.name for tar in tars} | {Path(name).with_suffix(".tar").name for name in (DATASET_FILE, MIRROR_FILE)}
     for path in folder.iterdir():
-        tar = path.with_suffix(".tar").name
-        if SHARD_FILE.fullmatch(tar) and tar not in ours:
+        if path.suffix in (".tar", ".json", ".records") and not path.name.startswith(".") and path.with_suffix(".tar").name not in ours:
             path.unlink()
 
 

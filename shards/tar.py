@@ -34,8 +34,7 @@ def write_tar(path: Path, records: Iterable[tuple[str, bytes, dict[str, Any]]]) 
     sha256, offset = hashlib.sha256(), 0
     with committed_file(path) as file:
         for key, jpeg, record in records:
-            text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "surrogatepass")
-            content, (jpg, json_member) = _members(offset, ((f"{key}.jpg", jpeg), (f"{key}.json", text)))
+            content, (jpg, json_member) = _members(offset, ((f"{key}.jpg", jpeg), (f"{key}.json", record_bytes(record))))
             samples.append(Sample(key=key, captions=len(record["captions"]), jpg=jpg, json=json_member))
             file.write(content)
             sha256.update(content)
@@ -45,6 +44,11 @@ def write_tar(path: Path, records: Iterable[tuple[str, bytes, dict[str, Any]]]) 
         file.write(ending)
         sha256.update(ending)
     return tuple(samples), offset + len(ending), sha256.hexdigest()
+
+
+def record_bytes(record: dict[str, Any]) -> bytes:
+    """A record as files hold it: compact JSON in UTF-8."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "surrogatepass")
 
 
 def _members(offset: int, files: Iterable[tuple[str, bytes]]) -> tuple[bytes, list[Member]]:
@@ -109,19 +113,18 @@ def open_samples(folder: Path, name: str, on_error: OnError) -> Split:
 def _without_damaged(shard: Shard) -> Shard:
     samples = shard.sidecar.samples
     try:
-        file = shard.open()
+        with shard.open() as tar, shard.open_records() as records:
+            good = tuple(sample for sample in samples if not damaged_members(tar, records, shard, sample))
     except (FileNotFoundError, IsADirectoryError, DamageError):  # a remote tar that is not the right one is as good as none
         return replace(shard, sidecar=replace(shard.sidecar, samples=()), skipped=tuple(sample.key for sample in samples))
-    with file:
-        good = tuple(sample for sample in samples if not damaged_members(file, shard, sample))
     kept = {sample.key for sample in good}
     return replace(shard, sidecar=replace(shard.sidecar, samples=good), skipped=tuple(s.key for s in samples if s.key not in kept))
 
 
-def damaged_members(file: IO[bytes], shard: Shard, sample: Sample) -> list[DamageError]:
+def damaged_members(tar: IO[bytes], records: IO[bytes], shard: Shard, sample: Sample) -> list[DamageError]:
     """What is wrong with a sample's two members."""
     problems = []
-    for ending, member in (("jpg", sample.jpg), ("json", sample.json)):
+    for file, ending, member in ((tar, "jpg", sample.jpg), (records, "json", sample.json)):
         try:
             read_member(file, shard, sample.key, ending, member)
         except DamageError as error:
@@ -158,11 +161,11 @@ def read_records(shard: Shard) -> Iterator[tuple[Sample, dict[str, Any]]]:
     samples = shard.sidecar.samples
     if not samples:
         return
-    kept = _kept_members(shard) if shard.mirror is not None and not shard.skipped else None
+    kept = _kept_members(shard) if shard.mirror is not None and shard.sidecar.records is None and not shard.skipped else None
     if kept is not None:
         yield from ((sample, parse_record(shard, sample.key, data)) for sample, data in zip(samples, kept, strict=True))
         return
-    with shard.open() as file:
+    with shard.open_records() as file:
         for sample in samples:
             yield sample, parse_record(shard, sample.key, read_member(file, shard, sample.key, "json", sample.json))
 

@@ -59,7 +59,7 @@ def test_every_command_ends_by_saying_what_to_run_next(run_cli: Run, tmp_path: P
     [
         (["shard", "--images", "{d}/no", "--captions", "{s}/captions_train.json", "--out", "{d}/o"], "no such folder"),
         (["shard", "--images", "{s}/images", "--captions", "{d}/no.json", "--out", "{d}/o"], "no such file"),
-        (["shard", "--images", "{s}/images", "--captions", "{s}/images/scene_000000.jpg", "--out", "{d}/o"], "not a COCO caption file"),
+        (["shard", "--images", "{s}/images", "--captions", "{s}/images/scene_000000.jpg", "--out", "{d}/o"], "no form of captions that is known"),
         (["shard", "--images", "{s}/images", "--captions", "{s}/captions_train.json", "--out", "{s}"], "holds something else"),
         (["shard", "--images", "{s}/images", "--captions", "{s}/captions_train.json", "--out", "{d}/o", "--split", "a/b"], "letters, digits"),
         (["shard", "--images", "{s}/images", "--captions", "{s}/captions_train.json", "--out", "{d}/o", "--size", "4"], "--size 4"),

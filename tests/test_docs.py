@@ -53,7 +53,7 @@ def test_every_link_leads_to_a_file_and_to_a_heading_that_is_there(path: Path) -
 
 
 def test_commands_are_listed_in_the_order_data_flows() -> None:
-    data = ["download", "synth", "shard", "verify", "stats", "vocab", "backbones", "cache-features", "import-features"]
+    data = ["download", "synth", "shard", "index", "verify", "stats", "vocab", "backbones", "cache-features", "import-features"]
     assert list(cli.commands) == [*data, "train", "curves", "caption", "evaluate", "report", "demo", "doctor"]
 
 

@@ -4,8 +4,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.captions import Caption, CaptionedImage, ListedImage, is_inside, read_coco, read_karpathy
+from pipeline.captions import Caption, CaptionedImage, CaptionFile, ListedImage, Row, coco_file, gather, is_inside, karpathy_file
+from shards.atomic import read_json
 from shards.errors import InputError
+from shards.manifest import Reject
+
+
+def read_coco(path: Path) -> tuple[list[CaptionedImage], list[Reject]]:
+    found = coco_file(path, read_json(path, what="captions file"))
+    return found.splits[None], found.rejects[None]
+
+
+def read_karpathy(path: Path, *, restval: bool = True) -> CaptionFile:
+    return karpathy_file(path, read_json(path, what="captions file"), restval=restval)
 
 
 def coco(tmp_path: Path, images: Any, annotations: Any) -> Path:
@@ -176,3 +187,34 @@ def test_whatever_of_a_split_file_cannot_be_used_has_a_line_in_its_split(tmp_pat
 def test_what_is_no_split_file_is_refused_by_name(tmp_path: Path, images: Any, names: str) -> None:
     with pytest.raises(InputError, match=rf"dataset\.json: .*{names}"):
         read_karpathy(karpathy(tmp_path, images))
+
+
+def test_rows_without_ids_are_gathered_by_image_and_counted() -> None:
+    rows: list[Row | Reject] = [
+        Row(file_name="b.jpg", captions=("One", " ", "Two")),
+        Reject(file="line 2", reason="malformed_row", message="x"),
+        Row(file_name="mute.jpg", captions=()),
+        Row(file_name="a.jpg", captions=("Three",)),
+        Row(file_name="b.jpg", captions=("Four",)),
+    ]
+    found = gather(rows)
+    assert found.splits == {
+        None: [
+            CaptionedImage(
+                image_id=0, file_name="b.jpg", captions=(Caption(id=0, text="One"), Caption(id=2, text="Two"), Caption(id=4, text="Four"))
+            ),
+            CaptionedImage(image_id=2, file_name="a.jpg", captions=(Caption(id=3, text="Three"),)),
+        ]
+    }
+    assert [(reject.file, reject.reason) for reject in found.rejects[None]] == [
+        ("b.jpg", "empty_caption"),
+        ("line 2", "malformed_row"),
+        ("mute.jpg", "no_captions"),
+    ]
+    assert [(image.image_id, image.imgid, image.file_name) for image in found.listed] == [(0, 0, "b.jpg"), (1, 1, "mute.jpg"), (2, 2, "a.jpg")]
+
+
+def test_rows_of_one_image_in_two_splits_stay_with_the_first() -> None:
+    found = gather([Row(file_name="a.jpg", captions=("A",), split="val"), Row(file_name="a.jpg", captions=("B", "C"), split="train")])
+    assert {split: [record.file_name for record in records] for split, records in found.splits.items()} == {"val": ["a.jpg"]}
+    assert [(reject.file, reject.reason) for reject in found.rejects["train"]] == [("a.jpg", "other_split")]

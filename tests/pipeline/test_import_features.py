@@ -11,6 +11,7 @@ from click.testing import Result
 
 from pipeline.backbones import recorded_network
 from pipeline.cache_features import cache_features
+from pipeline.caption_files import CaptionSource
 from pipeline.images import Resize
 from pipeline.import_features import ImportSummary, import_features
 from pipeline.shard import ShardConfig, write_shards
@@ -42,9 +43,10 @@ TINY = [image(3), image(0, "val"), image(5), image(1, "restval"), image(2, "val"
 def tiny(tmp_path: Path) -> Callable[..., ImportSummary]:
     """Import six vectors of four features, or others, into ``out``."""
 
-    def run(images: list[dict[str, Any]] = TINY, matrix: Any = MATRIX, out: str = "out", **options: Any) -> ImportSummary:
+    def run(images: list[dict[str, Any]] = TINY, matrix: Any = MATRIX, out: str = "out", restval: bool = True, **options: Any) -> ImportSummary:
         np.save(tmp_path / "features.npy", matrix)
-        return import_features(npy=tmp_path / "features.npy", captions=split_file(tmp_path, images), out=tmp_path / out, **options)
+        source = CaptionSource(paths=(split_file(tmp_path, images),), restval=restval)
+        return import_features(npy=tmp_path / "features.npy", captions=source, out=tmp_path / out, **options)
 
     return run
 
@@ -98,9 +100,9 @@ def test_a_folder_gives_the_same_features_and_captions_as_a_matrix(tiny: Callabl
     folder.mkdir()
     for i, vector in enumerate(MATRIX):
         np.save(folder / f"{i}.npy", vector)
-    import_features(npy=folder, captions=tmp_path / "dataset.json", out=tmp_path / "other")
+    import_features(npy=folder, captions=CaptionSource(paths=(tmp_path / "dataset.json",)), out=tmp_path / "other")
     np.save(folder / "0000.npy", MATRIX[0])  # of no image: the import stays the same
-    again = import_features(npy=folder, captions=tmp_path / "dataset.json", out=tmp_path / "other")
+    again = import_features(npy=folder, captions=CaptionSource(paths=(tmp_path / "dataset.json",)), out=tmp_path / "other")
     assert all(split.kept for split in again.splits)
     assert reject_lines(tmp_path / "other") == [("", "0000.npy", "features_without_image")]
     for split in ("train", "val", "test"):
@@ -280,7 +282,7 @@ def test_cached_features_of_real_photographs_come_back_as_those_of_the_same_netw
     ]
     import_features(
         npy=tmp_path / "f.npy",
-        captions=split_file(tmp_path, images),
+        captions=CaptionSource(paths=(split_file(tmp_path, images),)),
         out=tmp_path / "imported",
         backbone="mobilenet_v2",
         weights=weights,

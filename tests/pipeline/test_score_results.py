@@ -77,7 +77,7 @@ def test_inputs_are_never_overwritten(coco: Path) -> None:
 
 
 def test_references_of_another_form_are_refused_by_name(coco: Path) -> None:
-    with pytest.raises(InputError, match=r"results\.json: not a COCO caption file"):
+    with pytest.raises(InputError, match=r"results\.json: has no column of images"):
         score_results(captions=coco / "results.json", references=coco / "results.json", java=False)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.captions import read_coco
+from pipeline.caption_files import CaptionSource, read_splits
 from pipeline.synthetic import COLOURS, SHAPES, named_pairs, random_scene, scene_captions, synthesize, synthetic_sample
 from shards.errors import InputError, OccupiedError
 
@@ -49,10 +49,10 @@ def test_all_relations_shapes_colours_and_counts_occur() -> None:
 
 def test_sizes_vary_and_captions_read_as_coco(tmp_path: Path) -> None:
     synthesize(tmp_path / "d", images=30)
-    records, rejects = read_coco(tmp_path / "d" / "captions_train.json")
-    assert len(records) == 27
-    assert rejects == []
-    assert all((tmp_path / "d" / "images" / r.file_name).is_file() and len(r.captions) == 5 for r in records)
+    captions = read_splits(CaptionSource(paths=(tmp_path / "d" / "captions_train.json",)))["train"]
+    assert len(captions.records) == 27
+    assert captions.rejects == ()
+    assert all((tmp_path / "d" / "images" / r.file_name).is_file() and len(r.captions) == 5 for r in captions.records)
     assert len({synthetic_sample(0, index)[1] for index in range(10)}) > 5
 
 
