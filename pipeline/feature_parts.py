@@ -9,10 +9,11 @@ import functools
 import multiprocessing
 import queue
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,19 @@ SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a split's pass runs, apart from the network; ``parts`` is where the parts go."""
+    """How a split's pass runs, apart from the network.
+
+    Attributes:
+        parts: Where the parts go.
+        workers: Processes that decode beside each device, or ``threads``.
+    """
 
     parts: Output
     provenance: Provenance
     dim: int
     batch_images: int
     workers: int
+    threads: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,21 +128,21 @@ def part_is_whole(parts: Output, name: str, shard: Shard, provenance: Provenance
     return asdict(there.provenance) == asdict(provenance) and there.table.keys == _keys(shard)
 
 
-def provenance_of_parts(parts: Output, split: Split) -> Provenance | None:
-    """How the parts of a split were made, if all of them are there, whole, and made in one way; else None."""
+def finished_parts(parts: Output, split: Split) -> tuple[Provenance, int] | None:
+    """How the parts of a split were made, and their features per view, if all are there, whole, and made in one way; else None."""
     names = [part_name(index) for index in range(len(split.shards))]
     if not set(names) <= set(parts.names()):
         return None
     parts.bring(names)
-    found: Provenance | None = None
+    found: tuple[Provenance, int] | None = None
     for name, shard in zip(names, split.shards, strict=True):
         try:
             there = open_features(parts.folder / name)
         except CapstreamError:
             return None
-        if there.table.keys != _keys(shard) or (found is not None and asdict(found) != asdict(there.provenance)):
+        if there.table.keys != _keys(shard) or (found is not None and asdict(found[0]) != asdict(there.provenance)):
             return None
-        found = there.provenance
+        found = there.provenance, there.dim
     return found
 
 
@@ -174,13 +181,13 @@ def check_every_shard_once(split: Split, parts: Iterable[tuple[str, Sequence[str
     Raises:
         DamageError: Names the shards that are missing or twice, and parts of something else.
     """
-    parts = [(name, tuple(keys)) for name, keys in parts]
+    there = [(name, tuple(keys)) for name, keys in parts]
     wanted = [_keys(shard) for shard in split.shards]
-    if [keys for _, keys in parts] == wanted:
+    if [keys for _, keys in there] == wanted:
         return
     # A shard without samples is known by its part's name alone
     by_keys = {keys or part_name(index): index for index, keys in enumerate(wanted)}
-    found = [(name, by_keys.get(keys or name)) for name, keys in parts]
+    found = [(name, by_keys.get(keys or name)) for name, keys in there]
     times = Counter(index for _, index in found)
     shards = [shard.path.name for shard in split.shards]
     problems = {
@@ -188,7 +195,11 @@ def check_every_shard_once(split: Split, parts: Iterable[tuple[str, Sequence[str
         "twice": [shard for index, shard in enumerate(shards) if times[index] > 1],
         "of no shard of this split": [name for name, index in found if index is None],
     }
-    said = [f"{what}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}" for what, names in problems.items() if names]
+    said = [
+        f"{what}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
+        for what, names in problems.items()
+        if names
+    ]
     raise DamageError(f"{place}: the parts are not split {split.name!r} ({'; '.join(said) or 'out of order'}). Run the same command again.")
 
 
@@ -208,7 +219,14 @@ def cache_parts(tasks: Sequence[Task], frozen: FrozenBackbone, device: torch.dev
     for task in tasks:
         if not task[0].sidecar.samples:
             _write_part(task, [nothing], [], plan)
-    batches = pixel_batches(shards, batch_size=plan.batch_images, crop=frozen.preprocessing.crop, views=plan.provenance.views, workers=plan.workers)
+    batches = pixel_batches(
+        shards,
+        batch_size=plan.batch_images,
+        crop=frozen.preprocessing.crop,
+        views=plan.provenance.views,
+        workers=plan.workers,
+        threads=plan.threads,
+    )
     rows: list[NDArray[np.float16]] = []
     records: list[tuple[str, dict[str, Any]]] = []
     written: Future[None] | None = None
@@ -305,7 +323,7 @@ def _device_process(messages: Any, device: torch.device, devices: int, tasks: Se
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a task of a cluster works with: a kind of device, CPUs (on a CPU as many threads), GPUs, and processes that decode."""
+    """What a task of a cluster works with: a kind of device, CPUs (on a CPU as many threads), GPUs, and threads that decode."""
 
     kind: str
     cpus: int
@@ -313,12 +331,11 @@ class Needs:
     workers: int
 
 
-def needs_on(cluster: Cluster, device: str, workers: int | None = None) -> Needs:
+def needs_on(cluster: Cluster, device: str) -> Needs:
     """A GPU for each task where the cluster has any; else the CPUs of its smallest machine, and no more than this process would take.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
-        workers: Processes that decode for each task, if not what suits the device.
 
     Raises:
         InputError: There is no such device in the cluster.
@@ -331,11 +348,11 @@ def needs_on(cluster: Cluster, device: str, workers: int | None = None) -> Needs
         raise InputError("--device cuda: the cluster has no GPU. Take --device cpu, or add a machine that has one.")
     if with_gpus and device != "cpu":
         cpus = int(min(machine["CPU"] // machine["GPU"] for machine in with_gpus))
-        return Needs(kind="cuda", cpus=cpus, gpus=1, workers=workers or max(1, cpus))
+        return Needs(kind="cuda", cpus=cpus, gpus=1, workers=max(1, cpus))
     with_cpus = [machine["CPU"] for machine in machines if machine["CPU"] >= 1]
     if not with_cpus:
         raise InputError("The cluster has no CPU to work with. Start its machines with --num-cpus of 1 or more.")
-    return Needs(kind="cpu", cpus=min(int(min(with_cpus)), torch.get_num_threads()), gpus=0, workers=workers or 1)
+    return Needs(kind="cpu", cpus=min(int(min(with_cpus)), torch.get_num_threads()), gpus=0, workers=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,9 +379,7 @@ def _choose(recipe: Recipe, needs: Needs, precision: str, sample: NDArray[np.uin
     return Chosen(recipe=recipe.lowered(arithmetic), details=arithmetic.details, notes=arithmetic.notes, dim=dim)
 
 
-def cache_parts_on_cluster(
-    tasks: Sequence[Task], recipe: Recipe, cluster: Cluster, needs: Needs, plan: Plan, advance: Callable[[int], None]
-) -> None:
+def cache_parts_on_cluster(tasks: Sequence[Task], recipe: Recipe, cluster: Cluster, needs: Needs, plan: Plan, advance: Callable[[int], None]) -> None:
     """Like :func:`cache_parts`, on the machines of a cluster. A process builds the network once, and makes the parts of some shards a task."""
     at_once = sum(max(1, int(machine["GPU"] if needs.gpus else machine["CPU"] // needs.cpus)) for machine in cluster.resources())
     size = max(1, min(SHARDS_PER_TASK, len(tasks) // (4 * at_once)))
@@ -383,7 +398,10 @@ def _make_parts(recipe: Recipe, needs: Needs, plan: Plan, tasks: Sequence[Task])
     if found != planned:
         raise InputError(f"The cluster has devices of several kinds, {planned} and {found}, whose features differ. Use machines of one kind.")
     missing = [(shard, name) for shard, name in tasks if not part_is_whole(plan.parts, name, shard, plan.provenance)]
-    cache_parts(missing, _network(recipe, device), device, plan, lambda _: None)
+    with tempfile.TemporaryDirectory(prefix="capstream-") as scratch:
+        if plan.parts.url is not None:  # the command's own scratch folder is on another machine
+            plan = replace(plan, parts=replace(plan.parts, folder=Path(scratch)))
+        cache_parts(missing, _network(recipe, device), device, plan, lambda _: None)
     return sum(len(shard.sidecar.samples) for shard, _ in tasks)
 
 

@@ -28,6 +28,7 @@ from shards.caption_table import CaptionTable, table_from_records
 from shards.errors import InputError, MismatchError
 from shards.features import FeatureFile, Provenance, feature_path, open_features, write_features
 from shards.manifest import REJECTS_FILE, Reject, library_versions, reject_line, write_rejects
+from shards.output import Output
 
 PIECE_IMAGES = 1000
 UNKNOWN = "unknown"
@@ -104,7 +105,7 @@ def import_features(
     """
     resize = {name: value for name, value in (("size", size), ("mode", mode), ("filter", filter)) if value is not None}
     _check_options(backbone, weights, resize)
-    check_feature_folder(out, REJECTS_FILE)
+    check_feature_folder(Output(folder=out), REJECTS_FILE)
     split_file = read_karpathy(captions, restval=restval)
     arrays, found = open_arrays(npy, split_file.listed)
     declared = None
