@@ -311,8 +311,8 @@ def shard(
             quiet=False,
         )
     done = "all were there already and are whole: nothing was written" if summary.kept == summary.shards else f"{summary.kept} were there already"
-    holds = "holds" if share is None else f"has, by {share},"
-    say(f"{out}: split {split} {holds} {summary.images} images with {summary.captions} captions in {summary.shards} shards ({done}).")
+    whose = f"split {split} holds" if share is None else f"{share} of split {split} comes to"
+    say(f"{out}: {whose} {summary.images} images with {summary.captions} captions in {summary.shards} shards ({done}).")
     if summary.rejects:
         totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items())
         say(f"Left out: {totals}." + (f" Each has a line in {below(out, REJECTS_FILE)}." if summary.committed else ""))
