@@ -108,7 +108,9 @@ def test_the_shard_of_a_killed_worker_is_done_again(cluster: RayCluster, drawn: 
         with (pipes / NAMES[4]).open("wb"):  # opens once somebody reads
             (tmp_path / "photograph").symlink_to(drawn / "images" / NAMES[4])
             (tmp_path / "photograph").rename(pipes / NAMES[4])
-            killed.extend(pid for pid in readers(pipes) if not os.kill(pid, signal.SIGKILL))
+            killed.extend(readers(pipes))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
