@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
 
+import contextlib
 import errno
 import functools
 import io
@@ -23,10 +24,13 @@ from pipeline.settings import PREFIX, SettableCommand, read_defaults
 from shards.errors import CapstreamError, SaidElsewhereError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from model.decoding import Decoding
     from pipeline.cache_features import CacheSummary
     from pipeline.caption_files import CaptionSource
     from pipeline.checkpoints import Which
+    from pipeline.executors import Cluster
     from pipeline.scores import ScoreFile
     from pipeline.scoring import Ptb
     from pipeline.verify import FeatureReport, SplitReport
@@ -129,10 +133,11 @@ def note(text: str) -> None:
         click.echo(text, err=True)
 
 
-def show_rejects(rejects: dict[str, int], lines: Path) -> None:
-    """What was left out, if anything was."""
+def show_rejects(rejects: dict[str, int], lines: Path | str | None) -> None:
+    """What was left out, if anything was, and which file has a line for each, if one has yet."""
     if rejects:
-        note(f"Left out: {', '.join(f'{count} {reason}' for reason, count in rejects.items())}. Each has a line in {lines}.")
+        where = f" Each has a line in {lines}." if lines is not None else ""
+        note(f"Left out: {', '.join(f'{count} {reason}' for reason, count in rejects.items())}.{where}")
 
 
 def next_step(text: str, *, err: bool = False) -> None:
@@ -164,8 +169,8 @@ def cli(**_: object) -> None:
             stream.reconfigure(errors=errors)
 
 
-def shard_place(value: str) -> Path | str:
-    """A shard dataset's folder, or its URL as it was typed: as a path it would lose one of its slashes."""
+def place(value: str) -> Path | str:
+    """A folder, or a URL as it was typed: as a path it would lose one of its slashes."""
     return value if "://" in value else Path(value)
 
 
@@ -178,7 +183,7 @@ def shard_cache_folder() -> Path:
 
 def shards_options(help_text: str, *, required: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """--shards, and the options of the cache that shards at a URL go to."""
-    shards = click.option("--shards", type=shard_place, metavar="PATH|URL", required=required, default=None, help=help_text)
+    shards = click.option("--shards", type=place, metavar="PATH|URL", required=required, default=None, help=help_text)
     return lambda function: shards(shard_cache_options(function))
 
 
@@ -205,6 +210,46 @@ def local_shards(shards: Path | str, cache: Path, gigabytes: float) -> Path:
     from shards.remote import localize
 
     return localize(shards, cache=cache, cache_bytes=int(gigabytes * 1e9))
+
+
+executor_options = [
+    click.option("--executor", type=click.Choice(["local", "ray"]), default="local", help="Where tasks run: processes here, or Ray."),
+    click.option(
+        "--ray-address",
+        default=None,
+        metavar="HOST:PORT|auto",
+        help="A Ray cluster's head. Without it Ray runs on this machine, with --workers CPUs.",
+    ),
+    click.option("--task-id", type=int, default=None, help="Do only share I of the work, from 0; the same command without it finishes it."),
+    click.option("--num-tasks", type=int, default=None, help="With --task-id: how many shares there are."),
+]
+
+
+def executor_option(function: Callable[P, R]) -> Callable[P, R]:
+    """--executor, --ray-address, --task-id and --num-tasks."""
+    for option in reversed(executor_options):
+        function = option(function)
+    return function
+
+
+def chosen_cluster(executor: str, ray_address: str | None, workers: int | None, task_id: int | None) -> "AbstractContextManager[Cluster | None]":
+    """The cluster that the options ask for, to be opened; of the local executor None."""
+    if executor == "local":
+        if ray_address is not None:
+            raise click.UsageError("--ray-address goes with --executor ray.")
+        return contextlib.nullcontext()
+    if task_id is not None:
+        raise click.UsageError("--task-id goes with --executor local: Ray itself gives the work to all its machines.")
+    if ray_address is not None and explicit("workers"):
+        raise click.UsageError("--workers goes with a Ray of this machine's own: a cluster at --ray-address has the CPUs that it was started with.")
+    from pipeline.ray_cluster import ray_cluster
+
+    return ray_cluster(ray_address, cpus=workers)
+
+
+def explicit(option: str) -> bool:
+    """Whether an option of the command that runs was given on the command line."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
@@ -307,10 +352,11 @@ def synth(out: Path, images: int, seed: int, workers: int) -> None:
     "shard",
     "python cli.py shard --images data/train2014 --captions data/captions_train2014.json --out data/shards --split train",
     "python cli.py shard --images data/Flickr8k --captions dataset_flickr8k.json --out data/shards",
+    "python cli.py shard --images https://host/train2014 --captions captions_train2014.json --out s3://bucket/shards --executor ray",
 )
-@click.option("--images", type=Folder, required=True, help="Folder that the annotation's file names are relative to.")
+@click.option("--images", type=place, metavar="PATH|URL", required=True, help="Folder that the annotation's file names are relative to, or its URL.")
 @captions_options("Captions in any form: COCO, Karpathy, Flickr, CSV, JSON lines, Parquet, a folder; several come together.", several=True)
-@click.option("--out", type=Folder, required=True, help="The shard dataset's folder; another --split adds to it.")
+@click.option("--out", type=place, metavar="PATH|URL", required=True, help="The dataset's folder, or s3://bucket/path; another --split adds to it.")
 @click.option("--size", type=int, default=256, help="Side of the resized images, in pixels.")
 @click.option(
     "--resize",
@@ -327,14 +373,15 @@ def synth(out: Path, images: int, seed: int, workers: int) -> None:
 @click.option("--max-rejects", type=float, default=1.0, help="Stop as soon as more than this share of the images had to be left out.")
 @click.option("--check-sources", is_flag=True, help="Compare photographs by their bytes with what the shards hold, not by name and size.")
 @click.option("--retry-rejected", is_flag=True, help="Make shards with rejected photographs again.")
+@executor_option
 def shard(
-    images: Path,
+    images: Path | str,
     captions: tuple[Path, ...],
     split: str | None,
     split_lists: tuple[str, ...],
     columns: tuple[str, ...],
     no_restval: bool,
-    out: Path,
+    out: Path | str,
     size: int,
     mode: str,
     filter_: str,
@@ -345,38 +392,57 @@ def shard(
     max_rejects: float,
     check_sources: bool,
     retry_rejected: bool,
+    executor: str,
+    ray_address: str | None,
+    task_id: int | None,
+    num_tasks: int | None,
 ) -> None:
     """Resize images and tokenize captions into WebDataset tars. Run again, it keeps what is whole and makes only the rest."""
     from pipeline.executors import warm_up
 
-    if workers > 1:  # before the slow imports of this process: both go on side by side
+    opening = chosen_cluster(executor, ray_address, workers, task_id)
+    if workers > 1 and executor == "local":  # before the slow imports of this process: both go on side by side
         warm_up("pipeline.shard", "nltk.tokenize")
     from pipeline.images import Resize
     from pipeline.shard import ShardConfig, write_splits
+    from pipeline.shares import pick_share
     from shards.manifest import REJECTS_FILE
 
-    done = write_splits(
-        images=images,
-        captions=caption_source(captions, split_lists, columns, no_restval),
-        out=out,
-        split=split,
-        config=ShardConfig(resize=Resize(size=size, mode=mode, filter=filter_), quality=quality),
-        shard_size=shard_size,
-        limit=limit,
-        max_rejects=max_rejects,
-        check_sources=check_sources,
-        retry_rejected=retry_rejected,
-        workers=workers,
-        quiet=False,
-    )
+    share = pick_share(task_id, num_tasks)
+    config = ShardConfig(resize=Resize(size=size, mode=mode, filter=filter_), quality=quality)
+    with opening as cluster:
+        done = write_splits(
+            images=images,
+            captions=caption_source(captions, split_lists, columns, no_restval),
+            out=out,
+            split=split,
+            config=config,
+            shard_size=shard_size,
+            limit=limit,
+            max_rejects=max_rejects,
+            check_sources=check_sources,
+            retry_rejected=retry_rejected,
+            workers=workers,
+            cluster=cluster,
+            share=share,
+            quiet=False,
+        )
     for name, summary in done.items():
         kept = f"{summary.kept} were there already"
         kept = "all were there already and are whole: nothing was written" if summary.kept == summary.shards else kept
-        say(f"{out}: split {name} holds {summary.images} images with {summary.captions} captions in {summary.shards} shards ({kept}).")
-        show_rejects(summary.rejects, out / REJECTS_FILE)
-    next_step(
-        f"python cli.py vocab --shards {out} --out {out.parent / 'vocab.json'}, or python cli.py cache-features --shards {out} --out {out}-features"
-    )
+        whose = f"split {name} holds" if share is None else f"{share} of split {name} comes to"
+        say(f"{out}: {whose} {summary.images} images with {summary.captions} captions in {summary.shards} shards ({kept}).")
+        show_rejects(summary.rejects, below(out, REJECTS_FILE) if summary.committed else None)
+    if share is not None:
+        next_step("python cli.py shard with the same options, but without --task-id and --num-tasks, once all tasks are done: it commits the splits")
+        return
+    vocabulary, features = (out.parent / "vocab.json", f"{out}-features") if isinstance(out, Path) else ("data/vocab.json", "data/features")
+    next_step(f"python cli.py vocab --shards {out} --out {vocabulary}, or python cli.py cache-features --shards {out} --out {features}")
+
+
+def below(folder: Path | str, name: str) -> Path | str:
+    """A file in a folder, or in one at a URL."""
+    return folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}"
 
 
 @command(
@@ -460,7 +526,7 @@ def report_shards(folder: Path, reports: "list[SplitReport]") -> None:
 
 
 @command("stats", "python cli.py stats data/shards", "python cli.py stats data/features/train.h5 --plot train.png")
-@click.argument("place", type=shard_place, metavar="PATH|URL")
+@click.argument("place", type=place, metavar="PATH|URL")
 @shard_cache_options
 @click.option("--plot", type=Folder, default=None, help="Draw it into this picture too (.png, .jpg, .pdf, .svg).")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
@@ -520,7 +586,7 @@ def backbones(pattern: str) -> None:
     "python cli.py cache-features --shards data/shards --out data/timm --backbone timm:resnet50.a1_in1k --split train --views random:4",
 )
 @shards_options("A shard dataset: a folder or a URL.", required=True)
-@click.option("--out", type=Folder, required=True, help="Folder for SPLIT.h5.")
+@click.option("--out", type=place, metavar="PATH|URL", required=True, help="Folder for SPLIT.h5, or s3://bucket/path.")
 @click.option("--split", "splits", multiple=True, help="Which split; may be given several times. [default: all]")
 @click.option("--backbone", default="resnet152", help="torchvision's name of a classification network, or timm:NAME; see the backbones command.")
 @click.option(
@@ -546,11 +612,12 @@ def backbones(pattern: str) -> None:
     help="Processes that decode, for each device.",
 )
 @click.option("--device", default="auto", help="auto (all GPUs, else the CPU), cpu, cuda:0, cuda:0,cuda:1 ...: one process each.")
+@executor_option
 def cache_features(
     shards: Path | str,
     shard_cache: Path,
     shard_cache_gb: float,
-    out: Path,
+    out: Path | str,
     splits: tuple[str, ...],
     backbone: str,
     weights: str | None,
@@ -560,32 +627,49 @@ def cache_features(
     on_error: "OnError",
     workers: int | None,
     device: str,
+    executor: str,
+    ray_address: str | None,
+    task_id: int | None,
+    num_tasks: int | None,
 ) -> None:
     """Put every image through the frozen network once and keep its pooled features."""
     from pipeline.executors import warm_up
 
-    warm_up("pipeline.pixels")  # before torch's slow import: both go on side by side
+    opening = chosen_cluster(executor, ray_address, workers, task_id)
+    if executor == "local":  # before torch's slow import: both go on side by side
+        warm_up("pipeline.pixels")
     from pipeline.cache_features import cache_features
+    from pipeline.shares import pick_share
 
-    summaries = cache_features(
-        shards=local_shards(shards, shard_cache, shard_cache_gb),
-        out=out,
-        splits=splits,
-        backbone=backbone,
-        weights=weights,
-        precision=precision,
-        views=views,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        on_error=on_error,
-        report=note,
-        quiet=False,
-    )
+    share = pick_share(task_id, num_tasks)
+    local = local_shards(shards, shard_cache, shard_cache_gb)
+    with opening as cluster:
+        summaries = cache_features(
+            shards=local,
+            out=out,
+            splits=splits,
+            backbone=backbone,
+            weights=weights,
+            precision=precision,
+            views=views,
+            batch_size=batch_size,
+            device=device,
+            workers=workers if cluster is None else None,
+            on_error=on_error,
+            cluster=cluster,
+            share=share,
+            report=note,
+            quiet=False,
+        )
     for summary in summaries:
         for line in summary.notes:
             note(line)
         say(describe_cache(summary))
+    if not all(summary.committed for summary in summaries):
+        next_step(
+            "python cli.py cache-features with the same options, but without --task-id and --num-tasks, once all tasks are done: it joins their parts"
+        )
+        return
     next_step(f"python cli.py train --features {out} --out runs/first")
 
 
@@ -593,7 +677,8 @@ def describe_cache(summary: "CacheSummary") -> str:
     """One line for a split's feature file."""
     how = "was there already" if summary.kept else f"{summary.images_per_second:,.1f} images/s"
     views = f"{summary.views} views of " if summary.views > 1 else ""
-    return f"{summary.path}: {summary.images} images, {views}{summary.dim} features each, {summary.precision} ({how})."
+    path = summary.path if summary.committed else f"{summary.path}: parts of this task"
+    return f"{path}: {summary.images} images, {views}{summary.dim} features each, {summary.precision} ({how})."
 
 
 @command(

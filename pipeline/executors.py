@@ -1,4 +1,5 @@
-"""Where tasks run: in this process, or in a pool of processes that are started afresh (no fork of this one: safe beside threads).
+"""Where tasks run: in this process, in a pool of processes that are started afresh (no fork of this one: safe beside threads), or on
+the machines of a cluster (:mod:`pipeline.ray_cluster`).
 
 A task is a module-level function with picklable arguments and a small result. Results come in the order of the tasks. Where the
 system has it, workers come from multiprocessing's fork server, which has imported their modules once for all of them.
@@ -15,13 +16,38 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 from shards.errors import ResourceError
 
 Args = TypeVarTuple("Args")
 R = TypeVar("R")
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+class Cluster(Protocol):
+    """Machines that run tasks in place of processes of this one."""
+
+    def run(
+        self, function: Callable[..., R], tasks: Iterable[tuple[Any, ...]], *, shared: Sequence[object] = (), cpus: int = 1, gpus: int = 0
+    ) -> Generator[R, None, None]:
+        """Run ``function(*shared, *task)`` for every task and yield the results in order.
+
+        A task whose process or machine dies is done again, so tasks have to bear being done twice. Paths in them mean the same everywhere.
+
+        Args:
+            shared: What all tasks need. A process gets it once, and then the same objects for each of its tasks.
+            cpus, gpus: What one task needs.
+
+        Raises:
+            ResourceError: A task's process died again and again.
+            Exception: Whatever a task raised; the others are given up.
+        """
+        ...
+
+    def resources(self) -> list[dict[str, float]]:
+        """What each machine has: ``CPU``, ``GPU``."""
+        ...
 
 
 def default_workers() -> int:
@@ -57,16 +83,21 @@ def end_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def run_tasks(function: Callable[[*Args], R], tasks: Sequence[tuple[*Args]], *, workers: int) -> Generator[R, None, None]:
+def run_tasks(
+    function: Callable[[*Args], R], tasks: Sequence[tuple[*Args]], *, workers: int, cluster: Cluster | None = None
+) -> Generator[R, None, None]:
     """Run ``function(*task)`` for every task and yield the results in order.
 
     Args:
         workers: Number of processes; 1 runs everything here.
+        cluster: Runs the tasks instead, if there is one.
 
     Raises:
         ResourceError: A worker process was killed (by the system's memory guard, most often).
         Exception: Whatever a task raised; tasks that have not begun are dropped.
     """
+    if cluster is not None:
+        return cluster.run(function, tasks)
     if workers <= 1 or len(tasks) <= 1:
         return (function(*task) for task in tasks)
     # A window of tasks in flight, so that a million tasks are not a million futures.

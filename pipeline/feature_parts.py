@@ -1,89 +1,213 @@
-"""The missing parts of a feature file, made on one device or on several: a process for each device, a part for each shard.
+"""The parts of a feature file, one for each shard: made on one device, on several, or on a cluster's, and joined.
 
-A process of another device gets a recipe and not the network: it builds the network itself, and takes over only the tensors that the
-first device's photographs have corrected, so that all parts are made by the same ones.
+Another process gets a recipe and not the network: the tensors of the float32 network, and those that photographs have corrected on the
+first device. So all parts are made by the same ones, and no other process needs a file of weights.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import queue
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load
+from safetensors.torch import load, save
+from torch import Tensor
 
-from model.encoder import FrozenBackbone
+from model.encoder import FrozenBackbone, backbone_state, build_backbone, feature_dim
 from model.precision import folded, rebuilt
-from pipeline.arithmetic import prepare_device
-from pipeline.backbones import Network, reopen_backbone
-from pipeline.executors import START_METHOD, default_workers, end_with_parent
+from pipeline.arithmetic import Arithmetic, choose_arithmetic, prepare_device
+from pipeline.backbones import Network
+from pipeline.executors import START_METHOD, Cluster, default_workers, end_with_parent
 from pipeline.frozen_pass import features_of_batches
 from pipeline.pixels import pixel_batches
+from shards.atomic import digest, exclusive
 from shards.caption_table import table_from_records
-from shards.errors import CapstreamError, ResourceError
-from shards.features import Provenance, open_features, write_features
-from shards.manifest import Shard
+from shards.errors import CapstreamError, DamageError, InputError, MismatchError, ResourceError
+from shards.features import Piece, Provenance, open_features, write_features
+from shards.manifest import Shard, Split
+from shards.output import Output
 from shards.remote import FetchAhead
 
-Task = tuple[Shard, Path]
+Task = tuple[Shard, str]
+# Shards that a task of a cluster has at the most: starting to decode costs a second, and a task that dies is done again as a whole.
+SHARDS_PER_TASK = 8
+# How long a worker waits for one that is about to end: of a run that was killed, on another machine.
+WORKER_SECONDS = 60.0
+SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a split's pass runs, apart from the network."""
+    """How a split's pass runs, apart from the network.
 
+    Attributes:
+        parts: Where the parts go.
+        workers: Processes that decode beside each device, or ``threads``.
+    """
+
+    parts: Output
     provenance: Provenance
     dim: int
     batch_images: int
     workers: int
+    threads: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Recipe:
     """A network as another process can build it.
 
     Attributes:
         network: What it is.
-        weights_kept: Where random weights are kept.
+        exact: Its tensors in float32, as safetensors bytes.
         precision, kept: Of the lowered network.
         state: The lowered network's tensors as safetensors bytes; None in fp32.
     """
 
     network: Network
-    weights_kept: Path
-    precision: str
-    kept: tuple[str, ...]
-    state: bytes | None
+    exact: bytes
+    precision: str = "fp32"
+    kept: tuple[str, ...] = ()
+    state: bytes | None = None
 
     def build(self) -> FrozenBackbone:
-        """The network, on the CPU."""
-        frozen = folded(reopen_backbone(self.network, kept=self.weights_kept))
+        """The network, on the CPU, folded."""
+        frozen = folded(self.build_exact())
         return frozen if self.state is None else rebuilt(frozen, self.precision, self.kept, load(self.state))
 
+    def build_exact(self) -> FrozenBackbone:
+        """The network in float32, on the CPU, with its BatchNorms."""
+        return build_backbone(self.network.backbone, load(self.exact), self.network.declared_preprocessing())
 
-def part_is_whole(part: Path, shard: Shard, provenance: Provenance) -> bool:
-    """Whether a part is there, undamaged, and made from this shard in this way."""
-    if not part.is_file():
+    def lowered(self, arithmetic: Arithmetic) -> "Recipe":
+        """The recipe of the same network as it is really computed."""
+        state = save(backbone_state(arithmetic.frozen, whitening=False)) if arithmetic.precision != "fp32" else None
+        return Recipe(network=self.network, exact=self.exact, precision=arithmetic.precision, kept=arithmetic.kept, state=state)
+
+
+def recipe_of(network: Network, exact: FrozenBackbone) -> Recipe:
+    """The recipe of a network in float32."""
+    return Recipe(network=network, exact=save(backbone_state(exact)))
+
+
+def part_name(index: int) -> str:
+    """The name of a shard's part: that of the shard's number."""
+    return f"{index:06d}.h5"
+
+
+def _keys(shard: Shard) -> tuple[str, ...]:
+    return tuple(sample.key for sample in shard.sidecar.samples)
+
+
+def _mark(shard: Shard, provenance: Provenance) -> str:
+    """What a part in S3 was made from, and how."""
+    return digest([asdict(provenance), _keys(shard)])
+
+
+def part_is_whole(parts: Output, name: str, shard: Shard, provenance: Provenance) -> bool:
+    """Whether a part is there, undamaged, and made from this shard in this way. In S3 its mark says so."""
+    if parts.url is not None:
+        found = parts.stat(name)
+        return found is not None and found[1] == _mark(shard, provenance)
+    if not (parts.folder / name).is_file():
         return False
     try:
-        there = open_features(part)
+        there = open_features(parts.folder / name)
     except CapstreamError:
         return False
-    return asdict(there.provenance) == asdict(provenance) and there.table.keys == tuple(s.key for s in shard.sidecar.samples)
+    return asdict(there.provenance) == asdict(provenance) and there.table.keys == _keys(shard)
+
+
+def finished_parts(parts: Output, split: Split) -> tuple[Provenance, int] | None:
+    """How the parts of a split were made, and their features per view, if all are there, whole, and made in one way; else None."""
+    names = [part_name(index) for index in range(len(split.shards))]
+    if not set(names) <= set(parts.names()):
+        return None
+    parts.bring(names)
+    found: tuple[Provenance, int] | None = None
+    for name, shard in zip(names, split.shards, strict=True):
+        try:
+            there = open_features(parts.folder / name)
+        except CapstreamError:
+            return None
+        if there.table.keys != _keys(shard) or (found is not None and asdict(found[0]) != asdict(there.provenance)):
+            return None
+        found = there.provenance, there.dim
+    return found
+
+
+def join_parts(target: Path, split: Split, parts: Output, *, dim: int, provenance: Provenance) -> int:
+    """Commit a split's feature file from its parts; returns the number of images.
+
+    Raises:
+        DamageError: A part is damaged, or not every shard is there just once.
+        MismatchError: A part was made in another way.
+    """
+    paths = [parts.folder / part_name(index) for index in range(len(split.shards))]
+    parts.bring(path.name for path in paths)
+
+    def pieces() -> Iterator[Piece]:
+        found = []
+        for path in paths:
+            if not path.is_file():
+                continue
+            part = open_features(path)
+            if asdict(part.provenance) != asdict(provenance):
+                raise MismatchError(f"{path}: was made in another way than the parts beside it. Run the same command again: it is made anew.")
+            found.append((path.name, part.table.keys))
+            yield part.features, part.table
+        check_every_shard_once(split, found, str(parts.folder))
+
+    return write_features(target, pieces, dim=dim, provenance=provenance)[0]
+
+
+def check_every_shard_once(split: Split, parts: Iterable[tuple[str, Sequence[str]]], place: str) -> None:
+    """Refuse parts that are not all shards of a split, each once and in order.
+
+    Args:
+        parts: Name and keys of each part.
+        place: Where they are, for messages.
+
+    Raises:
+        DamageError: Names the shards that are missing or twice, and parts of something else.
+    """
+    there = [(name, tuple(keys)) for name, keys in parts]
+    wanted = [_keys(shard) for shard in split.shards]
+    if [keys for _, keys in there] == wanted:
+        return
+    # A shard without samples is known by its part's name alone
+    by_keys = {keys or part_name(index): index for index, keys in enumerate(wanted)}
+    found = [(name, by_keys.get(keys or name)) for name, keys in there]
+    times = Counter(index for _, index in found)
+    shards = [shard.path.name for shard in split.shards]
+    problems = {
+        "missing": [shard for index, shard in enumerate(shards) if not times[index]],
+        "twice": [shard for index, shard in enumerate(shards) if times[index] > 1],
+        "of no shard of this split": [name for name, index in found if index is None],
+    }
+    said = [
+        f"{what}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
+        for what, names in problems.items()
+        if names
+    ]
+    raise DamageError(f"{place}: the parts are not split {split.name!r} ({'; '.join(said) or 'out of order'}). Run the same command again.")
 
 
 def cache_parts(tasks: Sequence[Task], frozen: FrozenBackbone, device: torch.device, plan: Plan, advance: Callable[[int], None]) -> None:
     """Run the network over some shards and write their parts, each in the background while the next shard is computed.
 
     Args:
-        tasks: Shards, and where their parts go.
+        tasks: Shards, and the names of their parts.
         frozen: The network, on ``device``.
         advance: Is told how many more images are done.
 
@@ -92,10 +216,17 @@ def cache_parts(tasks: Sequence[Task], frozen: FrozenBackbone, device: torch.dev
     """
     shards = [shard for shard, _ in tasks]
     nothing = np.zeros((0, len(plan.provenance.views), plan.dim), dtype="<f2")
-    for shard, part in tasks:
-        if not shard.sidecar.samples:
-            _write_part(part, [nothing], [], plan)
-    batches = pixel_batches(shards, batch_size=plan.batch_images, crop=frozen.preprocessing.crop, views=plan.provenance.views, workers=plan.workers)
+    for task in tasks:
+        if not task[0].sidecar.samples:
+            _write_part(task, [nothing], [], plan)
+    batches = pixel_batches(
+        shards,
+        batch_size=plan.batch_images,
+        crop=frozen.preprocessing.crop,
+        views=plan.provenance.views,
+        workers=plan.workers,
+        threads=plan.threads,
+    )
     rows: list[NDArray[np.float16]] = []
     records: list[tuple[str, dict[str, Any]]] = []
     written: Future[None] | None = None
@@ -108,7 +239,7 @@ def cache_parts(tasks: Sequence[Task], frozen: FrozenBackbone, device: torch.dev
             if batch.last:
                 if written is not None:
                     written.result()
-                written = writer.submit(_write_part, tasks[batch.shard][1], rows, records, plan)
+                written = writer.submit(_write_part, tasks[batch.shard], rows, records, plan)
                 rows, records = [], []
         if written is not None:
             written.result()
@@ -125,9 +256,14 @@ def out_of_memory() -> Iterator[None]:
         raise
 
 
-def _write_part(path: Path, rows: list[NDArray[np.float16]], records: list[tuple[str, dict[str, Any]]], plan: Plan) -> None:
+def _write_part(task: Task, rows: list[NDArray[np.float16]], records: list[tuple[str, dict[str, Any]]], plan: Plan) -> None:
+    shard, name = task
     piece = (np.concatenate(rows), table_from_records([records]))
-    write_features(path, lambda: [piece], dim=plan.dim, provenance=plan.provenance)
+    with exclusive(plan.parts.folder, name, "writing this part", patience=WORKER_SECONDS):
+        write_features(plan.parts.folder / name, lambda: [piece], dim=plan.dim, provenance=plan.provenance)
+        if plan.parts.url is not None:
+            plan.parts.send(name, mark=_mark(shard, plan.provenance))
+            (plan.parts.folder / name).unlink()
 
 
 def cache_parts_on_devices(
@@ -183,3 +319,100 @@ def _device_process(messages: Any, device: torch.device, devices: int, tasks: Se
         messages.put(error)
     except (OSError, RuntimeError) as error:  # as the parent would see them, were it alone
         messages.put(ResourceError(f"{device}: {type(error).__name__}: {error}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a task of a cluster works with: a kind of device, CPUs (on a CPU as many threads), GPUs, and threads that decode."""
+
+    kind: str
+    cpus: int
+    gpus: int
+    workers: int
+
+
+def needs_on(cluster: Cluster, device: str) -> Needs:
+    """A GPU for each task where the cluster has any; else the CPUs of its smallest machine, and no more than this process would take.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: There is no such device in the cluster.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {device}: on a cluster, give auto, cpu or cuda: each task gets one GPU.")
+    machines = cluster.resources()
+    with_gpus = [machine for machine in machines if machine["GPU"] >= 1]
+    if device == "cuda" and not with_gpus:
+        raise InputError("--device cuda: the cluster has no GPU. Take --device cpu, or add a machine that has one.")
+    if with_gpus and device != "cpu":
+        cpus = int(min(machine["CPU"] // machine["GPU"] for machine in with_gpus))
+        return Needs(kind="cuda", cpus=cpus, gpus=1, workers=max(1, cpus))
+    with_cpus = [machine["CPU"] for machine in machines if machine["CPU"] >= 1]
+    if not with_cpus:
+        raise InputError("The cluster has no CPU to work with. Start its machines with --num-cpus of 1 or more.")
+    return Needs(kind="cpu", cpus=min(int(min(with_cpus)), torch.get_num_threads()), gpus=0, workers=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """How a network is computed on a cluster: :class:`pipeline.arithmetic.Arithmetic` without the network, which others have to build."""
+
+    recipe: Recipe
+    details: dict[str, Any]
+    notes: tuple[str, ...]
+    dim: int
+
+
+def choose_on_cluster(cluster: Cluster, recipe: Recipe, needs: Needs, *, precision: str, sample: Tensor) -> Chosen:
+    """Choose the arithmetic on one of the cluster's own devices; otherwise as :func:`pipeline.arithmetic.choose_arithmetic`."""
+    (chosen,) = cluster.run(_choose, [(precision, sample.numpy())], shared=(recipe, needs), cpus=needs.cpus, gpus=needs.gpus)
+    return chosen
+
+
+def _choose(recipe: Recipe, needs: Needs, precision: str, sample: NDArray[np.uint8]) -> Chosen:
+    device = _prepared(needs)
+    with out_of_memory():
+        arithmetic = choose_arithmetic(recipe.build_exact(), precision=precision, device=device, sample=torch.from_numpy(sample.copy()))
+        dim = feature_dim(arithmetic.frozen)
+    return Chosen(recipe=recipe.lowered(arithmetic), details=arithmetic.details, notes=arithmetic.notes, dim=dim)
+
+
+def cache_parts_on_cluster(tasks: Sequence[Task], recipe: Recipe, cluster: Cluster, needs: Needs, plan: Plan, advance: Callable[[int], None]) -> None:
+    """Like :func:`cache_parts`, on the machines of a cluster. A process builds the network once, and makes the parts of some shards a task."""
+    at_once = sum(max(1, int(machine["GPU"] if needs.gpus else machine["CPU"] // needs.cpus)) for machine in cluster.resources())
+    size = max(1, min(SHARDS_PER_TASK, len(tasks) // (4 * at_once)))
+    groups = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    results = cluster.run(_make_parts, [(group,) for group in groups], shared=(recipe, needs, plan), cpus=needs.cpus, gpus=needs.gpus)
+    with contextlib.closing(results):
+        for images in results:
+            advance(images)
+
+
+def _make_parts(recipe: Recipe, needs: Needs, plan: Plan, tasks: Sequence[Task]) -> int:
+    """The parts of some shards, in a process of a cluster; those that are there already are left as they are. Returns the number of images."""
+    device = _prepared(needs)
+    planned = plan.provenance.arithmetic["device"]
+    found = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if found != planned:
+        raise InputError(f"The cluster has devices of several kinds, {planned} and {found}, whose features differ. Use machines of one kind.")
+    missing = [(shard, name) for shard, name in tasks if not part_is_whole(plan.parts, name, shard, plan.provenance)]
+    with tempfile.TemporaryDirectory(prefix="capstream-") as scratch:
+        if plan.parts.url is not None:  # the command's own scratch folder is on another machine
+            plan = replace(plan, parts=replace(plan.parts, folder=Path(scratch)))
+        cache_parts(missing, _network(recipe, device), device, plan, lambda _: None)
+    return sum(len(shard.sidecar.samples) for shard, _ in tasks)
+
+
+def _prepared(needs: Needs) -> torch.device:
+    device = torch.device(needs.kind)
+    if needs.kind == "cpu":
+        torch.set_num_threads(needs.cpus)
+    prepare_device(device)
+    return device
+
+
+@functools.lru_cache(maxsize=1)
+def _network(recipe: Recipe, device: torch.device) -> FrozenBackbone:
+    return recipe.build().to(device)

@@ -29,6 +29,7 @@ from shards.caption_table import CaptionTable, table_from_records
 from shards.errors import InputError, MismatchError
 from shards.features import FeatureFile, Provenance, feature_path, open_features, write_features
 from shards.manifest import REJECTS_FILE, Reject, library_versions, reject_line, write_rejects
+from shards.output import Output
 
 PIECE_IMAGES = 1000
 UNKNOWN = "unknown"
@@ -105,7 +106,7 @@ def import_features(
     """
     resize = {name: value for name, value in (("size", size), ("mode", mode), ("filter", filter)) if value is not None}
     _check_options(backbone, weights, resize)
-    check_feature_folder(out, REJECTS_FILE)
+    check_feature_folder(Output(folder=out), REJECTS_FILE)
     if len(captions.paths) != 1:
         raise InputError(f"{captions}: give one --captions: the rows of a matrix of features are in the order of its images.")
     read = read_captions(captions)

@@ -20,7 +20,7 @@ from pipeline.captions import storable
 from pipeline.executors import run_tasks
 from pipeline.images import ENDINGS, MAX_FILE_BYTES, ImageError, Resize, decode_image
 from pipeline.progress import Progress
-from pipeline.shard import PhotographsHash, ShardSummary, commit_split, differences, whole_sidecar
+from pipeline.shard import Photographs, ShardSummary, commit_split, differences, summary_of, whole_sidecar
 from pipeline.tokenizer import RULE, tokenize
 from shards.atomic import committed_file, digest, disk_errors, exclusive, file_sha256, read_json, write_json
 from shards.errors import InputError, MismatchError, OccupiedError
@@ -40,6 +40,7 @@ from shards.manifest import (
     records_path,
     sidecar_path,
 )
+from shards.output import Output
 from shards.tar import record_bytes
 
 MAX_MEMBERS = 300_000
@@ -96,7 +97,9 @@ def index_tars(folder: Path, *, resize: Resize, split: str = "train", tars: Sequ
                 kept += there
                 progress.advance(1)
         _check_keys(chosen)
-        summary = commit_split(folder, split, _config(resize), {"tars": [tar.name for tar in chosen]}, chosen, kept=kept)
+        sidecars = [read_sidecar(sidecar_path(tar)) for tar in chosen]
+        summary = summary_of(sidecars, kept=kept, committed=True)
+        commit_split(Output(folder=folder), split, _config(resize), {"tars": [tar.name for tar in chosen]}, summary, sidecars)
     if not summary.images:
         totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items()) or "the tars are empty"
         raise InputError(f"{folder}: no sample of these tars could be used ({totals}). See {folder / REJECTS_FILE}; check --size and --resize.")
@@ -167,14 +170,14 @@ def index_tar(task: IndexTask) -> bool:
     tar, records = task.tar, records_path(task.tar)
     config_digest = digest(_config(task.resize))
     versions = library_versions("pillow", "pillow-simd", "simplejpeg", "nltk")
-    there = whole_sidecar(tar)
+    there = whole_sidecar(Output(folder=tar.parent), tar)
     if there and (there.split, there.index, there.config_digest, there.versions) == (task.split, task.index, config_digest, versions):
         return True
     with disk_errors(tar):
         sidecar_path(tar).unlink(missing_ok=True)  # so that an old sidecar never stands beside new records
     rejects: list[Reject] = []
     samples: list[Sample] = []
-    images = PhotographsHash()
+    images = Photographs()
     with tar.open("rb") as file, committed_file(records) as out:
         offset = 0
         try:
@@ -186,7 +189,7 @@ def index_tar(task: IndexTask) -> bool:
                 out.write(text)
                 offset += len(text)
         except TarError as problem:
-            samples, rejects, images = [], [Reject(file=tar.name, reason="damaged_tar", message=f"{tar.name}: {problem}")], PhotographsHash()
+            samples, rejects, images = [], [Reject(file=tar.name, reason="damaged_tar", message=f"{tar.name}: {problem}")], Photographs()
             out.seek(0)
             out.truncate()
     sidecar = Sidecar(

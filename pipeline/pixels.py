@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.executors import START_METHOD, run_ahead
+from pipeline.prefetch import ahead as in_threads
 from pipeline.reading import decode_sample, read_samples
 from pipeline.views import places
 from shards.errors import DamageError
@@ -93,7 +94,9 @@ def decode_into(target: NDArray[np.uint8], shard: Shard, samples: Sequence[Sampl
     return records
 
 
-def pixel_batches(shards: Sequence[Shard], *, batch_size: int, crop: int, views: tuple[str, ...], workers: int) -> Generator[PixelBatch, None, None]:
+def pixel_batches(
+    shards: Sequence[Shard], *, batch_size: int, crop: int, views: tuple[str, ...], workers: int, threads: bool = False
+) -> Generator[PixelBatch, None, None]:
     """The batches of some shards, in order; none crosses a shard, and an empty shard gives none.
 
     Args:
@@ -101,6 +104,7 @@ def pixel_batches(shards: Sequence[Shard], *, batch_size: int, crop: int, views:
         crop: Side of a view in pixels.
         views: From :func:`pipeline.views.view_names`.
         workers: Processes that decode ahead.
+        threads: Take threads instead: where this process is a cluster's, others would take seconds to start.
 
     Raises:
         DamageError: A sample is damaged; names it.
@@ -120,7 +124,10 @@ def pixel_batches(shards: Sequence[Shard], *, batch_size: int, crop: int, views:
     pixels = buffer.array()
     light = [_without_samples(shard) for shard in shards]
     tasks = ((number % slots, light[index], shards[index].sidecar.samples[start:stop], views) for number, (index, start, stop) in enumerate(pieces))
-    results = run_ahead(_decode, tasks, workers=workers, ahead=ahead, initializer=_begin, initargs=(buffer,))
+    if threads:
+        results = in_threads(lambda task: decode_into(pixels[task[0]], *task[1:]), tasks, threads=workers, depth=ahead)
+    else:
+        results = run_ahead(_decode, tasks, workers=workers, ahead=ahead, initializer=_begin, initargs=(buffer,))
     samples: list[tuple[str, dict[str, Any]]] = []
     arrays: list[NDArray[np.uint8]] = []
     for number, ((index, start, stop), records) in enumerate(zip(pieces, results, strict=True)):

@@ -1,26 +1,29 @@
 """Annotations and photographs -> WebDataset shards: every image once, resized, with all its tokenized captions.
 
-A shard is one task: a worker process reads, resizes, encodes and commits it alone, and returns a few numbers. It trades a little
-work for certainty: each run checks the digest of every shard that is already there, and makes again only those that changed.
+A shard is one task: a worker process, here or on a cluster, reads, resizes, encodes and commits it alone, and returns a few numbers. It
+trades a little work for certainty: each run checks every shard that is already there, and makes again only those that changed.
 """
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.caption_files import CaptionSource, SplitCaptions, read_splits
 from pipeline.captions import CaptionedImage
-from pipeline.executors import run_tasks
-from pipeline.images import ImageError, Resize, read_image_file, stored_jpeg
+from pipeline.executors import Cluster, run_tasks
+from pipeline.images import ImageError, Resize, stored_jpeg
+from pipeline.originals import check_originals, original_sizes, read_originals
 from pipeline.progress import Progress
+from pipeline.shares import Share, writing
 from pipeline.tokenizer import RULE
-from shards.atomic import digest, disk_errors, exclusive, file_sha256, write_json
-from shards.errors import CapstreamError, InputError, MismatchError, OccupiedError
+from shards.atomic import digest, exclusive, file_sha256, write_json
+from shards.errors import DamageError, InputError, MismatchError, OccupiedError, ResourceError
 from shards.manifest import (
     DATASET_FILE,
     REJECTS_FILE,
@@ -40,7 +43,11 @@ from shards.manifest import (
     tar_path,
     write_rejects,
 )
+from shards.output import Output, opened_output
 from shards.tar import write_tar
+
+# How long a worker waits for one that is about to end: of a run that was killed, on another machine.
+WORKER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ class ShardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSummary:
-    """What a run of :func:`write_shards` did to one split."""
+    """What a run of :func:`write_shards` did to one split, or to its share of one, which is then not committed yet."""
 
     shards: int
     kept: int
@@ -69,6 +76,7 @@ class ShardSummary:
     captions: int
     rejects: dict[str, int]
     digest: str
+    committed: bool
 
 
 class NothingUsableError(InputError):
@@ -84,13 +92,13 @@ class ShardTask:
         plan_rejects: What the annotation file itself lost; kept in the first shard's sidecar.
     """
 
-    out: Path
+    out: Path | str
     split: str
     index: int
     start: int
     records: tuple[CaptionedImage, ...]
     plan_rejects: tuple[Reject, ...]
-    images: Path
+    images: Path | str
     config: ShardConfig
     check_sources: bool
     retry_rejected: bool
@@ -125,9 +133,9 @@ def write_splits(*, captions: CaptionSource, split: str | None = None, **setting
 
 def write_shards(
     *,
-    images: Path,
+    images: Path | str,
     captions: Path | SplitCaptions,
-    out: Path,
+    out: Path | str,
     split: str = "train",
     config: ShardConfig,
     shard_size: int = 1000,
@@ -136,14 +144,16 @@ def write_shards(
     check_sources: bool = False,
     retry_rejected: bool = False,
     workers: int = 1,
+    cluster: Cluster | None = None,
+    share: Share | None = None,
     quiet: bool = True,
 ) -> ShardSummary:
     """Write one split of a shard dataset; run again, it keeps what is whole and makes the rest.
 
     Args:
-        images: The folder that the annotation's file names are relative to.
+        images: The folder that the annotation's file names are relative to, or its URL.
         captions: A captions file, as :func:`pipeline.caption_files.read_captions` reads it; or what was read.
-        out: The dataset's folder: new, empty, or a dataset with the same config.
+        out: The dataset's folder, or its URL in S3: new, empty, or a dataset with the same config.
         split: Name of the split that is written.
         shard_size: Images per shard (positions in the plan; rejected images leave gaps).
         limit: Take the first ``limit`` images only.
@@ -151,12 +161,14 @@ def write_shards(
         check_sources: Compare the photographs with what the shards were made from by their bytes, not by name and size.
         retry_rejected: Make shards with rejected photographs again.
         workers: Processes; the bytes do not depend on it.
+        cluster: Runs the tasks instead of processes here.
+        share: Make only these shards, and commit nothing.
 
     Raises:
         InputError: Missing or malformed input, too many rejects, or nothing left to write.
         OccupiedError: ``out`` holds something else, or is being written to.
         MismatchError: ``out`` was made with another config, or the split from another annotation.
-        ResourceError: Disk full, not allowed.
+        ResourceError: Disk full, not allowed, no network.
     """
     check_split_name(split)
     if shard_size < 1:
@@ -165,9 +177,7 @@ def write_shards(
         raise InputError(f"--limit {limit}: must be at least 1.")
     if not 0 <= max_rejects <= 1:
         raise InputError(f"--max-rejects {max_rejects}: a share between 0 and 1 is expected.")
-    if not images.is_dir():
-        raise InputError(f"{images}: no such folder (--images should name the folder that holds the photographs).")
-    check_out(out)
+    check_originals(images)
     if isinstance(captions, Path):
         captions = read_splits(CaptionSource(paths=(captions,)), split)[split]
     records = captions.records[:limit]
@@ -177,42 +187,56 @@ def write_shards(
         "limit": limit,
         "plan_digest": digest([[r.image_id, r.file_name, [[c.id, c.text] for c in r.captions]] for r in records]),
     }
-    with exclusive(out, split, f"writing split {split!r}"):
-        _check_same(out, split, config, plan)
-        _sweep(out, split, shards=-(-len(records) // shard_size) or 1)
-        tasks = [
-            ShardTask(
-                out=out,
-                split=split,
-                index=index,
-                start=start,
-                records=records[start : start + shard_size],
-                plan_rejects=captions.rejects if index == 0 else (),
-                images=images,
-                config=config,
-                check_sources=check_sources,
-                retry_rejected=retry_rejected,
-            )
-            for index, start in enumerate(range(0, max(len(records), 1), shard_size))
-        ]
-        kept = _run(out, split, tasks, allowed=math.floor(max_rejects * len(records)), workers=workers, quiet=quiet)
-        return _finish(images, out, split, config, plan, shards=len(tasks), kept=kept)
+    with opened_output(out) as output:
+        check_out(output)
+        with writing(output.folder, split, share, f"writing split {split!r}"):
+            output.bring([DATASET_FILE])
+            _check_same(output.folder, split, config, plan)
+            tasks = [
+                ShardTask(
+                    out=out,
+                    split=split,
+                    index=index,
+                    start=start,
+                    records=records[start : start + shard_size],
+                    plan_rejects=captions.rejects if index == 0 else (),
+                    images=images,
+                    config=config,
+                    check_sources=check_sources,
+                    retry_rejected=retry_rejected,
+                )
+                for index, start in enumerate(range(0, max(len(records), 1), shard_size))
+            ]
+            if share is None:
+                _sweep(output, split, shards=len(tasks))
+            else:
+                tasks = share.of(tasks)
+            kept = _run(output, split, tasks, max_rejects=max_rejects, workers=workers, cluster=cluster, quiet=quiet)
+            sidecars = _sidecars(output, split, tasks)
+            summary = summary_of(sidecars, kept=kept, committed=share is None)
+            if share is None:
+                commit_split(output, split, config.content(), plan, summary, sidecars)
+                if summary.images == 0:
+                    raise NothingUsableError(
+                        f"{output.folder}: no image of split {split!r} could be used ({_totals(summary.rejects) or 'the annotation lists none'}). "
+                        f"See {output.folder / REJECTS_FILE}; check --images {images}."
+                    )
+            return summary
 
 
-def check_out(out: Path) -> None:
+def check_out(output: Output) -> None:
     """Refuse an output folder that holds something else than shards.
 
     Raises:
         OccupiedError: It does; names one such file.
     """
-    with disk_errors(out):
-        if out.exists() and not out.is_dir():
-            raise OccupiedError(f"{out}: is a file. Choose a new or empty folder for --out.")
-        if not out.is_dir() or (out / DATASET_FILE).is_file():
-            return
-        ours = (DATASET_FILE, REJECTS_FILE)
-        strangers = sorted(p.name for p in out.iterdir() if not p.name.startswith(".") and p.name not in ours and not SHARD_FILE.fullmatch(p.name))
-    if strangers:
+    out = output.folder
+    if out.exists() and not out.is_dir():
+        raise OccupiedError(f"{out}: is a file. Choose a new or empty folder for --out.")
+    names = output.names()
+    ours = (DATASET_FILE, REJECTS_FILE)
+    strangers = [name for name in names if not name.startswith(".") and name not in ours and not SHARD_FILE.fullmatch(name)]
+    if strangers and DATASET_FILE not in names:
         raise OccupiedError(f"{out}: holds something else than shards ({strangers[0]}). Choose a new or empty folder for --out.")
 
 
@@ -246,24 +270,28 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _sweep(out: Path, split: str, *, shards: int) -> None:
-    """Remove what an interrupted run left: temporary files, and shards beyond the end of an uncommitted plan."""
-    with disk_errors(out):
-        for path in out.iterdir():
-            if path.name.endswith(".tmp") and SHARD_FILE.fullmatch(path.name[1 : -len(".tmp")]) and path.name.startswith(f".{split}-"):
-                path.unlink()
-            match = SHARD_FILE.fullmatch(path.name)
-            if match and match[1] == split and int(match[2]) >= shards:
-                path.unlink()
+def _sweep(output: Output, split: str, *, shards: int) -> None:
+    """Remove what an interrupted run left: temporary files, locks, and shards beyond the end of an uncommitted plan."""
+    for name in output.names():
+        hidden = re.fullmatch(r"\.(.+)\.(tmp|lock)", name)
+        match = SHARD_FILE.fullmatch(hidden[1] if hidden else name)
+        if not match or match[1] != split:
+            continue
+        if hidden and hidden[2] == "lock":
+            with suppress(OccupiedError), exclusive(output.folder, hidden[1], "writing this shard"):
+                pass  # nobody holds it: it is gone now
+        elif hidden or int(match[2]) >= shards:
+            output.remove(name)
 
 
-def _run(out: Path, split: str, tasks: Sequence[ShardTask], *, allowed: int, workers: int, quiet: bool) -> int:
+def _run(output: Output, split: str, tasks: Sequence[ShardTask], *, max_rejects: float, workers: int, cluster: Cluster | None, quiet: bool) -> int:
     """Do the tasks; returns how many shards were kept as they were."""
     kept = 0
     reasons: Counter[str] = Counter()
     total = sum(len(task.records) for task in tasks)
+    allowed = math.floor(max_rejects * total)
     with (
-        closing(run_tasks(write_shard, [(task,) for task in tasks], workers=workers)) as results,
+        closing(run_tasks(write_shard, [(task,) for task in tasks], workers=workers, cluster=cluster)) as results,
         Progress(f"Sharding {split}", total=total, unit="images", quiet=quiet) as progress,
     ):
         for task, result in zip(tasks, results, strict=True):
@@ -273,9 +301,11 @@ def _run(out: Path, split: str, tasks: Sequence[ShardTask], *, allowed: int, wor
             if reasons.total() > allowed:
                 break
     if reasons.total() > allowed:
-        done = [shard_path(out, split, task.index) for task in tasks]
+        out = output.folder
+        done = [sidecar_path(shard_path(out, split, task.index)) for task in tasks]
+        output.bring([DATASET_FILE, *(sidecar.name for sidecar in done)])
         with exclusive(out, "dataset", f"finishing a split of {out.name}"):
-            _write_rejects(out, split, [read_sidecar(sidecar_path(tar)) for tar in done if sidecar_path(tar).is_file()])
+            _write_rejects(output, split, [read_sidecar(sidecar) for sidecar in done if sidecar.is_file()])
         raise InputError(
             f"{out}: stopped: {reasons.total()} of {total} photographs were left out ({_totals(reasons)}), --max-rejects allows {allowed}. "
             f"Each has a line in {out / REJECTS_FILE}. Check --images, or give a larger --max-rejects; finished shards are kept."
@@ -287,94 +317,118 @@ def _totals(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
 
 
-def commit_split(out: Path, split: str, config: dict[str, Any], plan: dict[str, Any], tars: Sequence[Path], *, kept: int) -> ShardSummary:
-    """All shards are there: write ``rejects.jsonl``, and the split into ``dataset.json`` if any image is usable.
+def _sidecars(output: Output, split: str, tasks: Sequence[ShardTask]) -> list[Sidecar]:
+    """Those of all shards that were made.
 
-    Args:
-        config: Of the dataset.
-        plan: What ``dataset.json`` is to say of the split, beside the numbers.
-        tars: The split's tars, in order, with their sidecars.
-        kept: How many of them were there already.
+    Raises:
+        ResourceError: A machine of a cluster has written them to somewhere else.
     """
-    sidecars = [read_sidecar(sidecar_path(tar)) for tar in tars]
+    paths = [sidecar_path(shard_path(output.folder, split, task.index)) for task in tasks]
+    output.bring(path.name for path in paths)
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise ResourceError(
+            f"{output.folder}: {len(missing)} of {len(paths)} shards are not here, though they were made ({missing[0]}). On a cluster --out has to "
+            "be a folder that all machines share under this very path, or a place in S3."
+        )
+    return [read_sidecar(path) for path in paths]
+
+
+def summary_of(sidecars: Sequence[Sidecar], *, kept: int, committed: bool) -> ShardSummary:
+    """The counts of a split's shards, or of some of them."""
     reasons = Counter(reject.reason for sidecar in sidecars for reject in sidecar.rejects)
-    summary = ShardSummary(
+    return ShardSummary(
         shards=len(sidecars),
         kept=kept,
         images=sum(len(sidecar.samples) for sidecar in sidecars),
         captions=sum(sample.captions for sidecar in sidecars for sample in sidecar.samples),
         rejects=dict(sorted(reasons.items())),
         digest=split_digest(sidecars),
+        committed=committed,
     )
+
+
+def commit_split(
+    output: Output, split: str, config: dict[str, Any], plan: dict[str, Any], summary: ShardSummary, sidecars: Sequence[Sidecar]
+) -> None:
+    """All shards are there: write ``rejects.jsonl``, and the split into ``dataset.json`` if any image is usable.
+
+    Args:
+        config: Of the dataset.
+        plan: What ``dataset.json`` is to say of the split, beside the numbers.
+        sidecars: Of all its shards, in order; ``summary`` is of these.
+    """
+    out = output.folder
     with exclusive(out, "dataset", f"finishing a split of {out.name}"):
-        _commit_split(out, split, config, plan, summary, sidecars)
-    return summary
+        output.bring([DATASET_FILE])  # another split may be in it by now
+        known = read_dataset_file(out).splits if (out / DATASET_FILE).is_file() else {}
+        entry = {
+            **plan,
+            "shards": summary.shards,
+            "images": summary.images,
+            "captions": summary.captions,
+            "rejects": summary.rejects,
+            "versions": sidecars[0].versions,
+            "digest": summary.digest,
+        }
+        splits = {**known, split: entry} if summary.images else known
+        _write_rejects(output, split, sidecars)
+        if summary.images and known.get(split) != entry:
+            DatasetFile(config=config, splits=dict(sorted(splits.items()))).write(out)
+            output.send(DATASET_FILE)
 
 
-def _finish(images: Path, out: Path, split: str, config: ShardConfig, plan: dict[str, Any], *, shards: int, kept: int) -> ShardSummary:
-    tars = [shard_path(out, split, index) for index in range(shards)]
-    summary = commit_split(out, split, config.content(), plan, tars, kept=kept)
-    if summary.images == 0:
-        totals = _totals(summary.rejects) or "the annotation lists none"
-        raise NothingUsableError(f"{out}: no image of split {split!r} could be used ({totals}). See {out / REJECTS_FILE}; check --images {images}.")
-    return summary
-
-
-def _commit_split(out: Path, split: str, config: dict[str, Any], plan: dict[str, Any], summary: ShardSummary, sidecars: Sequence[Sidecar]) -> None:
-    known = read_dataset_file(out).splits if (out / DATASET_FILE).is_file() else {}
-    entry = {
-        **plan,
-        "shards": summary.shards,
-        "images": summary.images,
-        "captions": summary.captions,
-        "rejects": summary.rejects,
-        "versions": sidecars[0].versions,
-        "digest": summary.digest,
-    }
-    splits = {**known, split: entry} if summary.images else known
-    updated = DatasetFile(config=config, splits=dict(sorted(splits.items())))
-    _write_rejects(out, split, sidecars)
-    if summary.images and known.get(split) != entry:
-        updated.write(out)
-
-
-def _write_rejects(out: Path, split: str, sidecars: Sequence[Sidecar]) -> None:
+def _write_rejects(output: Output, split: str, sidecars: Sequence[Sidecar]) -> None:
     """Gather ``rejects.jsonl`` from this split's sidecars and those of the splits that are there already."""
+    out = output.folder
     known = read_dataset_file(out).splits if (out / DATASET_FILE).is_file() else {}
     lines = []
     for name in sorted({*known, split}):
         of_split = sidecars
         if name != split:
-            of_split = [read_sidecar(sidecar_path(tar_path(out, name, known[name], index))) for index in range(known[name]["shards"])]
+            paths = [sidecar_path(tar_path(out, name, known[name], index)) for index in range(known[name]["shards"])]
+            output.bring(path.name for path in paths)
+            of_split = [read_sidecar(path) for path in paths]
         lines += reject_lines(name, of_split)
-    write_rejects(out, lines)
+    output.bring([REJECTS_FILE])
+    if write_rejects(out, lines):
+        output.send(REJECTS_FILE)
 
 
 def write_shard(task: ShardTask) -> _Result:
     """Make one shard and its sidecar, unless the very same is there already."""
-    tar = shard_path(task.out, task.split, task.index)
+    check_originals(task.images)  # a machine that does not have the folder must not take all photographs for missing
+    with opened_output(task.out) as output:
+        tar = shard_path(output.folder, task.split, task.index)
+        # A worker of a run that was killed may be about to end, on another machine.
+        with exclusive(tar.parent, tar.name, "writing this shard", patience=WORKER_SECONDS):
+            return _write_shard(task, output, tar)
+
+
+def _write_shard(task: ShardTask, output: Output, tar: Path) -> _Result:
     config_digest = digest(task.config.content())
-    paths = [task.images / r.file_name for r in task.records]
-    sources = [[r.image_id, r.file_name, _file_size(path), [[c.id, c.text] for c in r.captions]] for r, path in zip(task.records, paths, strict=True)]
-    source_digest = digest([task.start, sources, [asdict(reject) for reject in task.plan_rejects]])
+    names = [record.file_name for record in task.records]
     versions = library_versions("pillow", "pillow-simd", "simplejpeg", "nltk")
-    there = whole_sidecar(tar)
-    if there and (there.config_digest, there.source_digest, there.versions) == (config_digest, source_digest, versions):
+    there = whole_sidecar(output, tar)
+    if (
+        there
+        and (there.config_digest, there.versions) == (config_digest, versions)
+        and there.source_digest == _source_digest(task, original_sizes(task.images, names))
+    ):
         of_photographs = there.rejects[len(task.plan_rejects) :]
         retry = task.retry_rejected and of_photographs
-        changed = task.check_sources and _photographs_sha256(paths) != there.photographs_sha256
+        changed = task.check_sources and _photographs_sha256(task.images, names) != there.photographs_sha256
         if not retry and not changed:
             return _Result(kept=True, rejects=_reasons(of_photographs))
-    with disk_errors(tar):
-        sidecar_path(tar).unlink(missing_ok=True)  # so that an old sidecar never stands beside a new tar
+    output.remove(sidecar_path(tar).name)  # so that an old sidecar never stands beside a new tar
     rejects: list[Reject] = []
-    read = PhotographsHash()
+    read = Photographs()
     samples, tar_bytes, tar_sha256 = write_tar(tar, _tar_records(task, rejects, read))
     sidecar = Sidecar(
         split=task.split,
         index=task.index,
         config_digest=config_digest,
-        source_digest=source_digest,
+        source_digest=_source_digest(task, _sizes(task.images, names, read)),
         photographs_sha256=read.digest(),
         tar_bytes=tar_bytes,
         tar_sha256=tar_sha256,
@@ -382,67 +436,79 @@ def write_shard(task: ShardTask) -> _Result:
         rejects=(*task.plan_rejects, *rejects),
         versions=versions,
     )
+    output.send(tar.name, mark=tar_sha256)
     write_json(sidecar_path(tar), sidecar.content())
+    output.send(sidecar_path(tar).name)
     return _Result(kept=False, rejects=_reasons(rejects))
+
+
+def _source_digest(task: ShardTask, sizes: Sequence[int | None]) -> str:
+    sources = [[r.image_id, r.file_name, size, [[c.id, c.text] for c in r.captions]] for r, size in zip(task.records, sizes, strict=True)]
+    return digest([task.start, sources, [asdict(reject) for reject in task.plan_rejects]])
 
 
 def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:
     return dict(Counter(reject.reason for reject in rejects))
 
 
-class PhotographsHash:
-    """SHA-256 over a shard's photographs: over the SHA-256 of each file in order, zeros for one that cannot be read."""
+class Photographs:
+    """What was read of a shard's photographs: the size of each, None for one that cannot be read, and a SHA-256 over all.
+
+    That is over the SHA-256 of each file in order, zeros for one that cannot be read.
+    """
 
     def __init__(self) -> None:
+        self.sizes: list[int | None] = []
         self._hash = hashlib.sha256()
 
-    def add(self, data: bytes | None) -> None:
+    def add(self, data: bytes | ImageError) -> None:
         """Add the next photograph's bytes."""
-        self._hash.update(bytes(32) if data is None else hashlib.sha256(data).digest())
+        self.sizes.append(len(data) if isinstance(data, bytes) else None)
+        self._hash.update(hashlib.sha256(data).digest() if isinstance(data, bytes) else bytes(32))
 
     def digest(self) -> str:
         return self._hash.hexdigest()
 
 
-def _photographs_sha256(paths: Sequence[Path]) -> str:
-    found = PhotographsHash()
-    for path in paths:
-        try:
-            found.add(read_image_file(path))
-        except ImageError:
-            found.add(None)
+def _photographs_sha256(images: Path | str, names: Sequence[str]) -> str:
+    found = Photographs()
+    for data in read_originals(images, names):
+        found.add(data)
     return found.digest()
 
 
-def _file_size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):
-        return None
+def _sizes(images: Path | str, names: Sequence[str], read: Photographs) -> list[int | None]:
+    """As :func:`original_sizes`, which is only asked for what could not be read."""
+    unread = iter(original_sizes(images, [name for name, size in zip(names, read.sizes, strict=True) if size is None]))
+    return [next(unread) if size is None else size for size in read.sizes]
 
 
-def whole_sidecar(tar: Path) -> Sidecar | None:
-    """The sidecar of a shard that is whole to the last byte, records beside it too, or None."""
+def whole_sidecar(output: Output, tar: Path) -> Sidecar | None:
+    """The sidecar of a shard that is whole to the last byte, records beside it too, or None. In S3 the tar's mark stands for its bytes."""
+    output.bring([sidecar_path(tar).name])
     try:
         sidecar = read_sidecar(sidecar_path(tar))
-        whole = tar.stat().st_size == sidecar.tar_bytes and file_sha256(tar) == sidecar.tar_sha256
-        whole = whole and (sidecar.records is None or file_sha256(records_path(tar)) == sidecar.records.sha256)
-    except (CapstreamError, OSError):
+        if output.url is not None:
+            whole = output.stat(tar.name) == (sidecar.tar_bytes, sidecar.tar_sha256)
+        else:
+            whole = tar.stat().st_size == sidecar.tar_bytes and file_sha256(tar) == sidecar.tar_sha256
+            whole = whole and (sidecar.records is None or file_sha256(records_path(tar)) == sidecar.records.sha256)
+    except (InputError, DamageError, MismatchError, OSError):
         return None
     return sidecar if whole else None
 
 
-def _tar_records(task: ShardTask, rejects: list[Reject], read: PhotographsHash) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    for position, record in enumerate(task.records, task.start):
-        data = None
-        try:
-            data = read_image_file(task.images / record.file_name)
-            jpeg, width, height = stored_jpeg(data, record.file_name, task.config.resize, task.config.quality)
-        except ImageError as error:
-            rejects.append(Reject(file=record.file_name, reason=error.reason, message=str(error)))
-            continue
-        finally:
+def _tar_records(task: ShardTask, rejects: list[Reject], read: Photographs) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    with closing(read_originals(task.images, [record.file_name for record in task.records])) as originals:
+        for position, (record, data) in enumerate(zip(task.records, originals, strict=True), task.start):
             read.add(data)
-        place = {"image_id": record.image_id, "file_name": record.file_name, "width": width, "height": height}
-        content = {**place, "captions": record.tokenized()}
-        yield f"{position:09d}", jpeg, content
+            try:
+                if isinstance(data, ImageError):
+                    raise data
+                jpeg, width, height = stored_jpeg(data, record.file_name, task.config.resize, task.config.quality)
+            except ImageError as error:
+                rejects.append(Reject(file=record.file_name, reason=error.reason, message=str(error)))
+                continue
+            place = {"image_id": record.image_id, "file_name": record.file_name, "width": width, "height": height}
+            content = {**place, "captions": record.tokenized()}
+            yield f"{position:09d}", jpeg, content

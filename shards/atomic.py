@@ -87,8 +87,11 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, name: str, doing: str) -> Iterator[None]:
+def exclusive(folder: Path, name: str, doing: str, *, patience: float = 0.0) -> Iterator[None]:
     """Hold the one writer's place for ``name`` in ``folder``; the operating system frees it when a process dies.
+
+    Args:
+        patience: So many seconds are waited for another process.
 
     Raises:
         OccupiedError: Another process holds it.
@@ -96,7 +99,7 @@ def exclusive(folder: Path, name: str, doing: str) -> Iterator[None]:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock_path = folder / f".{name}.lock"
-        lock = FileLock(lock_path, blocking=False)
+        lock = FileLock(lock_path, timeout=patience)
         try:
             lock.acquire()
         except Timeout:

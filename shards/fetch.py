@@ -4,15 +4,17 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import io
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from shards.errors import DamageError, InputError, ResourceError
+from shards.errors import CapstreamError, DamageError, InputError, ResourceError
 
+R = TypeVar("R")
 # The protocols that the extra "remote" installs what is needed for; fsspec knows others.
 SERVED = ("http", "https", "s3")
 CHUNK_BYTES = 8 << 20
@@ -27,8 +29,29 @@ class Stopped(Exception):  # noqa: N818 - not an error
     """Whoever asked for the file ahead of its use does not want it any more."""
 
 
+class MissingError(InputError):
+    """There is no such file."""
+
+
+class RefusedError(ResourceError):
+    """A server that can be reached does not give this one file."""
+
+
 class _BrokenError(Exception):
-    """The connection broke, or could not be made."""
+    """The connection broke, or could not be made; ``status`` is what a web server answered."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def is_url(place: Path | str) -> bool:
+    """Whether ``place`` is an address that fsspec reads, and no local path.
+
+    >>> is_url("s3://bucket/shards"), is_url("data/shards")
+    (True, False)
+    """
+    return isinstance(place, str) and "://" in place
 
 
 def download(
@@ -58,14 +81,55 @@ def download(
         DamageError: More comes than ``at_most``.
         ResourceError: Not allowed, or the connection broke each time.
     """
-    for attempt in range(len(BACKOFF_SECONDS) + 1):
-        if attempt:
-            (stop or threading.Event()).wait(BACKOFF_SECONDS[attempt - 1])
+    return tried(lambda: _download_once(url, target, at_most, whole, stop, advice), url, stop=stop, again=again)
+
+
+def fetched_bytes(url: str, *, at_most: int, advice: str = CHECK) -> bytes:
+    """Like :func:`download`, into memory."""
+
+    def fetch() -> bytes:
+        content = io.BytesIO()
+        _receive(url, content, at_most, whole=False, stop=None, advice=advice)
+        return content.getvalue()
+
+    return tried(fetch, url)
+
+
+def file_size(url: str) -> int | None:
+    """The size in bytes of the file at a URL; None where there is none, or the server does not tell.
+
+    Raises:
+        InputError, ResourceError: As :func:`download`.
+    """
+
+    def ask() -> int | None:
+        with foreign_errors(url, CHECK):
+            try:
+                size = file_system(url).info(url).get("size")
+            except FileNotFoundError:
+                return None
+            return None if size is None else int(size)
+
+    return tried(ask, url)
+
+
+def tried(attempt: Callable[[], R], url: str, *, stop: threading.Event | None = None, again: str = AGAIN) -> R:
+    """Do something with a URL, again after a pause where the connection breaks, as :func:`foreign_errors` tells.
+
+    Raises:
+        RefusedError: The last answer was a web server's, of an error of its own.
+        ResourceError: The connection broke each time.
+    """
+    broken = _BrokenError("")
+    for pause in (0.0, *BACKOFF_SECONDS):
+        if pause:
+            (stop or threading.Event()).wait(pause)
         try:
-            return _download_once(url, target, at_most, whole, stop, advice)
+            return attempt()
         except _BrokenError as error:
             broken = error
-    raise ResourceError(
+    kind = ResourceError if broken.status is None else RefusedError
+    raise kind(
         f"{url}: could not be fetched in {len(BACKOFF_SECONDS) + 1} attempts ({broken}). Check the network and the credentials. {again}".rstrip()
     )
 
@@ -88,8 +152,13 @@ def url_parts(url: str, advice: str = CHECK) -> SplitResult:
 
 
 def _download_once(url: str, target: Path, at_most: int, whole: bool, stop: threading.Event | None, advice: str) -> str:
+    with target.open("wb") as file:
+        return _receive(url, file, at_most, whole=whole, stop=stop, advice=advice)
+
+
+def _receive(url: str, file: IO[bytes], at_most: int, *, whole: bool, stop: threading.Event | None, advice: str) -> str:
     sha256, size = hashlib.sha256(), 0
-    with target.open("wb") as file, contextlib.closing(_chunks(url, advice)) as chunks:
+    with contextlib.closing(_chunks(url, advice)) as chunks:
         for chunk in chunks:
             size += len(chunk)
             if size > at_most:
@@ -106,22 +175,48 @@ def _download_once(url: str, target: Path, at_most: int, whole: bool, stop: thre
 
 def _chunks(url: str, advice: str) -> Generator[bytes, None, None]:
     """The bytes of a file. A foreign file system's errors become ours here, before anybody can take them for the disk's."""
-    protocol = url_parts(url, advice).scheme
+    system, options = _system_of(url, advice)
+    with foreign_errors(url, advice), system.open(url, "rb", **options) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+@contextlib.contextmanager
+def foreign_errors(url: str, advice: str) -> Iterator[None]:
+    """Turn the errors of a file system at a URL into ours; those that may pass are for :func:`tried`.
+
+    Raises:
+        MissingError: There is no such file.
+        RefusedError: Not allowed.
+    """
     try:
-        system, options = _file_system(protocol, os.getpid())
-    except InputError as error:
-        raise InputError(f"{url}: {error}") from None
-    try:
-        with system.open(url, "rb", **options) as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
+        yield
     except FileNotFoundError:
-        raise InputError(f"{url}: there is no such file. {advice}") from None
+        raise MissingError(f"{url}: there is no such file. {advice}") from None
+    except CapstreamError:
+        raise
     except Exception as error:  # each file system has its own
         status = getattr(error, "status", None)
         if isinstance(error, PermissionError) or status in (401, 403):
-            raise ResourceError(f"{url}: not allowed ({error}). Check the credentials.") from None
-        raise _BrokenError(f"{type(error).__name__}: {error}") from error
+            raise RefusedError(f"{url}: not allowed ({error}). Check the credentials.") from None
+        raise _BrokenError(f"{type(error).__name__}: {error}", status if isinstance(status, int) else None) from error
+
+
+def file_system(url: str, advice: str = CHECK) -> Any:
+    """The file system of fsspec that a URL belongs to.
+
+    Raises:
+        InputError: As :func:`url_parts`; or fsspec does not know it, or a package is missing.
+    """
+    return _system_of(url, advice)[0]
+
+
+def _system_of(url: str, advice: str) -> tuple[Any, dict[str, Any]]:
+    protocol = url_parts(url, advice).scheme
+    try:
+        return _file_system(protocol, os.getpid())
+    except InputError as error:
+        raise InputError(f"{url}: {error}") from None
 
 
 @functools.lru_cache(maxsize=8)

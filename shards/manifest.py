@@ -383,12 +383,14 @@ def reject_line(split: str, reject: Reject) -> bytes:
     return json.dumps({"split": split, **asdict(reject)}, ensure_ascii=True).encode() + b"\n"
 
 
-def write_rejects(folder: Path, lines: Sequence[bytes]) -> None:
-    """Commit ``rejects.jsonl``, unless the very same is there already."""
+def write_rejects(folder: Path, lines: Sequence[bytes]) -> bool:
+    """Commit ``rejects.jsonl``, unless the very same is there already; returns whether it was not."""
     path, content = folder / REJECTS_FILE, b"".join(lines)
-    if not path.is_file() or path.read_bytes() != content:
-        with committed_file(path) as file:
-            file.write(content)
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    with committed_file(path) as file:
+        file.write(content)
+    return True
 
 
 def _natural(value: Any) -> int:

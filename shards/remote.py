@@ -16,7 +16,7 @@ from typing import Self
 
 from shards.atomic import committed, disk_errors, write_json
 from shards.errors import CapstreamError, InputError
-from shards.fetch import Stopped, download, url_parts
+from shards.fetch import Stopped, download, is_url, url_parts
 from shards.manifest import (
     DATASET_FILE,
     DatasetFile,
@@ -49,15 +49,6 @@ SIDECARS_AT_ONCE = 8
 MAX_SIDECAR_BYTES = 1 << 30
 # A fetch notices between two chunks that it is no longer wanted.
 JOIN_SECONDS = 5.0
-
-
-def is_url(place: Path | str) -> bool:
-    """Whether ``place`` is an address that fsspec reads, and no local path.
-
-    >>> is_url("s3://bucket/shards"), is_url("data/shards")
-    (True, False)
-    """
-    return isinstance(place, str) and "://" in place
 
 
 def localize(place: Path | str, *, cache: Path | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Path:

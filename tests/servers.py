@@ -1,0 +1,133 @@
+"""A small dataset without features, a web server over it, and an S3-compatible server, all on 127.0.0.1."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from PIL import Image
+
+from pipeline.images import Resize
+from pipeline.shard import ShardConfig, ShardSummary, write_shards
+from shards.fetch import _file_system
+
+CONFIG = ShardConfig(resize=Resize(size=32))
+SHARD_SIZE = 3
+
+
+def draw(folder: Path, names: list[str]) -> None:
+    """Small photographs with these names, each of another colour and size, and a caption file of two captions each."""
+    for number, name in enumerate(names):
+        path = folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40 + number, 30), (5 * number % 256, 90, 30)).save(path, "JPEG")
+    annotation = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
+        "annotations": [{"id": number, "image_id": number // 2, "caption": f"a colour {number}"} for number in range(2 * len(names))],
+    }
+    (folder / "c.json").write_text(json.dumps(annotation))
+
+
+def shard(folder: Path, out: Path | str, **options: Any) -> ShardSummary:
+    """Shards of three of what :func:`draw` made."""
+    images = options.pop("images", folder / "images")
+    return write_shards(images=images, captions=folder / "c.json", out=out, config=CONFIG, shard_size=SHARD_SIZE, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file there is, hidden ones too."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+class PhotoServer:
+    """A web server over a folder.
+
+    Attributes:
+        asked: How often each path was asked for, by method.
+        broken: Paths that are answered with 500, and how often still.
+        forbidden: Paths that are answered with 403.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.asked: Counter[str] = Counter()
+        self.broken: Counter[str] = Counter()
+        self.forbidden: set[str] = set()
+        lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _answer(self) -> bytes:
+                name = unquote(self.path).removeprefix("/photos/")
+                with lock:
+                    outer.asked[f"{self.command} {name}"] += 1
+                    broken = outer.broken[name] > 0
+                    outer.broken[name] -= broken
+                path = root / name
+                found = "?" not in self.path and path.is_file()
+                status = 500 if broken else 403 if name in outer.forbidden else 200 if found else 404
+                content = path.read_bytes() if status == 200 else b""
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                return content
+
+            def do_GET(self) -> None:
+                content = self._answer()
+                self.wfile.write(content)
+
+            def do_HEAD(self) -> None:
+                self._answer()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/photos"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The address of an S3-compatible server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@contextmanager
+def s3_bucket(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Any]]:
+    """The URL of a new place in an S3 server, and boto3's client to look into it; what a user would set is set."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    client = boto3.client("s3")
+    name = f"bucket-{len(client.list_buckets()['Buckets'])}"
+    client.create_bucket(Bucket=name)
+    _file_system.cache_clear()
+    yield f"s3://{name}", client
+    _file_system.cache_clear()
+
+
+def objects(client: Any, url: str) -> dict[str, bytes]:
+    """All objects below a URL in S3, by what comes after it."""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    found = client.list_objects_v2(Bucket=bucket, Prefix=prefix and prefix + "/").get("Contents", [])
+    return {each["Key"].removeprefix(prefix + "/"): client.get_object(Bucket=bucket, Key=each["Key"])["Body"].read() for each in found}
