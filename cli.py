@@ -104,10 +104,10 @@ def say(text: str) -> None:
     click.echo(text)
 
 
-def show_rejects(rejects: dict[str, int], lines: Path) -> None:
+def show_rejects(rejects: dict[str, int], lines: Path, *, err: bool = False) -> None:
     """What was left out, if anything was."""
     if rejects:
-        say(f"Left out: {', '.join(f'{count} {reason}' for reason, count in rejects.items())}. Each has a line in {lines}.")
+        click.echo(f"Left out: {', '.join(f'{count} {reason}' for reason, count in rejects.items())}. Each has a line in {lines}.", err=err)
 
 
 def next_step(text: str) -> None:
@@ -570,7 +570,7 @@ def import_features(
         filter=filter_,
         quiet=False,
     )
-    show_rejects(summary.rejects, out / REJECTS_FILE)
+    show_rejects(summary.rejects, out / REJECTS_FILE, err=True)
     if summary.zeros:
         click.echo(f"{npy}: the features of {summary.zeros} images are all 0. Were they computed?", err=True)
     if summary.network.preprocessing is None:
