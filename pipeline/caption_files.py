@@ -21,7 +21,7 @@ MARKS = {
     b"\xff\xfe": "is UTF-16: save it as UTF-8",
     b"\xfe\xff": "is UTF-16: save it as UTF-8",
     b"\x1f\x8b": "is compressed: unpack it",
-    b"PK": "is compressed: unpack it",
+    b"PK\x03\x04": "is compressed: unpack it",
 }
 
 

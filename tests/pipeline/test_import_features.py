@@ -94,6 +94,21 @@ def test_images_stand_in_pieces_of_1000(tiny: Callable[..., ImportSummary], tmp_
     np.testing.assert_array_equal(file.features, matrix.astype(np.float16)[:, None])
 
 
+def test_captions_of_another_form_take_the_rows_in_the_order_of_their_images(tmp_path: Path) -> None:
+    np.save(tmp_path / "features.npy", MATRIX)
+    (tmp_path / "c.csv").write_text(
+        "image,caption,split\nc.jpg,C,train\na.jpg,,val\nb.jpg,B,val\nc.jpg,More,train\nd.jpg,D,val\ne.jpg,E,val\nf.jpg,F,val\n"
+    )
+    source = CaptionSource(paths=(tmp_path / "c.csv",))
+    import_features(npy=tmp_path / "features.npy", captions=source, out=tmp_path / "out")
+    train, val = (open_features(tmp_path / "out" / f"{split}.h5") for split in ("train", "val"))
+    np.testing.assert_array_equal(train.features[:, 0], MATRIX[[0]].astype(np.float16))
+    np.testing.assert_array_equal(val.features[:, 0], MATRIX[2:].astype(np.float16))
+    assert (train.table.texts, val.table.file_names) == (("C", "More"), ("b.jpg", "d.jpg", "e.jpg", "f.jpg"))
+    with pytest.raises(InputError, match=r"c\.csv, .*c\.csv: give one --captions"):
+        import_features(npy=tmp_path / "features.npy", captions=CaptionSource(paths=source.paths * 2), out=tmp_path / "out")
+
+
 def test_a_folder_gives_the_same_features_and_captions_as_a_matrix(tiny: Callable[..., ImportSummary], tmp_path: Path) -> None:
     tiny()
     folder = tmp_path / "vectors"

@@ -60,6 +60,28 @@ def test_images_without_a_caption_are_counted_and_not_scored(coco: Path) -> None
     assert found.scores.notes[0] == "200 of 300 images have no caption: the scores are of the others."
 
 
+def test_references_may_have_any_form_that_shard_takes(coco: Path) -> None:
+    content = json.loads((coco / "references.json").read_text())
+    raws: dict[int, list[str]] = {}
+    for annotation in content["annotations"]:
+        raws.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    images = [
+        {
+            "filename": image["file_name"],
+            "imgid": number,
+            "cocoid": image["id"],
+            "split": "val",
+            "sentences": [{"raw": raw} for raw in raws[image["id"]]],
+        }
+        for number, image in enumerate(content["images"])
+    ]
+    (coco / "karpathy.json").write_text(json.dumps({"dataset": "coco", "images": images}))
+    found, wanted = (
+        score_results(captions=coco / "results.json", references=coco / name, java=False) for name in ("karpathy.json", "references.json")
+    )
+    assert found.scores.scores == wanted.scores.scores
+
+
 def test_the_command_shows_scores_with_intervals_and_what_is_missing(coco: Path, run_cli: Callable[..., Result]) -> None:
     entries = json.loads((coco / "results.json").read_text())
     (coco / "results.json").write_text(json.dumps(entries[1:]))
