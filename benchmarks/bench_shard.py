@@ -35,7 +35,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.machine import machine, machine_line, table, write_report
-from benchmarks.workload import ROOT, replicate, run_command, say
+from benchmarks.workload import ROOT, Usage, replicate, run_command, say
 from shards.tar import write_tar
 
 SIZE, QUALITY = 256, 95
@@ -59,8 +59,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return settings
 
 
-def ours(data: Path, out: Path, count: int, workers: int, shard_size: int) -> tuple[float, int]:
-    """Seconds of the whole command, and the peak memory of its largest process in bytes."""
+def ours(data: Path, out: Path, count: int, workers: int, shard_size: int) -> Usage:
+    """The whole command."""
     options = ["--limit", count, "--workers", workers, "--shard-size", shard_size, "--size", SIZE, "--quality", QUALITY]
     return run_command("shard", "--images", data / "images", "--captions", data / "captions.json", "--out", out, *options)
 
@@ -159,7 +159,7 @@ def speed(s: argparse.Namespace, base: Path) -> dict[str, Any]:
         for workers in s.workers:
             whole = s.images // workers * workers
             note(f"C, {workers}", whole, limit(s.photographs, whole, workers))
-            note(f"ours, {workers}", s.images, ours(data, base / f"ours-{repeat}-{workers}", s.images, workers, s.shard_size)[0])
+            note(f"ours, {workers}", s.images, ours(data, base / f"ours-{repeat}-{workers}", s.images, workers, s.shard_size).seconds)
         if s.img2dataset_python:
             note("B, 2", s.images, img2dataset(data, base / f"b-{repeat}", s.images, s.img2dataset_python))
         note("A, 1", min(s.peer_images, s.images), tutorial(data, base / f"a-{repeat}", min(s.peer_images, s.images), s.tutorial_python))
@@ -185,9 +185,9 @@ def memory(s: argparse.Namespace, base: Path) -> dict[str, Any]:
     replicate(s.photographs, data, max(s.memory))
     rows = []
     for count in s.memory:
-        seconds, peak = ours(data, base / f"memory-{count}", count, 1, 1000)
-        rows.append({"images": count, "peak_bytes": peak, "seconds": seconds})
-        say(f"{count} images, one process: peak {peak / 1e6:.0f} MB")
+        usage = ours(data, base / f"memory-{count}", count, 1, 1000)
+        rows.append({"images": count, "peak_bytes": usage.peak_bytes, "seconds": usage.seconds})
+        say(f"{count} images, one process: peak {usage.peak_bytes / 1e6:.0f} MB")
     own = []
     for count in s.memory:
         small = base / f"annotation-{count}"
