@@ -35,6 +35,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.machine import machine, machine_line, table, write_report
+from benchmarks.peers import version
 from benchmarks.workload import ROOT, Usage, replicate, run_command, say
 from shards.tar import write_tar
 
@@ -65,22 +66,23 @@ def ours(data: Path, out: Path, count: int, workers: int, shard_size: int) -> Us
     return run_command("shard", "--images", data / "images", "--captions", data / "captions.json", "--out", out, *options)
 
 
-def bare(data: list[bytes], count: int, gate: Barrier) -> None:
+def bare(data: list[bytes], count: int, gate: Barrier, decode_only: bool = False) -> None:
     """C, one process: nothing but Pillow."""
     photographs = list(itertools.islice(itertools.cycle(data), count))
     gate.wait()
     for photograph in photographs:
-        image = Image.open(io.BytesIO(photograph)).convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-        image.save(io.BytesIO(), "JPEG", quality=QUALITY)
+        image = Image.open(io.BytesIO(photograph)).convert("RGB")
+        if not decode_only:
+            image.resize((SIZE, SIZE), Image.Resampling.LANCZOS).save(io.BytesIO(), "JPEG", quality=QUALITY)
     gate.wait()
 
 
-def limit(photographs: Path, count: int, workers: int) -> float:
-    """C: seconds of the work alone."""
+def limit(photographs: Path, count: int, workers: int, decode_only: bool = False) -> float:
+    """C: seconds of the work alone, or of its decoding."""
     data = [path.read_bytes() for path in sorted((photographs / "images").iterdir())]
     context = multiprocessing.get_context("spawn")
     gate = context.Barrier(workers + 1)
-    processes = [context.Process(target=bare, args=(data, count // workers, gate)) for _ in range(workers)]
+    processes = [context.Process(target=bare, args=(data, count // workers, gate, decode_only)) for _ in range(workers)]
     for process in processes:
         process.start()
     gate.wait()
@@ -170,15 +172,6 @@ def speed(s: argparse.Namespace, base: Path) -> dict[str, Any]:
     return {"rates": rates, "medians": medians, "ratios": ratios}
 
 
-def version(python: str | None, package: str) -> str:
-    """A package's version in another environment."""
-    if python is None:
-        return "not run"
-    code = f"import importlib.metadata as m; print(m.version({package!r}))"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "none"
-
-
 def memory(s: argparse.Namespace, base: Path) -> dict[str, Any]:
     """Peak memory at several numbers of images, from one annotation file that lists the most."""
     data = base / "data"
@@ -254,7 +247,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "settings": {name: getattr(settings, name) for name in shown},
         "machine": machine("pillow-simd", "pillow", "simplejpeg", "nltk", "webdataset")
-        | {"A's pillow": version(settings.tutorial_python, "pillow"), "img2dataset": version(settings.img2dataset_python, "img2dataset")},
+        | {
+            "A's pillow": version(settings.tutorial_python, "pillow"),
+            "img2dataset": version(settings.img2dataset_python, "img2dataset") if settings.img2dataset_python else "not run",
+        },
     }
     name = "bench_shard-memory" if settings.memory is not None else "bench_shard"
     write_report(settings.out, f"{name}-{report['date']}", report, markdown(report))

@@ -309,8 +309,7 @@ def matrix_products(s: argparse.Namespace) -> dict[str, float]:
     device = pick_device(s.device)
     prepare_device(device)
     kind = torch.bfloat16 if pick_precision("auto", device) == "bf16" else torch.float32
-    file = open_features(s.work / "features" / "train.h5")
-    tokens = round(s.batch_size * (float(np.diff(file.table.offsets).mean()) + 2))
+    tokens = round(s.batch_size * tokens_per_caption(s.work))
 
     def product(rows: int, inner: int, outer: int) -> Callable[[], Any]:
         inputs, weight, grad = (torch.randn(shape, device=device).to(kind) for shape in ((rows, inner), (outer, inner), (rows, outer)))
@@ -357,7 +356,6 @@ def summary(s: argparse.Namespace, work: Path, found: dict[str, list[dict[str, f
     """What the measurements of ways, made in turns, say: rates, ratios, epochs, when the cache is paid back, and what lies on the disk."""
     rates = {way: [run[CAPTIONS] for run in runs] for way, runs in found.items() if CAPTIONS in runs[0]}
     medians = {way: statistics.median(values) for way, values in rates.items()}
-    lengths = np.diff(open_features(work / "features" / "train.h5").table.offsets)
     epoch_seconds = {way: COCO_CAPTIONS / rate for way, rate in medians.items()}
     report: dict[str, Any] = {
         "rates": rates,
@@ -365,7 +363,7 @@ def summary(s: argparse.Namespace, work: Path, found: dict[str, list[dict[str, f
         "epoch_seconds": epoch_seconds,
         "ratios": {f"{one} / {other}": medians[one] / medians[other] for one, other in RATIOS if one in medians and other in medians},
         "data_wait": {way: statistics.median(run["data_wait"] for run in runs) for way, runs in found.items() if "data_wait" in runs[0]},
-        "tokens_per_caption": float(lengths.mean()) + 2,
+        "tokens_per_caption": tokens_per_caption(work),
         "precision": "bf16" if pick_precision("auto", pick_device(s.device)) == "bf16" else "fp32",
         "disk": disk(work),
     }
@@ -373,6 +371,11 @@ def summary(s: argparse.Namespace, work: Path, found: dict[str, list[dict[str, f
         caching = {key: [run[key] for run in found["ours caching"]] for key in found["ours caching"][0]}
         report |= {"caching": caching, "break_even_epochs": break_even(epoch_seconds, statistics.median(caching["coco_seconds"]))}
     return report
+
+
+def tokens_per_caption(work: Path) -> float:
+    """In the feature file: words and two marks."""
+    return float(np.diff(open_features(work / "features" / "train.h5").table.offsets).mean()) + 2
 
 
 def disk(work: Path) -> dict[str, dict[str, float]]:

@@ -1,0 +1,351 @@
+"""How do other tools do on the same files: writing, loading for training, reading cached features?
+
+In turns (A B C ours, A B C ours, ...), each in a process of its own:
+
+    writing    photographs -> 256 x 256 JPEGs of quality 95 with captions: whole calls, from the interpreter's start to its end
+    loading    a pass over JPEGs of one and the same content in each tool's format: decoded, cropped to 224 and flipped, batches of 128 in
+               which each image comes with all of its captions, padded
+    features   a pass over rows of float16, shuffled, with the captions beside
+
+Loaders are started before, and have made a pass that is not timed (workers started, code compiled, page cache warm). A cold pass comes
+last, after the files have been dropped from the page cache; where the system did not let them go, the report says so.
+
+What a peer does is in ``peer_ways.py``, where its environment comes from in ``peers.py``. The suite runs this: ``--only peers``.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from benchmarks import bench_shard, bench_train
+from benchmarks.generated import write_words
+from benchmarks.machine import spread, table
+from benchmarks.peer_ways import BATCH, SIZE, WORKERS, Pass, serve
+from benchmarks.peers import PEERS, NotInstalledError, interpreter, version
+from benchmarks.tutorial import unpack
+from benchmarks.workload import ROOT, shard_photographs, take_turns
+from model.encoder import with_crop
+from model.networks import random_info
+from pipeline.batches import Encoded, training_batches
+from pipeline.sources import FeatureSource, ShardSource, Source
+from pipeline.vocab import read_vocabulary
+from shards.caption_table import CaptionTable, table_of_split
+from shards.features import open_features
+from shards.manifest import open_split
+
+OURS, FOLDER, IMG2DATASET = "ours", "folder", "img2dataset"
+WRITERS = (IMG2DATASET, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
+LOADERS = (FOLDER, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
+FEATURES = ("h5py", "h5py, gzip", "h5py, sorted batches", ".npy files")
+PATIENCE = 300.0  # seconds that a peer may take to write, to start, or for a pass
+SETTINGS = {
+    IMG2DATASET: "2 processes of 8 threads, its default resize_mode (border: it has none that squashes), webdataset output",
+    FOLDER: "a map-style dataset over JPEG files; DataLoader, 2 persistent workers",
+    "webdataset": "ShardWriter in 2 processes; shuffle(1000), batched in 2 persistent WebLoader workers",
+    "litdata": "optimize with 2 workers, chunks of 64 MB; StreamingDataset with shuffle and transform, StreamingDataLoader, 2 persistent workers",
+    "mosaicml-streaming": "MDSWriter in 2 processes, merge_index; StreamingDataset with batch_size and shuffle, DataLoader, 2 persistent workers",
+    "ffcv": "DatasetWriter with 2 workers, OpenCV's JPEGs of quality 95; Loader with 2 threads, OrderOption.RANDOM, os_cache",
+    "h5py": "contiguous, a row at a time; DataLoader, 2 persistent workers that open the file themselves",
+    "h5py, gzip": "compression='gzip' in chunks as h5py chooses them, else as h5py; 256 rows a pass",
+    "h5py, sorted batches": "contiguous, a batch's rows at once in rising order; DataLoader, 2 persistent workers",
+    ".npy files": "one file an image; DataLoader, 2 persistent workers",
+    OURS: "as `shard`, `train --shards` and `train --features` do it, 2 processes or threads, captions_per_image 5",
+}
+
+
+class PeerError(Exception):
+    """A peer ended, or did not answer in time; the message says how."""
+
+
+def prepare(s: argparse.Namespace, work: Path) -> None:
+    """Photographs, our shards, the same JPEGs as files, features for them over and over, and lists of it all for the peers."""
+    split = shard_photographs(s.photographs, work, s.peer_images, "--shard-size", 250)
+    unpack(split, work / "jpegs")
+    content = table_of_split(split)
+    write_words(work / "vocab.json", content)
+    bench_train.write_feature_file(argparse.Namespace(feature_images=s.peer_features, feature_dim=s.feature_dim, lengths=s.lengths), work)
+    features = open_features(work / "features" / "train.h5")
+    (work / "packed").mkdir()
+    np.save(work / "packed" / "features.npy", features.features[:, 0])
+    (work / "features.json").write_text(json.dumps([{"tokens": tokens} for tokens in ids_of(features.table, work)]))
+    photographs, jpegs = work / "photographs" / "images", work / "jpegs"
+    images = [
+        {"photograph": str(photographs / name), "jpeg": str(jpegs / f"{key}.jpg"), "tokens": tokens}
+        for key, name, tokens in zip(content.keys, content.file_names, ids_of(content, work), strict=True)
+    ]
+    (work / "images.json").write_text(json.dumps(images))
+
+
+def ids_of(content: CaptionTable, work: Path) -> list[list[list[int]]]:
+    """Each image's captions as ids."""
+    encoded = Encoded(content, read_vocabulary(work / "vocab.json"))
+    captions: list[list[list[int]]] = [[] for _ in content.keys]
+    for row, ids in zip(content.image_rows.tolist(), encoded.ids.split(encoded.lengths.tolist()), strict=True):
+        captions[row].append(ids.tolist())
+    return captions
+
+
+def ours_pass(work: Path, kind: str) -> Pass:
+    """A pass over our shards, or over our feature file, as training reads them."""
+    source: Source
+    if kind == "loading":
+        split = open_split(work / "shards", "train")
+        preprocessing = with_crop(random_info(SIZE), **{name: split.config["resize"][name] for name in ("size", "mode", "filter")})
+        source, epochs = ShardSource(split, table_of_split(split), preprocessing, "tutorial", threads=WORKERS), 1
+    else:
+        source, epochs = FeatureSource(open_features(work / "features" / "train.h5")), 5  # one is over too soon
+    encoded = Encoded(source.table, read_vocabulary(work / "vocab.json"))
+    most = int(np.bincount(source.table.image_rows).max())
+
+    def one_pass() -> int:
+        streams = (training_batches(source, encoded, seed=0, epoch=epoch, batch_size=BATCH, captions_per_image=most) for epoch in range(epochs))
+        return sum(len(batch.images) for stream in streams for batch in stream)
+
+    return one_pass
+
+
+class Loader:
+    """A process that makes a pass over its data whenever it is asked."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as errors:
+            pipe = subprocess.PIPE
+            self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=errors, env=peer_environment())
+
+    def answer(self) -> dict[str, float]:
+        """Its next line."""
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+            raise PeerError(f"no answer in {PATIENCE:.0f} s")
+        line = self.process.stdout.readline()
+        if not line:
+            raise PeerError(last_line(self.log))
+        found: dict[str, float] = json.loads(line)
+        return found
+
+    def make_pass(self) -> float:
+        """Images/s of one pass."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(b"\n")
+            self.process.stdin.flush()
+        found = self.answer()
+        return found["images"] / found["seconds"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+
+def peer_environment() -> dict[str, str]:
+    """Without the questions for newer versions that litdata and albumentations (of img2dataset) ask the registry."""
+    return {**os.environ, "LITDATA_DISABLE_VERSION_CHECK": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+
+
+def last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it ended without a word"
+
+
+def peer_command(python: str, peer: str, action: str, work: Path, out: Path) -> list[str]:
+    listed = work / ("features.json" if peer in FEATURES else "images.json")
+    return [python, str(ROOT / "benchmarks" / "peer_ways.py"), peer, action, str(listed), str(out)]
+
+
+def run_peer(python: str, peer: str, action: str, work: Path, out: Path) -> float:
+    """Seconds of a whole call."""
+    log = work / "peer.log"
+    started = time.perf_counter()
+    with log.open("wb") as errors:
+        try:
+            command = peer_command(python, peer, action, work, out)
+            done = subprocess.run(command, cwd=ROOT, stdout=errors, stderr=errors, check=False, timeout=PATIENCE, env=peer_environment())
+        except subprocess.TimeoutExpired:
+            raise PeerError(f"not done in {PATIENCE:.0f} s") from None
+    if done.returncode:
+        raise PeerError(last_line(log))
+    return time.perf_counter() - started
+
+
+def pythons(s: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
+    """The interpreter of each peer that is there, and why the others are not; those that need none have ours."""
+    found = dict.fromkeys((FOLDER, *FEATURES), sys.executable)
+    missing = {}
+    for name in PEERS:
+        if s.peers is not None and name not in s.peers:
+            continue
+        try:
+            found[name] = interpreter(name)
+        except NotInstalledError as problem:
+            missing[name] = f"not installed: {problem}"
+    return found, missing
+
+
+def writing(s: argparse.Namespace, work: Path, found: dict[str, str], missing: dict[str, str]) -> dict[str, list[float]]:
+    """Images/s of whole calls."""
+
+    def peer(name: str) -> float | None:
+        if name in missing:
+            return None
+        out = Path(tempfile.mkdtemp(dir=work)) / "out"
+        try:
+            if name == IMG2DATASET:
+                return s.peer_images / bench_shard.img2dataset(work / "photographs", out, s.peer_images, found[name])
+            return s.peer_images / run_peer(found[name], name, "write", work, out)
+        except (PeerError, RuntimeError, subprocess.CalledProcessError) as problem:
+            missing[name] = f"failed in writing: {problem}"
+            return None
+
+    def ours() -> float:
+        out = Path(tempfile.mkdtemp(dir=work)) / "out"
+        return s.peer_images / bench_shard.ours(work / "photographs", out, s.peer_images, WORKERS, 250).seconds
+
+    ways: dict[str, Callable[[], float | None]] = {OURS: ours, **{name: partial(peer, name) for name in WRITERS if name in found}}
+    return without_gaps(take_turns(ways, s.repeats))
+
+
+def without_gaps(found: dict[str, list[float | None]]) -> dict[str, list[float]]:
+    """The ways that were measured every time."""
+    return {way: [rate for rate in rates if rate is not None] for way, rates in found.items() if None not in rates}
+
+
+def reading(
+    s: argparse.Namespace, work: Path, kind: str, peers: Sequence[str], found: dict[str, str], missing: dict[str, str]
+) -> dict[str, dict[str, list[float]]]:
+    """Images/s of passes: warm, and one cold."""
+    ours = [sys.executable, "-m", "benchmarks.bench_peers", "--serve", kind, "--work", str(work)]
+    files = {OURS: [work / "shards"] if kind == "loading" else []}
+    commands = {OURS: ours}
+    for name in peers:
+        if name not in found or name in missing:
+            continue
+        out = work / "packed" / name.replace(" ", "-")
+        try:
+            run_peer(found[name], name, "pack", work, out)
+        except PeerError as problem:
+            missing[name] = f"failed in packing: {problem}"
+            continue
+        commands[name], files[name] = peer_command(found[name], name, "load", work, out), [work / "jpegs" if name == FOLDER else out]
+    with contextlib.ExitStack() as stack:
+        loaders: dict[str, Loader] = {}
+        for name, command in commands.items():
+            loader = stack.enter_context(Loader(command, work / f"{kind}-{name.replace(' ', '-')}.log"))
+            try:
+                loader.answer()
+                loader.make_pass()
+                loaders[name] = loader
+            except PeerError as problem:
+                if name == OURS:
+                    raise
+                missing[name] = f"failed in loading: {problem}"
+        warm = take_turns({name: loader.make_pass for name, loader in loaders.items()}, s.repeats)
+        cold = {name: [loader.make_pass()] for name, loader in loaders.items() if files[name] and dropped(files[name])}
+    return {"warm": warm, "cold": cold}
+
+
+def dropped(folders: Sequence[Path]) -> bool:
+    """Drop files from the page cache; whether they really are out of it."""
+    if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
+        return False
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return all(list(map(_dropped, paths)))
+
+
+def _dropped(path: Path) -> bool:
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())  # a page that is still to be written stays
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            return size == 0 or not os.preadv(file.fileno(), [bytearray(1)], size // 2, os.RWF_NOWAIT)
+        except BlockingIOError:  # it would have to come from the disk
+            return True
+        except OSError:
+            return False
+
+
+def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """All three kinds; ``not_measured`` says of which peers there is no figure, and why."""
+    prepare(s, work)
+    found, missing = pythons(s)
+    report: dict[str, Any] = {"writing": {"warm": writing(s, work, found, missing)}}
+    report["loading"] = reading(s, work, "loading", LOADERS, found, missing)
+    report["features"] = reading(s, work, "features", FEATURES, found, missing)
+    packages = {name: PEERS[name].package if name in PEERS else "torch" if name == FOLDER else "h5py" for name in found if name != ".npy files"}
+    versions = {name: version(found[name], package) for name, package in packages.items()}
+        name: version(python, PEERS[name].package if name in PEERS else "torch" if name == FOLDER else "h5py") for name, python in found.items()
+    }
+    return report | {
+        "medians": {kind: {way: statistics.median(rates) for way, rates in report[kind]["warm"].items()} for kind in report},
+        "versions": versions,
+        "not_measured": missing,
+        "peer_images": s.peer_images,
+        "peer_features": s.peer_features,
+        "repeats": s.repeats,
+    }
+
+
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    """The section as Markdown."""
+    titles = {
+        "writing": "Photographs to shards of 256 x 256 JPEGs with captions, two processes, whole calls",
+        "loading": "JPEGs to batches of 128 crops of 224, flipped, with captions, two workers or threads",
+        "features": "Cached features (float16) to shuffled batches of 128, with captions",
+    }
+    yield f"{report['peer_images']:,} images a pass, {report['peer_features']:,} of features."
+    yield f"Medians (min to max) of {report['repeats']} interleaved measurements, page cache warm; one cold pass."
+    for kind, title in titles.items():
+        own = report["medians"][kind][OURS]
+        cold = report[kind].get("cold", {})
+        rows = [
+            [
+                f"{way} {report['versions'].get(way, '')}".strip(),
+                spread(rates, ",.0f"),
+                f"{own / statistics.median(rates):.2f}",
+                f"{cold[way][0]:,.0f}" if way in cold else "not measured" if kind != "writing" else "",
+                SETTINGS[way],
+            ]
+            for way, rates in sorted(report[kind]["warm"].items(), key=lambda item: -statistics.median(item[1]))
+        ]
+        yield from ("", f"### {title}", "", *table(["Tool", "images/s", "ours is times as fast", "cold, images/s", "Settings"], rows))
+    if report["not_measured"]:
+        yield from ("", *(f"- {name}: {why}" for name, why in report["not_measured"].items()))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Answer for our own loader; the suite starts this."""
+    parser = argparse.ArgumentParser(description="Our loaders, asked for passes. The measurement: python -m benchmarks.run --only peers")
+    parser.add_argument("--serve", required=True, choices=("loading", "features"))
+    parser.add_argument("--work", type=Path, required=True)
+    settings = parser.parse_args(argv)
+    serve(partial(ours_pass, settings.work, settings.serve))
+
+
+if __name__ == "__main__":
+    main()
