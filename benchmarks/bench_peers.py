@@ -299,8 +299,6 @@ def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     report["features"] = reading(s, work, "features", FEATURES, found, missing)
     packages = {name: PEERS[name].package if name in PEERS else "torch" if name == FOLDER else "h5py" for name in found if name != ".npy files"}
     versions = {name: version(found[name], package) for name, package in packages.items()}
-        name: version(python, PEERS[name].package if name in PEERS else "torch" if name == FOLDER else "h5py") for name, python in found.items()
-    }
     return report | {
         "medians": {kind: {way: statistics.median(rates) for way, rates in report[kind]["warm"].items()} for kind in report},
         "versions": versions,
