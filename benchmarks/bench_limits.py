@@ -65,10 +65,9 @@ def ways(s: argparse.Namespace, work: Path) -> dict[str, Callable[[], dict[str, 
     def bare(decode_only: bool) -> dict[str, float]:
         return {RATE: whole / bench_shard.limit(s.photographs, whole, cores, decode_only)}
 
-    gpu = pick_device(s.device).type == "cuda"
-    network = argparse.Namespace(
-        **vars(s) | {"precision": "auto", "batches": 20 if gpu else 4, "batch_size": s.caching_batch or (256 if gpu else 32)}
-    )
+    # As many images a pass as cache-features takes by itself.
+    batches, batch_size = (20, 256) if pick_device(s.device).type == "cuda" else (4, 32)
+    network = argparse.Namespace(**vars(s) | {"precision": "auto", "batches": batches, "batch_size": batch_size})
     own = {name: getattr(s, name) for name in ("device", "decode_images", "batch_size", "backbone")}
     return {
         "ours sharding": sharding,
@@ -161,7 +160,7 @@ def summary(s: argparse.Namespace, work: Path, found: Found) -> dict[str, Any]:
     machine = {key: statistics.median(values("machine", key)) for key in measured["machine"][0]}
     precision = "bf16" if pick_precision("auto", device) == "bf16" else "fp32"
     tokens = bench_train.tokens_per_caption(work)
-    medians = {stage["stage"]: statistics.median(stage["rates"]) for stage in stages}
+    medians = {stage: statistics.median(values(*own)) for stage, _, own, _ in STAGES}
     peak = machine[f"{precision} flops"]
     return {
         "stages": stages,

@@ -30,11 +30,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 
 from benchmarks import bench_shard, bench_train
 from benchmarks.generated import write_words
 from benchmarks.machine import spread, table
-from benchmarks.peer_ways import BATCH, SIZE, WORKERS, Pass, serve
+from benchmarks.peer_ways import BATCH, GZIP_ROWS, SIZE, WORKERS, Pass, serve
 from benchmarks.peers import PEERS, NotInstalledError, interpreter, version
 from benchmarks.tutorial import unpack
 from benchmarks.workload import ROOT, shard_photographs, take_turns
@@ -50,7 +51,9 @@ from shards.manifest import open_split
 OURS, FOLDER, IMG2DATASET = "ours", "folder", "img2dataset"
 WRITERS = (IMG2DATASET, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
 LOADERS = (FOLDER, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
-FEATURES = ("h5py", "h5py, gzip", "h5py, sorted batches", ".npy files")
+GZIP = "h5py, gzip"
+FEATURES = ("h5py", GZIP, "h5py, sorted batches", ".npy files")
+OUR_EPOCHS = 5  # of features in a pass of ours: one is over too soon
 PATIENCE = 300.0  # seconds that a peer may take to write, to start, or for a pass
 SETTINGS = {
     IMG2DATASET: "2 processes of 8 threads, its default resize_mode (border: it has none that squashes), webdataset output",
@@ -60,7 +63,7 @@ SETTINGS = {
     "mosaicml-streaming": "MDSWriter in 2 processes, merge_index; StreamingDataset with batch_size and shuffle, DataLoader, 2 persistent workers",
     "ffcv": "DatasetWriter with 2 workers, OpenCV's JPEGs of quality 95; Loader with 2 threads, OrderOption.RANDOM, os_cache",
     "h5py": "contiguous, a row at a time; DataLoader, 2 persistent workers that open the file themselves",
-    "h5py, gzip": "compression='gzip' in chunks as h5py chooses them, else as h5py; 256 rows a pass",
+    GZIP: f"compression='gzip' in chunks as h5py chooses them, else as h5py; {GZIP_ROWS} rows a pass",
     "h5py, sorted batches": "contiguous, a batch's rows at once in rising order; DataLoader, 2 persistent workers",
     ".npy files": "one file an image; DataLoader, 2 persistent workers",
     OURS: "as `shard`, `train --shards` and `train --features` do it, 2 processes or threads, captions_per_image 5",
@@ -94,7 +97,7 @@ def ids_of(content: CaptionTable, work: Path) -> list[list[list[int]]]:
     """Each image's captions as ids."""
     encoded = Encoded(content, read_vocabulary(work / "vocab.json"))
     captions: list[list[list[int]]] = [[] for _ in content.keys]
-    for row, ids in zip(content.image_rows.tolist(), encoded.ids.split(encoded.lengths.tolist()), strict=True):
+    for row, ids in zip(content.image_rows.tolist(), torch.split(encoded.ids, encoded.lengths.tolist()), strict=True):
         captions[row].append(ids.tolist())
     return captions
 
@@ -107,7 +110,7 @@ def ours_pass(work: Path, kind: str) -> Pass:
         preprocessing = with_crop(random_info(SIZE), **{name: split.config["resize"][name] for name in ("size", "mode", "filter")})
         source, epochs = ShardSource(split, table_of_split(split), preprocessing, "tutorial", threads=WORKERS), 1
     else:
-        source, epochs = FeatureSource(open_features(work / "features" / "train.h5")), 5  # one is over too soon
+        source, epochs = FeatureSource(open_features(work / "features" / "train.h5")), OUR_EPOCHS
     encoded = Encoded(source.table, read_vocabulary(work / "vocab.json"))
     most = int(np.bincount(source.table.image_rows).max())
 
@@ -138,13 +141,17 @@ class Loader:
         found: dict[str, float] = json.loads(line)
         return found
 
-    def make_pass(self) -> float:
-        """Images/s of one pass."""
+    def make_pass(self) -> dict[str, float]:
+        """Images and seconds of one pass."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(b"\n")
             self.process.stdin.flush()
-        found = self.answer()
+        return self.answer()
+
+    def rate(self) -> float:
+        """Images/s of one pass."""
+        found = self.make_pass()
         return found["images"] / found["seconds"]
 
     def __enter__(self) -> Self:
@@ -209,6 +216,7 @@ def pythons(s: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
 
 def writing(s: argparse.Namespace, work: Path, found: dict[str, str], missing: dict[str, str]) -> dict[str, list[float]]:
     """Images/s of whole calls."""
+    images: int = s.peer_images
 
     def peer(name: str) -> float | None:
         if name in missing:
@@ -216,15 +224,15 @@ def writing(s: argparse.Namespace, work: Path, found: dict[str, str], missing: d
         out = Path(tempfile.mkdtemp(dir=work)) / "out"
         try:
             if name == IMG2DATASET:
-                return s.peer_images / bench_shard.img2dataset(work / "photographs", out, s.peer_images, found[name])
-            return s.peer_images / run_peer(found[name], name, "write", work, out)
+                return images / bench_shard.img2dataset(work / "photographs", out, images, found[name])
+            return images / run_peer(found[name], name, "write", work, out)
         except (PeerError, RuntimeError, subprocess.CalledProcessError) as problem:
             missing[name] = f"failed in writing: {problem}"
             return None
 
     def ours() -> float:
         out = Path(tempfile.mkdtemp(dir=work)) / "out"
-        return s.peer_images / bench_shard.ours(work / "photographs", out, s.peer_images, WORKERS, 250).seconds
+        return images / bench_shard.ours(work / "photographs", out, images, WORKERS, 250).seconds
 
     ways: dict[str, Callable[[], float | None]] = {OURS: ours, **{name: partial(peer, name) for name in WRITERS if name in found}}
     return without_gaps(take_turns(ways, s.repeats))
@@ -258,15 +266,24 @@ def reading(
             loader = stack.enter_context(Loader(command, work / f"{kind}-{name.replace(' ', '-')}.log"))
             try:
                 loader.answer()
-                loader.make_pass()
+                images, wanted = loader.make_pass()["images"], images_of_a_pass(s, kind, name)
+                if images != wanted:
+                    raise PeerError(f"a pass gave {images} of {wanted} images")
                 loaders[name] = loader
             except PeerError as problem:
                 if name == OURS:
                     raise
                 missing[name] = f"failed in loading: {problem}"
-        warm = take_turns({name: loader.make_pass for name, loader in loaders.items()}, s.repeats)
-        cold = {name: [loader.make_pass()] for name, loader in loaders.items() if files[name] and dropped(files[name])}
+        warm = take_turns({name: loader.rate for name, loader in loaders.items()}, s.repeats)
+        cold = {name: [loader.rate()] for name, loader in loaders.items() if files[name] and dropped(files[name])}
     return {"warm": warm, "cold": cold}
+
+
+def images_of_a_pass(s: argparse.Namespace, kind: str, name: str) -> int:
+    """How many there have to be: nothing may be left out."""
+    if kind == "loading":
+        return int(s.peer_images)
+    return int({OURS: OUR_EPOCHS * s.peer_features, GZIP: min(GZIP_ROWS, s.peer_features)}.get(name, s.peer_features))
 
 
 def dropped(folders: Sequence[Path]) -> bool:

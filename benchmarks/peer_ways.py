@@ -9,6 +9,7 @@ we know: libjpeg-turbo decodes to uint8, a random crop of 224 and a flip, batche
 padded; two worker processes, or threads where the peer has them.
 """
 
+# mypy: disable-error-code="import-not-found"
 # ruff: noqa: ARG001 - all peers are called alike
 
 import io
@@ -28,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE, CROP, QUALITY, BATCH, WORKERS, SEED = 256, 224, 95, 128, 2, 0
+GZIP_ROWS = 2 * BATCH
 Image = dict[str, Any]  # photograph, jpeg: paths; tokens: a list of ids for each caption
 Item = tuple[NDArray[Any], list[list[int]]]
 Pass = Callable[[], int]
@@ -313,8 +315,8 @@ def h5py_load(images: list[Image], out: Path) -> Pass:
 
 
 def h5py_gzip_load(images: list[Image], out: Path) -> Pass:
-    """Of the first two batches' images only: a row takes long."""
-    return mapped_loader(images[: 2 * BATCH], H5Rows(out / "features.h5"))
+    """Of the first rows only: one takes long."""
+    return mapped_loader(images[:GZIP_ROWS], H5Rows(out / "features.h5"))
 
 
 class Batched(Mapped):

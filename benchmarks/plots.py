@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from shards.atomic import committed
+from pipeline.pictures import save_figure
 
 NAMES = {"tutorial raw": "the tutorial", "ours raw": "raw shards", "ours cached": "cached features"}
 COLOURS = {"tutorial raw": "#b0b0b0", "ours raw": "#6aa5d8", "ours cached": "#1b5e9e"}
@@ -19,9 +18,7 @@ def draw(section: str, found: dict[str, Any], path: Path) -> None:
     """Commit the picture of a section as a PNG."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     DRAWN[section](figure, found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with committed(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    save_figure(figure, path)
 
 
 def raw_cached(figure: Figure, found: dict[str, Any]) -> None:
