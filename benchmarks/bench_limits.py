@@ -137,14 +137,9 @@ def flop_per_caption(tokens: float) -> float:
 def summary(s: argparse.Namespace, work: Path, found: Found) -> dict[str, Any]:
     """Each stage with its limit and the share that it reaches; what the machine does at all."""
     device = pick_device(s.device)
-    shards = {split: open_split(work / "shards", split).images for split in ("few", "train")}
-    measured = {way: [dict(run) for run in runs] for way, runs in found.items()}
-    for run in measured["ours caching"]:
-        later = shards["train"] - shards["few"]
-        run["steady_images_per_second"] = later / (shards["train"] / run[RATE] - run["start_up_seconds"]) if later else run[RATE]
 
     def values(way: str, figure: str) -> list[float]:
-        return [run[figure] for run in measured[way]]
+        return [run[figure] for run in found[way]]
 
     stages = [
         {
@@ -157,7 +152,7 @@ def summary(s: argparse.Namespace, work: Path, found: Found) -> dict[str, Any]:
         }
         for stage, unit, own, limit in STAGES
     ]
-    machine = {key: statistics.median(values("machine", key)) for key in measured["machine"][0]}
+    machine = {key: statistics.median(values("machine", key)) for key in found["machine"][0]}
     precision = "bf16" if pick_precision("auto", device) == "bf16" else "fp32"
     tokens = bench_train.tokens_per_caption(work)
     medians = {stage: statistics.median(values(*own)) for stage, _, own, _ in STAGES}
@@ -171,7 +166,6 @@ def summary(s: argparse.Namespace, work: Path, found: Found) -> dict[str, Any]:
             "`cache-features`, without start-up": medians["`cache-features`, without start-up"] * machine["flop_per_image"] / peak,
             "`train --features`": medians["`train --features`"] * flop_per_caption(tokens) / peak,
         },
-        "busy": {way: statistics.mean(run["busy"] for run in runs) for way, runs in measured.items() if all("busy" in run for run in runs)},
     }
 
 

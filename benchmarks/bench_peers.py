@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
@@ -128,7 +129,8 @@ class Loader:
         self.log = log
         with log.open("wb") as errors:
             pipe = subprocess.PIPE
-            self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=errors, env=peer_environment())
+            # A session of its own, so that its workers can be ended with it.
+            self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=errors, env=peer_environment(), start_new_session=True)
 
     def answer(self) -> dict[str, float]:
         """Its next line."""
@@ -162,11 +164,11 @@ class Loader:
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         self.process.stdout.close()
 
 
@@ -219,7 +221,7 @@ def writing(s: argparse.Namespace, work: Path, found: dict[str, str], missing: d
     images: int = s.peer_images
 
     def peer(name: str) -> float | None:
-        if name in missing:
+        if f"{name}, writing" in missing:
             return None
         out = Path(tempfile.mkdtemp(dir=work)) / "out"
         try:
@@ -227,7 +229,7 @@ def writing(s: argparse.Namespace, work: Path, found: dict[str, str], missing: d
                 return images / bench_shard.img2dataset(work / "photographs", out, images, found[name])
             return images / run_peer(found[name], name, "write", work, out)
         except (PeerError, RuntimeError, subprocess.CalledProcessError) as problem:
-            missing[name] = f"failed in writing: {problem}"
+            missing[f"{name}, writing"] = f"failed: {problem}"
             return None
 
     def ours() -> float:
@@ -251,13 +253,13 @@ def reading(
     files = {OURS: [work / "shards"] if kind == "loading" else []}
     commands = {OURS: ours}
     for name in peers:
-        if name not in found or name in missing:
+        if name not in found:
             continue
         out = work / "packed" / name.replace(" ", "-")
         try:
             run_peer(found[name], name, "pack", work, out)
         except PeerError as problem:
-            missing[name] = f"failed in packing: {problem}"
+            missing[f"{name}, {kind}"] = f"failed: {problem}"
             continue
         commands[name], files[name] = peer_command(found[name], name, "load", work, out), [work / "jpegs" if name == FOLDER else out]
     with contextlib.ExitStack() as stack:
@@ -273,7 +275,7 @@ def reading(
             except PeerError as problem:
                 if name == OURS:
                     raise
-                missing[name] = f"failed in loading: {problem}"
+                missing[f"{name}, {kind}"] = f"failed: {problem}"
         warm = take_turns({name: loader.rate for name, loader in loaders.items()}, s.repeats)
         cold = {name: [loader.rate()] for name, loader in loaders.items() if files[name] and dropped(files[name])}
     return {"warm": warm, "cold": cold}

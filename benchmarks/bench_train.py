@@ -224,18 +224,19 @@ def ours_caching(s: argparse.Namespace) -> dict[str, float]:
         weights = ("--weights", s.work / "weights.safetensors", "--device", s.device, "--split", split)
         usage = run_command("cache-features", "--shards", s.work / "shards", "--out", out, "--backbone", s.backbone, *weights)
         seconds[split], images[split] = usage.seconds, open_split(s.work / "shards", split).images
+    each = seconds_of_an_image(seconds, images)
     return {
         "images_per_second": images["train"] / seconds["train"],
         "start_up_seconds": seconds["few"],
-        "coco_seconds": reckoned(seconds, images, COCO_IMAGES),
+        "steady_images_per_second": 1 / each,
+        "coco_seconds": seconds["few"] + each * (COCO_IMAGES - images["few"]),
     }
 
 
-def reckoned(seconds: dict[str, float], images: dict[str, int], wanted: int) -> float:
-    """Seconds for ``wanted`` images, from those that ``few`` and ``train`` took, as if every image behind the few took the same time."""
-    more = images["train"] - images["few"]
-    each = (seconds["train"] - seconds["few"]) / more if more else seconds["train"] / images["train"]
-    return seconds["few"] + each * (wanted - images["few"])
+def seconds_of_an_image(seconds: dict[str, float], images: dict[str, int]) -> float:
+    """What each image behind the ``few`` took in the call for ``train``; where that cannot be told, a share of the whole call."""
+    more = images["train"] - images["few"], seconds["train"] - seconds["few"]
+    return more[1] / more[0] if min(more) > 0 else seconds["train"] / images["train"]
 
 
 def tutorial_decoder(s: argparse.Namespace) -> dict[str, float]:

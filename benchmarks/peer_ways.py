@@ -385,7 +385,6 @@ def serve(make: Callable[[], Pass]) -> None:
         started = time.perf_counter()
         images = one_pass()
         print(json.dumps({"images": images, "seconds": time.perf_counter() - started}), file=answers, flush=True)
-    os._exit(0)  # some loaders' threads would keep the process
 
 
 def lines() -> Iterator[str]:

@@ -37,8 +37,10 @@ import torch
 from benchmarks import bench_growth, bench_limits, bench_peers, bench_train, gpu, plots
 from benchmarks.bench_decode import CAPTIONS
 from benchmarks.machine import device_name, machine, machine_line, table, write_report
-from benchmarks.workload import ROOT, say, take_turns
+from benchmarks.peers import PEERS
+from benchmarks.workload import say, take_turns
 from pipeline.backbones import pick_device
+from shards.errors import CapstreamError
 
 SECTIONS = {
     "raw-cached": "Raw against cached",
@@ -61,11 +63,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--only", nargs="+", choices=list(SECTIONS), metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all by default")
     add("--no-peers", action="store_true", help="leave out the section peers")
-    add("--peers", nargs="*", default=None, metavar="PEER", help="only these peers; all by default")
+    add("--peers", nargs="*", choices=list(PEERS), metavar="PEER", help=f"only these of {', '.join(PEERS)}; all by default")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     add("--repeats", type=int, default=3, help="measurements of each")
-    add("--photographs", type=Path, default=ROOT / "../shared/data/coco-cc", help="folder with images/ and captions.json (COCO)")
-    add("--captions", type=Path, default=ROOT / CAPTIONS, help="real captions, COCO's JSON: lengths, and words to train on")
+    add("--photographs", type=Path, default=Path("../shared/data/coco-cc"), help="folder with images/ and captions.json (COCO)")
+    add("--captions", type=Path, default=CAPTIONS, help="real captions, COCO's JSON: lengths, and words to train on")
     add("--backbone", default="resnet152", help="torchvision's name of a classification network")
     add("--batch-size", type=int, default=128, help="captions per training step")
     add("--feature-images", type=int, default=bench_train.COCO_IMAGES, help="images of the generated feature file")
@@ -78,16 +80,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--growth-backbone", default="squeezenet1_1", help="network of the section growth")
     for name, value in SIZES["cpu"].items():
         add("--" + name.replace("_", "-"), type=int, default=None, help=f"{value} on a CPU, {SIZES['cuda'][name]} on a GPU")
-    add("--out", type=Path, default=ROOT / "benchmarks/results", help="folder for a dated JSON and Markdown report with plots")
+    add("--out", type=Path, default=Path("benchmarks/results"), help="folder for a dated JSON and Markdown report with plots")
     add("--table", type=Path, metavar="REPORT", help="print the README's table from a report's JSON, and measure nothing")
     settings = parser.parse_args(argv)
     if settings.table is None and not (settings.photographs / "captions.json").is_file():
         parser.error(f"--photographs {settings.photographs}: there is no captions.json")
-    for name, value in SIZES[torch.device(settings.device).type].items():
+    try:
+        device = pick_device(settings.device)
+    except CapstreamError as problem:
+        parser.error(str(problem))
+    for name, value in SIZES["cpu" if device.type == "cpu" else "cuda"].items():
         if getattr(settings, name) is None:
             setattr(settings, name, value)
     settings.photographs, settings.lengths = settings.photographs.resolve(), settings.captions
     settings.sections = [name for name in SECTIONS if name in (settings.only or SECTIONS) and not (name == "peers" and settings.no_peers)]
+    if not settings.sections:
+        parser.error("--only and --no-peers leave no section")
     return settings
 
 

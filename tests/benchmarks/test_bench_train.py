@@ -43,7 +43,8 @@ def test_the_cache_is_paid_back_by_the_time_that_each_epoch_saves() -> None:
     assert bench_train.break_even({"ours cached": 100.0, "ours raw": 90.0}, 8278.3) == {}
 
 
-def test_the_time_of_a_large_cache_is_start_up_and_so_much_for_every_image_more() -> None:
-    # 10 images take 5 s and 30 take 9 s: each of 20 more takes 0.2 s; 110 take 5 + 100 * 0.2.
-    assert bench_train.reckoned({"few": 5.0, "train": 9.0}, {"few": 10, "train": 30}, 110) == pytest.approx(25.0)
-    assert bench_train.reckoned({"few": 5.0, "train": 5.0}, {"few": 10, "train": 10}, 20) == pytest.approx(10.0)
+def test_an_image_costs_what_the_larger_call_took_more() -> None:
+    assert bench_train.seconds_of_an_image({"few": 5.0, "train": 9.0}, {"few": 10, "train": 30}) == pytest.approx(0.2)
+    # Too few images to tell: the whole call.
+    assert bench_train.seconds_of_an_image({"few": 5.0, "train": 4.5}, {"few": 10, "train": 30}) == pytest.approx(0.15)
+    assert bench_train.seconds_of_an_image({"few": 5.0, "train": 5.0}, {"few": 10, "train": 10}) == pytest.approx(0.5)
