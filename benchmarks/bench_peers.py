@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ from shards.caption_table import CaptionTable, table_of_split
 from shards.features import open_features
 from shards.manifest import open_split
 
+T = TypeVar("T")
 OURS, FOLDER, IMG2DATASET = "ours", "folder", "img2dataset"
 WRITERS = (IMG2DATASET, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
 LOADERS = (FOLDER, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
@@ -143,6 +144,14 @@ class Loader:
         found: dict[str, float] = json.loads(line)
         return found
 
+    def start(self, images: int) -> bool:
+        """Wait until it is ready and has made a first pass, of so many images."""
+        self.answer()
+        found = self.make_pass()["images"]
+        if found != images:
+            raise PeerError(f"a pass gave {found} of {images} images")
+        return True
+
     def make_pass(self) -> dict[str, float]:
         """Images and seconds of one pass."""
         assert self.process.stdin is not None
@@ -216,28 +225,15 @@ def pythons(s: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
     return found, missing
 
 
-def writing(s: argparse.Namespace, work: Path, found: dict[str, str], missing: dict[str, str]) -> dict[str, list[float]]:
-    """Images/s of whole calls."""
-    images: int = s.peer_images
-
-    def peer(name: str) -> float | None:
-        if f"{name}, writing" in missing:
-            return None
-        out = Path(tempfile.mkdtemp(dir=work)) / "out"
-        try:
-            if name == IMG2DATASET:
-                return images / bench_shard.img2dataset(work / "photographs", out, images, found[name])
-            return images / run_peer(found[name], name, "write", work, out)
-        except (PeerError, RuntimeError, subprocess.CalledProcessError) as problem:
-            missing[f"{name}, writing"] = f"failed: {problem}"
-            return None
-
-    def ours() -> float:
-        out = Path(tempfile.mkdtemp(dir=work)) / "out"
-        return images / bench_shard.ours(work / "photographs", out, images, WORKERS, 250).seconds
-
-    ways: dict[str, Callable[[], float | None]] = {OURS: ours, **{name: partial(peer, name) for name in WRITERS if name in found}}
-    return without_gaps(take_turns(ways, s.repeats))
+def attempt(measure: Callable[[], T], missing: dict[str, str], name: str) -> T | None:
+    """A measurement of a peer; one that fails is not tried again, and its reason is kept."""
+    if name in missing:
+        return None
+    try:
+        return measure()
+    except (PeerError, RuntimeError, subprocess.CalledProcessError) as problem:
+        missing[name] = f"failed: {problem}"
+        return None
 
 
 def without_gaps(found: dict[str, list[float | None]]) -> dict[str, list[float]]:
@@ -245,40 +241,51 @@ def without_gaps(found: dict[str, list[float | None]]) -> dict[str, list[float]]
     return {way: [rate for rate in rates if rate is not None] for way, rates in found.items() if None not in rates}
 
 
+def writing(s: argparse.Namespace, work: Path, found: dict[str, str], missing: dict[str, str]) -> dict[str, dict[str, list[float]]]:
+    """Images/s of whole calls."""
+    images: int = s.peer_images
+
+    def peer(name: str) -> float:
+        out = Path(tempfile.mkdtemp(dir=work)) / "out"
+        if name == IMG2DATASET:
+            return images / bench_shard.img2dataset(work / "photographs", out, images, found[name])
+        return images / run_peer(found[name], name, "write", work, out)
+
+    def ours() -> float:
+        out = Path(tempfile.mkdtemp(dir=work)) / "out"
+        return images / bench_shard.ours(work / "photographs", out, images, WORKERS, 250).seconds
+
+    peers = [name for name in WRITERS if name in found]
+    ways = {name: partial(attempt, partial(peer, name), missing, f"{name}, writing") for name in peers}
+    return {"warm": without_gaps(take_turns({OURS: ours, **ways}, s.repeats)), "cold": {}}
+
+
 def reading(
     s: argparse.Namespace, work: Path, kind: str, peers: Sequence[str], found: dict[str, str], missing: dict[str, str]
 ) -> dict[str, dict[str, list[float]]]:
     """Images/s of passes: warm, and one cold."""
     ours = [sys.executable, "-m", "benchmarks.bench_peers", "--serve", kind, "--work", str(work)]
-    files = {OURS: [work / "shards"] if kind == "loading" else []}
     commands = {OURS: ours}
+    files = {OURS: work / "shards", FOLDER: work / "jpegs"}
     for name in peers:
-        if name not in found:
-            continue
         out = work / "packed" / name.replace(" ", "-")
-        try:
-            run_peer(found[name], name, "pack", work, out)
-        except PeerError as problem:
-            missing[f"{name}, {kind}"] = f"failed: {problem}"
-            continue
-        commands[name], files[name] = peer_command(found[name], name, "load", work, out), [work / "jpegs" if name == FOLDER else out]
+        if name in found and attempt(partial(run_peer, found[name], name, "pack", work, out), missing, f"{name}, {kind}") is not None:
+            commands[name] = peer_command(found[name], name, "load", work, out)
+            files.setdefault(name, out)
     with contextlib.ExitStack() as stack:
-        loaders: dict[str, Loader] = {}
+        loaders = {}
         for name, command in commands.items():
             loader = stack.enter_context(Loader(command, work / f"{kind}-{name.replace(' ', '-')}.log"))
-            try:
-                loader.answer()
-                images, wanted = loader.make_pass()["images"], images_of_a_pass(s, kind, name)
-                if images != wanted:
-                    raise PeerError(f"a pass gave {images} of {wanted} images")
+            if attempt(partial(loader.start, images_of_a_pass(s, kind, name)), missing, f"{name}, {kind}") is not None:
                 loaders[name] = loader
-            except PeerError as problem:
-                if name == OURS:
-                    raise
-                missing[f"{name}, {kind}"] = f"failed: {problem}"
-        warm = take_turns({name: loader.rate for name, loader in loaders.items()}, s.repeats)
-        cold = {name: [loader.rate()] for name, loader in loaders.items() if files[name] and dropped(files[name])}
-    return {"warm": warm, "cold": cold}
+        if OURS not in loaders:
+            raise RuntimeError(missing[f"{OURS}, {kind}"])
+        warm = take_turns({name: partial(attempt, loader.rate, missing, f"{name}, {kind}") for name, loader in loaders.items()}, s.repeats)
+        cold = {}
+        for name, loader in loaders.items():
+            if (kind, name) != ("features", OURS) and dropped(files[name]):  # ours lie in memory
+                cold[name] = [attempt(loader.rate, missing, f"{name}, {kind}")]
+    return {"warm": without_gaps(warm), "cold": without_gaps(cold)}
 
 
 def images_of_a_pass(s: argparse.Namespace, kind: str, name: str) -> int:
@@ -288,12 +295,11 @@ def images_of_a_pass(s: argparse.Namespace, kind: str, name: str) -> int:
     return int({OURS: OUR_EPOCHS * s.peer_features, GZIP: min(GZIP_ROWS, s.peer_features)}.get(name, s.peer_features))
 
 
-def dropped(folders: Sequence[Path]) -> bool:
-    """Drop files from the page cache; whether they really are out of it."""
+def dropped(folder: Path) -> bool:
+    """Drop a folder's files from the page cache; whether they really are out of it."""
     if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
         return False
-    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    return all(list(map(_dropped, paths)))
+    return all([_dropped(path) for path in folder.rglob("*") if path.is_file()])  # noqa: C419 - every file, whatever becomes of the first
 
 
 def _dropped(path: Path) -> bool:
@@ -313,7 +319,7 @@ def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All three kinds; ``not_measured`` says of which peers there is no figure, and why."""
     prepare(s, work)
     found, missing = pythons(s)
-    report: dict[str, Any] = {"writing": {"warm": writing(s, work, found, missing)}}
+    report: dict[str, Any] = {"writing": writing(s, work, found, missing)}
     report["loading"] = reading(s, work, "loading", LOADERS, found, missing)
     report["features"] = reading(s, work, "features", FEATURES, found, missing)
     packages = {name: PEERS[name].package if name in PEERS else "torch" if name == FOLDER else "h5py" for name in found if name != ".npy files"}
@@ -339,7 +345,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"Medians (min to max) of {report['repeats']} interleaved measurements, page cache warm; one cold pass."
     for kind, title in titles.items():
         own = report["medians"][kind][OURS]
-        cold = report[kind].get("cold", {})
+        cold = report[kind]["cold"]
         rows = [
             [
                 f"{way} {report['versions'].get(way, '')}".strip(),

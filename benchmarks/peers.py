@@ -78,7 +78,7 @@ def interpreter(name: str, *, install: bool = False) -> str:
         return sys.executable
     record = folder / READY
     found = json.loads(record.read_text()) if record.is_file() else {}
-    if found.get("requirements") != list(peer.requirements):
+    if found.get("requirements") != list(peer.requirements) or (install and found["problem"]):
         if not install:
             raise NotInstalledError(f"no environment for it (`make peers`{f'; building it takes {peer.needs}' if peer.needs else ''})")
         found = make(name, folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_growth, gpu, peer_ways, peers, run
+from benchmarks import bench_growth, bench_peers, gpu, peer_ways, peers, run
 from benchmarks.bench_peers import dropped
 from benchmarks.workload import ROOT, memory_of_tree, take_turns
 
@@ -51,16 +51,24 @@ def test_raw_cached_and_limits_are_measured_in_the_same_turns_and_reported_with_
     assert [line.split("|")[1].split(":")[0].strip() for line in lines[2:]] == ["The tutorial", "Raw shards", "Cached features"]
 
 
-def test_peers_are_compared_with_ours_and_those_that_are_not_there_are_named(
+def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_named(
     photographs: Path, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "FOLDER", tmp_path / "none")
-    found = suite(photographs, tmp_path, captions, "--only", "peers", "--peers", "webdataset", "litdata")["peers"]
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho 'ImportError: no such thing' >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(bench_peers, "interpreter", lambda name: str(broken) if name == "ffcv" else peers.interpreter(name))
+    found = suite(photographs, tmp_path / "out", captions, "--only", "peers", "--peers", "webdataset", "litdata", "ffcv")["peers"]
     assert set(found["writing"]["warm"]) == {"ours", "webdataset"}
     assert set(found["loading"]["warm"]) == {"ours", "folder", "webdataset"}
     assert set(found["features"]["warm"]) == {"ours", "h5py", "h5py, gzip", "h5py, sorted batches", ".npy files"}
-    assert found["not_measured"] == {"litdata": "not installed: no environment for it (`make peers`)"}
-    (text,) = tmp_path.glob("suite-peers-*.md")
+    assert found["not_measured"] == {
+        "litdata": "not installed: no environment for it (`make peers`)",
+        "ffcv, writing": "failed: ImportError: no such thing",
+        "ffcv, loading": "failed: ImportError: no such thing",
+    }
+    (text,) = (tmp_path / "out").glob("suite-peers-*.md")
     assert "- litdata: not installed" in text.read_text()
 
 
@@ -125,7 +133,7 @@ def test_memory_of_a_process_counts_those_that_it_started() -> None:
 
 def test_a_file_that_was_dropped_is_out_of_the_page_cache(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(os.urandom(1 << 20))
-    if not dropped([tmp_path]):
+    if not dropped(tmp_path):
         pytest.skip("this file system keeps its pages")
     with (tmp_path / "x").open("rb", buffering=0) as file:
         with pytest.raises(BlockingIOError):
