@@ -63,7 +63,7 @@ def ways(s: argparse.Namespace, work: Path) -> dict[str, Callable[[], dict[str, 
         return {RATE: s.shard_images / bench_shard.ours(work / "many", out, s.shard_images, cores, 500).seconds}
 
     def bare(decode_only: bool) -> dict[str, float]:
-        return {RATE: whole / bench_shard.limit(s.photographs, whole, cores, decode_only)}
+        return {RATE: whole / bench_shard.limit(s.photographs, whole, cores, decode_only=decode_only)}
 
     # As many images a pass as cache-features takes by itself.
     batches, batch_size = (20, 256) if pick_device(s.device).type == "cuda" else (4, 32)

@@ -17,8 +17,6 @@ import argparse
 import contextlib
 import json
 import os
-import select
-import signal
 import statistics
 import subprocess
 import sys
@@ -27,8 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,7 +36,7 @@ from benchmarks.machine import spread, table
 from benchmarks.peer_ways import BATCH, GZIP_ROWS, SIZE, WORKERS, Pass, serve
 from benchmarks.peers import PEERS, NotInstalledError, interpreter, version
 from benchmarks.tutorial import unpack
-from benchmarks.workload import ROOT, shard_photographs, take_turns
+from benchmarks.workload import PATIENCE, ROOT, Served, ServedError, last_line, shard_photographs, take_turns
 from model.encoder import with_crop
 from model.networks import random_info
 from pipeline.batches import Encoded, training_batches
@@ -56,7 +53,6 @@ LOADERS = (FOLDER, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
 GZIP = "h5py, gzip"
 FEATURES = ("h5py", GZIP, "h5py, sorted batches", ".npy files")
 OUR_EPOCHS = 5  # of features in a pass of ours: one is over too soon
-PATIENCE = 300.0  # seconds that a peer may take to write, to start, or for a pass
 SETTINGS = {
     IMG2DATASET: "2 processes of 8 threads, its default resize_mode (border: it has none that squashes), webdataset output",
     FOLDER: "a map-style dataset over JPEG files; DataLoader, 2 persistent workers",
@@ -70,10 +66,6 @@ SETTINGS = {
     ".npy files": "one file an image; DataLoader, 2 persistent workers",
     OURS: "as `shard`, `train --shards` and `train --features` do it, 2 processes or threads, captions_per_image 5",
 }
-
-
-class PeerError(Exception):
-    """A peer ended, or did not answer in time; the message says how."""
 
 
 def prepare(s: argparse.Namespace, work: Path) -> None:
@@ -123,72 +115,9 @@ def ours_pass(work: Path, kind: str) -> Pass:
     return one_pass
 
 
-class Loader:
-    """A process that makes a pass over its data whenever it is asked."""
-
-    def __init__(self, command: Sequence[str], log: Path) -> None:
-        self.log = log
-        with log.open("wb") as errors:
-            pipe = subprocess.PIPE
-            # A session of its own, so that its workers can be ended with it.
-            self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=errors, env=peer_environment(), start_new_session=True)
-
-    def answer(self) -> dict[str, float]:
-        """Its next line."""
-        assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
-            raise PeerError(f"no answer in {PATIENCE:.0f} s")
-        line = self.process.stdout.readline()
-        if not line:
-            raise PeerError(last_line(self.log))
-        found: dict[str, float] = json.loads(line)
-        return found
-
-    def start(self, images: int) -> bool:
-        """Wait until it is ready and has made a first pass, of so many images."""
-        self.answer()
-        found = self.make_pass()["images"]
-        if found != images:
-            raise PeerError(f"a pass gave {found} of {images} images")
-        return True
-
-    def make_pass(self) -> dict[str, float]:
-        """Images and seconds of one pass."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(b"\n")
-            self.process.stdin.flush()
-        return self.answer()
-
-    def rate(self) -> float:
-        """Images/s of one pass."""
-        found = self.make_pass()
-        return found["images"] / found["seconds"]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process.stdout.close()
-
-
 def peer_environment() -> dict[str, str]:
     """Without the questions for newer versions that litdata and albumentations (of img2dataset) ask the registry."""
     return {**os.environ, "LITDATA_DISABLE_VERSION_CHECK": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
-
-
-def last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it ended without a word"
 
 
 def peer_command(python: str, peer: str, action: str, work: Path, out: Path) -> list[str]:
@@ -205,9 +134,9 @@ def run_peer(python: str, peer: str, action: str, work: Path, out: Path) -> floa
             command = peer_command(python, peer, action, work, out)
             done = subprocess.run(command, cwd=ROOT, stdout=errors, stderr=errors, check=False, timeout=PATIENCE, env=peer_environment())
         except subprocess.TimeoutExpired:
-            raise PeerError(f"not done in {PATIENCE:.0f} s") from None
+            raise ServedError(f"not done in {PATIENCE:.0f} s") from None
     if done.returncode:
-        raise PeerError(last_line(log))
+        raise ServedError(last_line(log))
     return time.perf_counter() - started
 
 
@@ -231,7 +160,7 @@ def attempt(measure: Callable[[], T], missing: dict[str, str], name: str) -> T |
         return None
     try:
         return measure()
-    except (PeerError, RuntimeError, subprocess.CalledProcessError) as problem:
+    except (ServedError, RuntimeError, subprocess.CalledProcessError) as problem:
         missing[name] = f"failed: {problem}"
         return None
 
@@ -275,7 +204,7 @@ def reading(
     with contextlib.ExitStack() as stack:
         loaders = {}
         for name, command in commands.items():
-            loader = stack.enter_context(Loader(command, work / f"{kind}-{name.replace(' ', '-')}.log"))
+            loader = stack.enter_context(Served(command, work / f"{kind}-{name.replace(' ', '-')}.log", environment=peer_environment()))
             if attempt(partial(loader.start, images_of_a_pass(s, kind, name)), missing, f"{name}, {kind}") is not None:
                 loaders[name] = loader
         if OURS not in loaders:

@@ -15,11 +15,9 @@ file itself costs.
 """
 
 import argparse
+import contextlib
 import csv
-import io
-import itertools
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -28,15 +26,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import date
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.peers import version
-from benchmarks.workload import ROOT, Usage, replicate, run_command, say
+from benchmarks.workload import ROOT, Served, Usage, replicate, run_command, say
 from shards.tar import write_tar
 
 SIZE, QUALITY = 256, 95
@@ -66,32 +61,20 @@ def ours(data: Path, out: Path, count: int, workers: int, shard_size: int) -> Us
     return run_command("shard", "--images", data / "images", "--captions", data / "captions.json", "--out", out, *options)
 
 
-def bare(data: list[bytes], count: int, gate: Barrier, decode_only: bool = False) -> None:
-    """C, one process: nothing but Pillow."""
-    photographs = list(itertools.islice(itertools.cycle(data), count))
-    gate.wait()
-    for photograph in photographs:
-        image = Image.open(io.BytesIO(photograph)).convert("RGB")
-        if not decode_only:
-            image.resize((SIZE, SIZE), Image.Resampling.LANCZOS).save(io.BytesIO(), "JPEG", quality=QUALITY)
-    gate.wait()
-
-
-def limit(photographs: Path, count: int, workers: int, decode_only: bool = False) -> float:
+def limit(photographs: Path, count: int, workers: int, *, decode_only: bool = False) -> float:
     """C: seconds of the work alone, or of its decoding."""
-    data = [path.read_bytes() for path in sorted((photographs / "images").iterdir())]
-    context = multiprocessing.get_context("spawn")
-    gate = context.Barrier(workers + 1)
-    processes = [context.Process(target=bare, args=(data, count // workers, gate, decode_only)) for _ in range(workers)]
-    for process in processes:
-        process.start()
-    gate.wait()
-    started = time.perf_counter()
-    gate.wait()
-    seconds = time.perf_counter() - started
-    for process in processes:
-        process.join()
-    return seconds
+    numbers = (count // workers, 0 if decode_only else SIZE, QUALITY)
+    command = [sys.executable, "-m", "benchmarks.bare_pillow", str(photographs / "images"), *map(str, numbers)]
+    with tempfile.TemporaryDirectory() as logs, contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(Served(command, Path(logs, str(worker)))) for worker in range(workers)]
+        for process in processes:
+            process.answer()
+        started = time.perf_counter()
+        for process in processes:
+            process.ask()
+        for process in processes:
+            process.answer()
+        return time.perf_counter() - started
 
 
 def tutorial(data: Path, folder: Path, count: int, python: str) -> float:

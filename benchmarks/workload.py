@@ -1,16 +1,22 @@
-"""What several benchmarks need: many photographs from a few, shards of them, weights, commands of ours timed as a whole, turns."""
+"""What several benchmarks need: many photographs from a few, shards of them, weights, commands timed as a
+whole, processes that are asked for passes, turns.
+"""
 
+import contextlib
 import itertools
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from safetensors.torch import save_file
 
@@ -20,6 +26,7 @@ from pipeline.cache_features import calibration_batches
 from shards.manifest import Split, open_split
 
 T = TypeVar("T")
+PATIENCE = 300.0  # seconds that a process may take to start, for a pass, or to write
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -153,3 +160,74 @@ def take_turns(ways: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, l
             found[way].append(measure())
             say(f"repeat {repeat + 1} of {repeats}: {way}: {found[way][-1]}")
     return found
+
+
+class ServedError(Exception):
+    """A process ended, or did not answer in time; the message says how."""
+
+
+class Served:
+    """A process that makes a pass over its data whenever it is asked: the other side of :func:`benchmarks.peer_ways.serve`."""
+
+    def __init__(self, command: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None) -> None:
+        self.log = log
+        with log.open("wb") as errors:
+            pipe = subprocess.PIPE
+            # A session of its own, so that its workers can be ended with it.
+            self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=errors, env=environment, start_new_session=True)
+
+    def answer(self) -> dict[str, float]:
+        """Its next line."""
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+            raise ServedError(f"no answer in {PATIENCE:.0f} s")
+        line = self.process.stdout.readline()
+        if not line:
+            raise ServedError(last_line(self.log))
+        found: dict[str, float] = json.loads(line)
+        return found
+
+    def start(self, images: int) -> bool:
+        """Wait until it is ready and has made a first pass, of so many images."""
+        self.answer()
+        found = self.make_pass()["images"]
+        if found != images:
+            raise ServedError(f"a pass gave {found} of {images} images")
+        return True
+
+    def make_pass(self) -> dict[str, float]:
+        """Images and seconds of one pass."""
+        self.ask()
+        return self.answer()
+
+    def ask(self) -> None:
+        """Let it begin a pass."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(b"\n")
+            self.process.stdin.flush()
+
+    def rate(self) -> float:
+        """Images/s of one pass."""
+        found = self.make_pass()
+        return found["images"] / found["seconds"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it ended without a word"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,13 @@ def test_wrong_usage_is_named(options: list[str], message: str, capsys: pytest.C
 
 def test_measurements_take_turns() -> None:
     order: list[str] = []
-    found = take_turns({name: lambda name=name: order.append(name) or len(order) for name in "AB"}, 2)  # type: ignore[misc]
+
+    def measure(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    assert take_turns({name: partial(measure, name) for name in "AB"}, 2) == {"A": [1, 3], "B": [2, 4]}
     assert order == ["A", "B", "A", "B"]
-    assert found == {"A": [1, 3], "B": [2, 4]}
 
 
 def test_memory_of_a_process_counts_those_that_it_started() -> None:
