@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-full lint bench clean setup
+.PHONY: demo test test-full lint bench peers clean setup
 
 demo: $(STAMP)
 	$(BIN)/python cli.py demo
@@ -22,7 +22,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.bench_train
+	$(BIN)/python -m benchmarks.run
+
+# Other tools for `make bench`, each in an environment of its own. What cannot be installed is named, and left out.
+peers: $(STAMP)
+	-$(BIN)/python -m benchmarks.peers
 
 setup: $(STAMP)
 

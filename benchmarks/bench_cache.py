@@ -19,24 +19,22 @@ import argparse
 import io
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.machine import machine, machine_line, table, write_report
-from benchmarks.workload import ROOT, replicate, run_command, say
-from model.encoder import FrozenBackbone, backbone_state
+from benchmarks.machine import device_name, machine, machine_line, spread, table, write_report
+from benchmarks.workload import Usage, measured_apart, run_command, say, shard_photographs, take_turns, write_weights
+from model.encoder import FrozenBackbone
 from model.precision import folded
 from model.preprocessing import normalize
 from pipeline.allocator import keep_freed_memory
@@ -45,7 +43,7 @@ from pipeline.backbones import open_backbone, pick_device
 from pipeline.cache_features import calibration_batches
 from pipeline.reading import shard_samples
 from shards.features import open_features
-from shards.manifest import Split, open_split
+from shards.manifest import open_split
 
 LIMIT = "B"
 STEPS = {
@@ -83,28 +81,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return settings
 
 
-def prepare(s: argparse.Namespace, work: Path, count: int) -> Split:
+def prepare(s: argparse.Namespace, work: Path, count: int) -> None:
     """Shards of ``count`` photographs, and weights for the network."""
-    say(f"preparing {count} images")
-    replicate(s.photographs, work / "photographs", count)
-    source = work / "photographs"
-    run_command("shard", "--images", source / "images", "--captions", source / "captions.json", "--out", work / "shards", "--size", s.size)
-    split = open_split(work / "shards", "train")
-    if not (work / "weights.safetensors").is_file():
-        _, frozen = open_backbone(
-            backbone=s.backbone,
-            weights="random",
-            resize=split.config["resize"],
-            kept=work / "kept.safetensors",
-            sample=lambda crop: list(calibration_batches(split, crop))[:1],
-        )
-        frozen.whitening = None
-        state = backbone_state(frozen)
-        for key, value in state.items():
-            if key.endswith(".bn3.weight"):  # ends a residual branch; at full strength, rounding errors grow as in no trained network
-                value.mul_(0.2)
-        save_file(state, work / "weights.safetensors")
-    return split
+    split = shard_photographs(s.photographs, work, count, "--size", s.size)
+    write_weights(split, s.backbone, work / "weights.safetensors")
 
 
 def exact_network(s: argparse.Namespace) -> tuple[FrozenBackbone, torch.device]:
@@ -179,17 +159,13 @@ def measure_network(s: argparse.Namespace, step: dict[str, bool]) -> dict[str, f
 
 
 def in_a_process(s: argparse.Namespace, work: Path, what: str) -> dict[str, float]:
-    """One measurement in a process of its own: what one does to the allocator, the next must not feel."""
+    """One measurement in a process of its own."""
     names = ("photographs", "backbone", "images", "batches", "batch_size", "precision", "device")
-    options = [text for name in names for text in ("--" + name.replace("_", "-"), str(getattr(s, name)))]
-    command = [sys.executable, "-m", "benchmarks.bench_cache", *options, "--work", str(work), "--measure", what]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return measured_apart("benchmarks.bench_cache", {name: getattr(s, name) for name in names}, work, what)
 
 
-def ours(s: argparse.Namespace, work: Path, out: Path, *more: object) -> tuple[float, int]:
-    """Seconds and peak memory of the whole command."""
+def ours(s: argparse.Namespace, work: Path, out: Path, *more: object) -> Usage:
+    """The whole command."""
     weights = ("--weights", work / "weights.safetensors", "--batch-size", s.batch_size, "--device", s.device, "--precision", s.precision)
     return run_command("cache-features", "--shards", work / "shards", "--out", out, "--backbone", s.backbone, *weights, *more)
 
@@ -203,8 +179,8 @@ def speed(s: argparse.Namespace, work: Path) -> dict[str, Any]:
         rates["A"].append(in_a_process(s, work, "tutorial")["images_per_second"])
         rates["B"].append(in_a_process(s, work, LIMIT)["images_per_second"])
         out = work / f"features-{repeat}"
-        rates["ours"].append(s.images / ours(s, work, out)[0])
-        start_up.append(ours(s, work, out)[0])
+        rates["ours"].append(s.images / ours(s, work, out).seconds)
+        start_up.append(ours(s, work, out).seconds)
         say(f"repeat {repeat + 1} of {s.repeats}: " + ", ".join(f"{way} {values[-1]:.1f}" for way, values in rates.items()) + " images/s")
     provenance = open_features(work / "features-0" / "train.h5").provenance
     medians = {way: statistics.median(values) for way, values in rates.items()}
@@ -221,11 +197,7 @@ def speed(s: argparse.Namespace, work: Path) -> dict[str, Any]:
 def steps(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     """The network alone, step by step, in turns."""
     prepare(s, work, min(s.images, 200))
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in STEPS}
-    for repeat in range(s.repeats):
-        for name in STEPS:
-            found[name].append(in_a_process(s, work, name))
-            say(f"repeat {repeat + 1} of {s.repeats}: {name}: {found[name][-1]['images_per_second']:.1f} images/s")
+    found = take_turns({name: partial(in_a_process, s, work, name) for name in STEPS}, s.repeats)
     return {"steps": {name: {key: [run[key] for run in runs] for key in runs[0]} for name, runs in found.items()}}
 
 
@@ -236,7 +208,7 @@ def views(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     for repeat in range(s.repeats):
         for name in VIEWS:
             out = work / f"{name.replace(':', '-')}-{repeat}"
-            found[name]["seconds"].append(ours(s, work, out, "--views", name)[0])
+            found[name]["seconds"].append(ours(s, work, out, "--views", name).seconds)
             file = open_features(out / "train.h5")
             found[name] |= {"views": len(file.provenance.views), "bytes": (out / "train.h5").stat().st_size, "feature_bytes": file.features.nbytes}
             say(f"repeat {repeat + 1} of {s.repeats}: {name}: {found[name]['seconds'][-1]:.1f} s")
@@ -250,15 +222,10 @@ def memory(s: argparse.Namespace, work: Path) -> dict[str, Any]:
         folder = work / str(count)
         folder.mkdir()
         prepare(s, folder, count)
-        seconds, peak = ours(s, folder, folder / "features")
-        rows.append({"images": count, "peak_bytes": peak, "seconds": seconds})
-        say(f"{count} images: peak {peak / 1e6:.0f} MB, {seconds:.0f} s")
+        usage = ours(s, folder, folder / "features")
+        rows.append({"images": count, "peak_bytes": usage.peak_bytes, "seconds": usage.seconds})
+        say(f"{count} images: peak {usage.peak_bytes / 1e6:.0f} MB, {usage.seconds:.0f} s")
     return {"memory": rows}
-
-
-def spread(values: Sequence[float], form: str = ",.1f") -> str:
-    """Median (min to max)."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -318,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "settings": {name: getattr(settings, name) for name in ("backbone", "images", "batches", "batch_size", "size", "repeats")},
         "machine": machine("torch", "torchvision", "simplejpeg", "pillow", "pillow-simd")
-        | {"torch_threads": torch.get_num_threads(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type},
+        | {"torch_threads": torch.get_num_threads(), "device": device_name(device)},
     }
     write_report(settings.out, f"bench_cache{kind}-{settings.backbone}-{report['date']}", report, markdown(report))
     return report

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, machine_line, table, write_report
-from benchmarks.workload import replicate, run_command, say
+from benchmarks.workload import run_command, say, shard_photographs
 from pipeline.train import train
 
 
@@ -35,18 +35,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
-    say(f"preparing {s.images} photographs and a run")
-    replicate(s.photographs, work / "source", s.images)
-    images, shards, features, run = work / "source" / "images", work / "shards", work / "features", work / "run"
-    run_command("shard", "--images", images, "--captions", work / "source" / "captions.json", "--out", shards)
+    shard_photographs(s.photographs, work, s.images)
+    images, shards, features, run = work / "photographs" / "images", work / "shards", work / "features", work / "run"
     cache = ("cache-features", "--shards", shards, "--out", features, "--backbone", s.backbone, "--weights", "random", "--device", s.device)
     run_command(*cache)
     train(out=run, features=features, settings={"epochs": 1}, device=s.device, max_steps=20)
     seconds: dict[str, list[float]] = {"caption": [], "cache-features": []}
     for repeat in range(s.repeats):
-        seconds["caption"].append(run_command("caption", "--run", run, images, "--device", s.device)[0])
+        seconds["caption"].append(run_command("caption", "--run", run, images, "--device", s.device).seconds)
         (features / "train.h5").unlink()  # the weights stay: making random ones costs a pass of its own
-        seconds["cache-features"].append(run_command(*cache)[0])
+        seconds["cache-features"].append(run_command(*cache).seconds)
         say(f"repeat {repeat + 1} of {s.repeats}: " + ", ".join(f"{name} {s.images / values[-1]:,.1f} images/s" for name, values in seconds.items()))
     rates = {name: [s.images / value for value in values] for name, values in seconds.items()}
     medians = {name: statistics.median(values) for name, values in rates.items()}

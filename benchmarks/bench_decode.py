@@ -21,6 +21,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,7 @@ def one_image_greedy(captioner: Captioner, features: Tensor, vocabulary: Vocabul
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Decoding: ours against a loop over images.")
-    parser.add_argument(
-        "--captions", type=Path, default=Path("../shared/data/coco-captions/captions_val2017.json"), help="real captions, COCO's JSON"
-    )
+    parser.add_argument("--captions", type=Path, default=CAPTIONS, help="real captions, COCO's JSON")
     parser.add_argument("--images", type=int, default=1024, help="images that we decode each time")
     parser.add_argument("--loop-images", type=int, default=64, help="images that the loop decodes each time")
     parser.add_argument("--batch-size", type=int, default=128, help="of ours, in images")
@@ -133,23 +132,22 @@ def products_seconds(captioner: Captioner, rows: int, steps: int) -> float:
         return synchronized(weight.device) - began
 
 
+def captions_of(run: Run, features: Tensor, batch_size: int, beam: int) -> list[list[str]]:
+    """Ours: the best caption of each image, features (images, dim)."""
+    batches: tuple[Tensor, ...] = torch.split(features, batch_size)
+    return [list(found[0].words) for batch in batches for found in decode(run.captioner, batch, run.vocabulary, Decoding(beam=beam))]
+
+
 def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     run, features = trained_run(settings, folder)
     device = pick_device(settings.device)
     features = features.to(device)
     own = features[: settings.loop_images]
 
-    def ours(beam: int) -> Callable[[], list[list[str]]]:
-        def captions() -> list[list[str]]:
-            batches: tuple[Tensor, ...] = torch.split(features, settings.batch_size)
-            return [list(found[0].words) for batch in batches for found in decode(run.captioner, batch, run.vocabulary, Decoding(beam=beam))]
-
-        return captions
-
     ways: dict[str, Callable[[], list[list[str]]]] = {
-        "ours, greedy": ours(1),
+        "ours, greedy": partial(captions_of, run, features, settings.batch_size, 1),
         "per image, greedy": lambda: [one_image_greedy(run.captioner, row, run.vocabulary) for row in own],
-        "ours, beam 5": ours(5),
+        "ours, beam 5": partial(captions_of, run, features, settings.batch_size, 5),
         "per image, beam 5": lambda: [one_image(run.captioner, row, run.vocabulary, 5) for row in own],
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}

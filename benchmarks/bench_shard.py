@@ -15,11 +15,9 @@ file itself costs.
 """
 
 import argparse
+import contextlib
 import csv
-import io
-import itertools
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -28,14 +26,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import date
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from benchmarks.machine import machine, machine_line, table, write_report
-from benchmarks.workload import ROOT, replicate, run_command, say
+from benchmarks.peers import version
+from benchmarks.workload import ROOT, Served, Usage, replicate, run_command, say
 from shards.tar import write_tar
 
 SIZE, QUALITY = 256, 95
@@ -59,37 +55,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return settings
 
 
-def ours(data: Path, out: Path, count: int, workers: int, shard_size: int) -> tuple[float, int]:
-    """Seconds of the whole command, and the peak memory of its largest process in bytes."""
+def ours(data: Path, out: Path, count: int, workers: int, shard_size: int) -> Usage:
+    """The whole command."""
     options = ["--limit", count, "--workers", workers, "--shard-size", shard_size, "--size", SIZE, "--quality", QUALITY]
     return run_command("shard", "--images", data / "images", "--captions", data / "captions.json", "--out", out, *options)
 
 
-def bare(data: list[bytes], count: int, gate: Barrier) -> None:
-    """C, one process: nothing but Pillow."""
-    photographs = list(itertools.islice(itertools.cycle(data), count))
-    gate.wait()
-    for photograph in photographs:
-        image = Image.open(io.BytesIO(photograph)).convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-        image.save(io.BytesIO(), "JPEG", quality=QUALITY)
-    gate.wait()
-
-
-def limit(photographs: Path, count: int, workers: int) -> float:
-    """C: seconds of the work alone."""
-    data = [path.read_bytes() for path in sorted((photographs / "images").iterdir())]
-    context = multiprocessing.get_context("spawn")
-    gate = context.Barrier(workers + 1)
-    processes = [context.Process(target=bare, args=(data, count // workers, gate)) for _ in range(workers)]
-    for process in processes:
-        process.start()
-    gate.wait()
-    started = time.perf_counter()
-    gate.wait()
-    seconds = time.perf_counter() - started
-    for process in processes:
-        process.join()
-    return seconds
+def limit(photographs: Path, count: int, workers: int, *, decode_only: bool = False) -> float:
+    """C: seconds of the work alone, or of its decoding."""
+    numbers = (count // workers, 0 if decode_only else SIZE, QUALITY)
+    command = [sys.executable, "-m", "benchmarks.bare_pillow", str(photographs / "images"), *map(str, numbers)]
+    with tempfile.TemporaryDirectory() as logs, contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(Served(command, Path(logs, str(worker)))) for worker in range(workers)]
+        for process in processes:
+            process.answer()
+        started = time.perf_counter()
+        for process in processes:
+            process.ask()
+        for process in processes:
+            process.answer()
+        return time.perf_counter() - started
 
 
 def tutorial(data: Path, folder: Path, count: int, python: str) -> float:
@@ -159,7 +144,7 @@ def speed(s: argparse.Namespace, base: Path) -> dict[str, Any]:
         for workers in s.workers:
             whole = s.images // workers * workers
             note(f"C, {workers}", whole, limit(s.photographs, whole, workers))
-            note(f"ours, {workers}", s.images, ours(data, base / f"ours-{repeat}-{workers}", s.images, workers, s.shard_size)[0])
+            note(f"ours, {workers}", s.images, ours(data, base / f"ours-{repeat}-{workers}", s.images, workers, s.shard_size).seconds)
         if s.img2dataset_python:
             note("B, 2", s.images, img2dataset(data, base / f"b-{repeat}", s.images, s.img2dataset_python))
         note("A, 1", min(s.peer_images, s.images), tutorial(data, base / f"a-{repeat}", min(s.peer_images, s.images), s.tutorial_python))
@@ -170,24 +155,15 @@ def speed(s: argparse.Namespace, base: Path) -> dict[str, Any]:
     return {"rates": rates, "medians": medians, "ratios": ratios}
 
 
-def version(python: str | None, package: str) -> str:
-    """A package's version in another environment."""
-    if python is None:
-        return "not run"
-    code = f"import importlib.metadata as m; print(m.version({package!r}))"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "none"
-
-
 def memory(s: argparse.Namespace, base: Path) -> dict[str, Any]:
     """Peak memory at several numbers of images, from one annotation file that lists the most."""
     data = base / "data"
     replicate(s.photographs, data, max(s.memory))
     rows = []
     for count in s.memory:
-        seconds, peak = ours(data, base / f"memory-{count}", count, 1, 1000)
-        rows.append({"images": count, "peak_bytes": peak, "seconds": seconds})
-        say(f"{count} images, one process: peak {peak / 1e6:.0f} MB")
+        usage = ours(data, base / f"memory-{count}", count, 1, 1000)
+        rows.append({"images": count, "peak_bytes": usage.peak_bytes, "seconds": usage.seconds})
+        say(f"{count} images, one process: peak {usage.peak_bytes / 1e6:.0f} MB")
     own = []
     for count in s.memory:
         small = base / f"annotation-{count}"
@@ -257,7 +233,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "settings": {name: getattr(settings, name) for name in shown},
         "machine": machine("pillow-simd", "pillow", "simplejpeg", "nltk", "webdataset")
-        | {"A's pillow": version(settings.tutorial_python, "pillow"), "img2dataset": version(settings.img2dataset_python, "img2dataset")},
+        | {
+            "A's pillow": version(settings.tutorial_python, "pillow"),
+            "img2dataset": version(settings.img2dataset_python, "img2dataset") if settings.img2dataset_python else "not run",
+        },
     }
     name = "bench_shard-memory" if settings.memory is not None else "bench_shard"
     write_report(settings.out, f"{name}-{report['date']}", report, markdown(report))

@@ -7,7 +7,8 @@ hidden 512, 9,956 words, batches of 128):
     ours raw           pipeline.train on shards, as `train --shards` runs it
     tutorial decoder   the tutorial's decoder step in float32, on features and tokens that lie ready in memory
     ours cached        pipeline.train on a feature file, as `train --features` runs it: reading, gathering, logging and all
-    ours caching       `cache-features` as a user types it, the whole call: what cached training has to pay back first
+    ours caching       `cache-features` as a user types it, the whole call: what cached training has to pay back first; and once more with
+                       a few images, which is start-up for the most part, so that the time for COCO can be reckoned
     tutorial loading   the DataLoader alone
     ours loading       our batches of pixels alone
     bare decoding      simplejpeg from memory into one buffer, and a crop into the batch, in as many threads: the limit of loading
@@ -15,7 +16,8 @@ hidden 512, 9,956 words, batches of 128):
 
 The feature file has COCO's size: 82,783 images of random features and 414,113 captions, lengths drawn from real captions, words from a
 Zipf distribution. The photographs are real ones, replicated as hard links. Each figure leaves out start-up, and the steps before the
-timed ones: batches that were decoded ahead of time, compiling.
+timed ones: batches that were decoded ahead of time, compiling. The tutorial's raw way warms up on a small batch, a whole one taking
+long; --raw-warm-up adds whole ones.
 
     python -m benchmarks.bench_train --out benchmarks/results
 """
@@ -25,34 +27,31 @@ import itertools
 import json
 import math
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simplejpeg
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
 from benchmarks.generated import WORDS, write_generated, write_words
-from benchmarks.machine import machine, machine_line, table, write_report
+from benchmarks.machine import device_name, machine, machine_line, spread, table, write_report
 from benchmarks.tutorial import EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT, JpegFolder, TutorialCaptioner, tutorial_loader, tutorial_steps, unpack
-from benchmarks.workload import ROOT, replicate, run_command, say
-from model.encoder import FrozenBackbone, backbone_state
+from benchmarks.workload import measured_apart, run_command, say, shard_photographs, take_turns, write_weights
+from model.encoder import FrozenBackbone
 from model.preprocessing import Preprocessing
 from model.vocabulary import SPECIAL
 from pipeline.arithmetic import pick_precision, prepare_device
 from pipeline.backbones import open_backbone, pick_device
 from pipeline.batches import Encoded, training_batches
-from pipeline.cache_features import calibration_batches
 from pipeline.executors import default_workers
 from pipeline.order import epoch_order
 from pipeline.reading import shard_samples
@@ -65,6 +64,7 @@ from shards.features import open_features
 from shards.manifest import Split, open_split
 
 COCO_CAPTIONS, COCO_IMAGES = 414_113, 82_783
+FEW = 32  # images of the call that is start-up for the most part
 CAPTIONS = "captions_per_second"
 LENGTHS = Path("../shared/data/coco-captions/captions_val2017.json")
 RATIOS = (
@@ -90,6 +90,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--feature-dim", type=int, default=2048, help="features of an image in the feature file")
     parser.add_argument("--batch-size", type=int, default=128, help="captions per step")
     parser.add_argument("--raw-steps", type=int, default=3, help="timed steps of the raw ways")
+    parser.add_argument("--raw-warm-up", type=int, default=1, help="whole steps of the raw ways before (ours: one more)")
     parser.add_argument("--cached-steps", type=int, default=60, help="timed steps of the cached ways")
     parser.add_argument("--loading-batches", type=int, default=60, help="timed batches of the loading ways")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each")
@@ -106,25 +107,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def prepare(s: argparse.Namespace, work: Path) -> None:
     """Shards, their images as plain files, weights, a vocabulary of the tutorial's size, and a feature file of COCO's."""
-    say(f"preparing {s.images} photographs")
-    replicate(s.photographs, work / "photographs", s.images)
-    source = work / "photographs"
-    run_command("shard", "--images", source / "images", "--captions", source / "captions.json", "--out", work / "shards")
-    split = open_split(work / "shards", "train")
+    split = shard_photographs(s.photographs, work, s.images)
+    source, few = work / "photographs", ("--split", "few", "--limit", min(FEW, s.images))
+    run_command("shard", "--images", source / "images", "--captions", source / "captions.json", "--out", work / "shards", *few)
     (work / "pairs.json").write_text(json.dumps(unpack(split, work / "jpegs")))
-    _, frozen = open_backbone(
-        backbone=s.backbone,
-        weights="random",
-        resize=split.config["resize"],
-        kept=work / "kept.safetensors",
-        sample=lambda crop: itertools.islice(calibration_batches(split, crop), 1),
-    )
-    frozen.whitening = None
-    state = backbone_state(frozen)
-    for key, value in state.items():
-        if key.endswith(".bn3.weight"):  # ends a residual branch; at full strength, rounding errors grow as in no trained network
-            value.mul_(0.2)
-    save_file(state, work / "weights.safetensors")
+    write_weights(split, s.backbone, work / "weights.safetensors")
     write_words(work / "vocab.json", table_of_split(split), min_count=MIN_COUNT)
     say(f"preparing features of {s.feature_images} images")
     write_feature_file(s, work)
@@ -180,7 +167,7 @@ def ours_cached(s: argparse.Namespace) -> dict[str, float]:
 
 def ours_raw(s: argparse.Namespace) -> dict[str, float]:
     out = Path(tempfile.mkdtemp(dir=s.work))
-    settings = {"batch_size": s.batch_size, "log_every": 1}
+    settings, warm_up = {"batch_size": s.batch_size, "log_every": 1}, 1 + s.raw_warm_up
     weights = str(s.work / "weights.safetensors")
     train(
         out=out,
@@ -190,9 +177,9 @@ def ours_raw(s: argparse.Namespace) -> dict[str, float]:
         weights=weights,
         settings=settings,
         device=s.device,
-        max_steps=2 + s.raw_steps,
+        max_steps=warm_up + s.raw_steps,
     )
-    return logged_rate(out, skip=2)
+    return logged_rate(out, skip=warm_up)
 
 
 def timed(steps: Iterator[int], warm_up: int, count: int, device: torch.device) -> dict[str, float]:
@@ -224,15 +211,32 @@ def tutorial_raw(s: argparse.Namespace) -> dict[str, float]:
     network = frozen.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     captioner = TutorialCaptioner(network(torch.zeros(1, 3, 224, 224, device=device)).shape[1], WORDS).to(device)
     data = jpeg_folder(s, frozen.preprocessing)
+    next(tutorial_steps(data, network, captioner, device, batch_size=min(8, s.batch_size), workers=0, seed=1))
     steps = tutorial_steps(data, network, captioner, device, batch_size=s.batch_size, workers=default_workers(), seed=0)
-    return timed((captions for _, captions in steps), 1, s.raw_steps, device)
+    return timed((captions for _, captions in steps), s.raw_warm_up, s.raw_steps, device)
 
 
 def ours_caching(s: argparse.Namespace) -> dict[str, float]:
+    """Of the whole call: images/s; and the seconds that COCO's training images would take, of which start-up is a part."""
     out = Path(tempfile.mkdtemp(dir=s.work))
-    weights = ("--weights", s.work / "weights.safetensors", "--device", s.device)
-    seconds, _ = run_command("cache-features", "--shards", s.work / "shards", "--out", out, "--backbone", s.backbone, *weights)
-    return {"images_per_second": open_split(s.work / "shards", "train").images / seconds}
+    seconds, images = {}, {}
+    for split in ("few", "train"):
+        weights = ("--weights", s.work / "weights.safetensors", "--device", s.device, "--split", split)
+        usage = run_command("cache-features", "--shards", s.work / "shards", "--out", out, "--backbone", s.backbone, *weights)
+        seconds[split], images[split] = usage.seconds, open_split(s.work / "shards", split).images
+    each = seconds_of_an_image(seconds, images)
+    return {
+        "images_per_second": images["train"] / seconds["train"],
+        "start_up_seconds": seconds["few"],
+        "steady_images_per_second": 1 / each,
+        "coco_seconds": seconds["few"] + each * (COCO_IMAGES - images["few"]),
+    }
+
+
+def seconds_of_an_image(seconds: dict[str, float], images: dict[str, int]) -> float:
+    """What each image behind the ``few`` took in the call for ``train``; where that cannot be told, a share of the whole call."""
+    more = images["train"] - images["few"], seconds["train"] - seconds["few"]
+    return more[1] / more[0] if min(more) > 0 else seconds["train"] / images["train"]
 
 
 def tutorial_decoder(s: argparse.Namespace) -> dict[str, float]:
@@ -306,8 +310,7 @@ def matrix_products(s: argparse.Namespace) -> dict[str, float]:
     device = pick_device(s.device)
     prepare_device(device)
     kind = torch.bfloat16 if pick_precision("auto", device) == "bf16" else torch.float32
-    file = open_features(s.work / "features" / "train.h5")
-    tokens = round(s.batch_size * (float(np.diff(file.table.offsets).mean()) + 2))
+    tokens = round(s.batch_size * tokens_per_caption(s.work))
 
     def product(rows: int, inner: int, outer: int) -> Callable[[], Any]:
         inputs, weight, grad = (torch.randn(shape, device=device).to(kind) for shape in ((rows, inner), (outer, inner), (rows, outer)))
@@ -338,27 +341,22 @@ WAYS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
 
 
 def in_a_process(s: argparse.Namespace, work: Path, way: str) -> dict[str, float]:
-    """One measurement in a process of its own: what one does to the allocator, the next must not feel."""
-    names = ("backbone", "feature_dim", "batch_size", "raw_steps", "cached_steps", "loading_batches", "device", "photographs")
-    options = [text for name in names for text in ("--" + name.replace("_", "-"), str(getattr(s, name)))]
-    command = [sys.executable, "-m", "benchmarks.bench_train", *options, "--work", str(work), "--measure", way]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    """One measurement in a process of its own."""
+    names = ("backbone", "feature_dim", "batch_size", "raw_steps", "raw_warm_up", "cached_steps", "loading_batches", "device", "photographs")
+    return measured_apart("benchmarks.bench_train", {name: getattr(s, name) for name in names}, work, way)
 
 
 def speed(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All ways in turns."""
     prepare(s, work)
     ways = [way for way in WAYS if s.ways is None or way in s.ways]
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    for repeat in range(s.repeats):
-        for way in ways:
-            found[way].append(in_a_process(s, work, way))
-            say(f"repeat {repeat + 1} of {s.repeats}: {way}: {found[way][-1]}")
+    return summary(s, work, take_turns({way: partial(in_a_process, s, work, way) for way in ways}, s.repeats))
+
+
+def summary(s: argparse.Namespace, work: Path, found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """What the measurements of ways, made in turns, say: rates, ratios, epochs, when the cache is paid back, and what lies on the disk."""
     rates = {way: [run[CAPTIONS] for run in runs] for way, runs in found.items() if CAPTIONS in runs[0]}
     medians = {way: statistics.median(values) for way, values in rates.items()}
-    lengths = np.diff(open_features(work / "features" / "train.h5").table.offsets)
     epoch_seconds = {way: COCO_CAPTIONS / rate for way, rate in medians.items()}
     report: dict[str, Any] = {
         "rates": rates,
@@ -366,52 +364,80 @@ def speed(s: argparse.Namespace, work: Path) -> dict[str, Any]:
         "epoch_seconds": epoch_seconds,
         "ratios": {f"{one} / {other}": medians[one] / medians[other] for one, other in RATIOS if one in medians and other in medians},
         "data_wait": {way: statistics.median(run["data_wait"] for run in runs) for way, runs in found.items() if "data_wait" in runs[0]},
-        "tokens_per_caption": float(lengths.mean()) + 2,
+        "tokens_per_caption": tokens_per_caption(work),
         "precision": "bf16" if pick_precision("auto", pick_device(s.device)) == "bf16" else "fp32",
+        "disk": disk(work),
     }
     if "ours caching" in found:
-        caching = [run["images_per_second"] for run in found["ours caching"]]
-        report |= {"caching_images_per_second": caching, "break_even_epochs": break_even(epoch_seconds, statistics.median(caching))}
+        caching = {key: [run[key] for run in found["ours caching"]] for key in found["ours caching"][0]}
+        report |= {"caching": caching, "break_even_epochs": break_even(epoch_seconds, statistics.median(caching["coco_seconds"]))}
     return report
 
 
-def break_even(epoch_seconds: dict[str, float], images_per_second: float) -> dict[str, float]:
+def tokens_per_caption(work: Path) -> float:
+    """In the feature file: words and two marks."""
+    return float(np.diff(open_features(work / "features" / "train.h5").table.offsets).mean()) + 2
+
+
+def disk(work: Path) -> dict[str, dict[str, float]]:
+    """Bytes on the disk: photographs, their resized JPEGs, shards with their sidecars, and the feature file with its captions."""
+    files = {
+        "photographs": (work / "photographs" / "images").iterdir(),
+        "folder of JPEGs": (work / "jpegs").iterdir(),
+        "shards": (work / "shards").glob("train-*"),
+        "feature file": (work / "features").glob("train.h5"),
+    }
+    sizes = {name: sum(path.stat().st_size for path in paths) for name, paths in files.items()}
+    images = {name: open_split(work / "shards", "train").images for name in sizes}
+    images["feature file"] = len(open_features(work / "features" / "train.h5").table.keys)
+    return {name: {"bytes": size, "images": images[name], "bytes_per_image": size / images[name]} for name, size in sizes.items()}
+
+
+def break_even(epoch_seconds: dict[str, float], cache_seconds: float) -> dict[str, float]:
     """After how many epochs COCO's cache has paid for itself, against each raw way."""
     cached = epoch_seconds.get("ours cached", math.inf)
     raw = {way: epoch_seconds[way] for way in ("tutorial raw", "ours raw") if way in epoch_seconds}
-    return {way: COCO_IMAGES / images_per_second / (seconds - cached) for way, seconds in raw.items() if seconds > cached}
-
-
-def spread(values: Sequence[float]) -> str:
-    """Median (min to max)."""
-    return f"{statistics.median(values):,.1f} ({min(values):,.1f} to {max(values):,.1f})"
+    return {way: cache_seconds / (seconds - cached) for way, seconds in raw.items() if seconds > cached}
 
 
 def markdown(report: dict[str, Any]) -> str:
     s = report["settings"]
-    seconds = report["epoch_seconds"]
-    rows = [[way, spread(values), f"{seconds[way]:,.0f}"] for way, values in report["rates"].items()]
     lines = [
         f"# Training, {s['backbone']}, {report['date']}",
         "",
         f"Batches of {s['batch_size']}, one caption per unit, {report['tokens_per_caption']:.1f} tokens a caption, ours in "
         f"{report['precision']}. Medians (min to max) of {s['repeats']} interleaved measurements; warm page cache.",
         "",
-        *table(["Way", "captions/s", f"s per COCO epoch ({COCO_CAPTIONS:,})"], rows),
+        *summary_lines(report),
+    ]
+    return "\n".join([*lines, "", machine_line(report["machine"]), ""])
+
+
+def summary_lines(report: dict[str, Any]) -> list[str]:
+    """What :func:`summary` found, as Markdown."""
+    seconds = report["epoch_seconds"]
+    rows = [[way, spread(values), f"{seconds[way]:,.0f}", f"{seconds[way] / 3600:.2f}"] for way, values in report["rates"].items()]
+    lines = [
+        *table(["Way", "captions/s", f"s per COCO epoch ({COCO_CAPTIONS:,})", "hours"], rows),
         "",
         *table(["Ratio", "times"], [[name, f"{value:.2f}"] for name, value in report["ratios"].items()]),
         "",
         *(f"{way}: {100 * value:.2f}% of the time is waiting for data." for way, value in report["data_wait"].items()),
     ]
-    if "break_even_epochs" in report:
-        caching = report["caching_images_per_second"]
-        hours = COCO_IMAGES / statistics.median(caching) / 3600
+    if "caching" in report:
+        caching = report["caching"]
+        hours = statistics.median(caching["coco_seconds"]) / 3600
         paid = ", ".join(f"{epochs:.2f} against {way}" for way, epochs in report["break_even_epochs"].items())
         lines += [
             "",
-            f"Caching: {spread(caching)} images/s, {hours:.1f} hours for COCO's {COCO_IMAGES:,} images; paid back after so many epochs: {paid}.",
+            f"Caching: {spread(caching['images_per_second'])} images/s, the whole call, {spread(caching['start_up_seconds'])} s of it start-up; "
+            f"{hours:.1f} hours for COCO's {COCO_IMAGES:,} images. Paid back after so many epochs: {paid}.",
         ]
-    return "\n".join([*lines, "", machine_line(report["machine"]), ""])
+    rows = [
+        [name, f"{d['bytes_per_image']:,.0f}", f"{d['images']:,}", f"{d['bytes_per_image'] * COCO_IMAGES / 1e9:.2f}"]
+        for name, d in report["disk"].items()
+    ]
+    return [*lines, "", *table(["On the disk", "Bytes an image", "of so many images", f"GB for COCO's {COCO_IMAGES:,}"], rows)]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -424,12 +450,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
         report = speed(settings, Path(folder))
     device = pick_device(settings.device)
-    names = ("backbone", "images", "feature_images", "feature_dim", "batch_size", "raw_steps", "cached_steps", "repeats")
+    names = ("backbone", "images", "feature_images", "feature_dim", "batch_size", "raw_steps", "raw_warm_up", "cached_steps", "repeats")
     report |= {
         "date": date.today().isoformat(),
         "settings": {name: getattr(settings, name) for name in names},
         "machine": machine("torch", "torchvision", "simplejpeg", "pillow", "pillow-simd")
-        | {"torch_threads": torch.get_num_threads(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type},
+        | {"torch_threads": torch.get_num_threads(), "device": device_name(device)},
     }
     write_report(settings.out, f"bench_train-{settings.backbone}-{report['date']}", report, markdown(report))
     return report

@@ -1,9 +1,12 @@
 """What a benchmark's numbers were made on, and where they are written."""
 
 import platform
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipeline.executors import default_workers
 from shards.atomic import committed_file, write_json
@@ -35,6 +38,16 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """A Markdown table."""
     header = list(header)
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def spread(values: Sequence[float], form: str = ",.1f") -> str:
+    """Median (min to max)."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def device_name(device: torch.device) -> str:
+    """Of a GPU its model, else ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def write_report(folder: Path | None, name: str, report: dict[str, Any], text: str) -> None:

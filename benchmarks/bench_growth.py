@@ -1,0 +1,110 @@
+"""Do time per image and memory stay as they are when there are 4 and 16 times as many images?
+
+Whole commands of every stage, as a user types them, with one and with two worker processes where a stage has them. Every command has a
+start-up (Python, torch, a network), so what must stay is the time of each image more: seconds of the larger run less those of the smaller,
+by the images between. Memory is the most that all processes of a command hold at a time, shared pages counted once, and the most of its
+largest process. The suite runs this: ``--only growth``.
+"""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import table
+from benchmarks.workload import replicate, run_command, say, write_weights
+from shards.manifest import open_split
+
+SIZES = (1, 4, 16)
+WORKERS = (1, 2)
+# Stages that have --workers; the others are one process.
+IN_PROCESSES = ("shard", "cache-features")
+
+
+def commands(s: argparse.Namespace, data: Path, made: Path, workers: int) -> dict[str, list[object]]:
+    """The stages in order, as their arguments."""
+    shards, features, vocabulary, run = made / "shards", made / "features", made / "vocab.json", made / "run"
+    device = ["--device", s.device]
+    return {
+        "shard": ["shard", "--images", data / "images", "--captions", data / "captions.json", "--out", shards, "--workers", workers],
+        "vocab": ["vocab", "--shards", shards, "--out", vocabulary, "--min-count", 1],
+        "cache-features": [
+            *("cache-features", "--shards", shards, "--out", features, "--workers", workers, *device),
+            *("--backbone", s.growth_backbone, "--weights", data.parent / "weights.safetensors"),
+        ],
+        "train": ["train", "--features", features, "--vocab", vocabulary, "--out", run, "--epochs", 1, *device],
+        "evaluate": ["evaluate", "--run", run, "--features", features, "--split", "train", "--no-java", *device],
+    }
+
+
+def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """A row for each size, stage and number of workers; sizes take turns, so that they meet the same minutes."""
+    sizes = [s.growth_images * times for times in SIZES]
+    for images in sizes:
+        replicate(s.photographs, work / str(images), images)
+    prepare_weights(s, work, sizes[0])
+    rows: list[dict[str, Any]] = []
+    for workers in WORKERS:
+        made = {images: work / f"{images}-{workers}" for images in sizes}
+        for stage in commands(s, work, work, workers):
+            if workers != WORKERS[0] and stage not in IN_PROCESSES:
+                continue
+            for images in sizes:
+                made[images].mkdir(exist_ok=True)
+                usage = run_command(*commands(s, work / str(images), made[images], workers)[stage], watch=True)
+                row = {"stage": stage, "workers": workers if stage in IN_PROCESSES else None, "images": images, "seconds": usage.seconds}
+                rows.append(row | {"peak_bytes": usage.peak_bytes, "together_bytes": usage.together_bytes})
+                say(f"{stage}, {images} images, {workers} workers: {usage.seconds:.1f} s, {usage.peak_bytes / 1e6:.0f} MB")
+    return {"rows": rows, "backbone": s.growth_backbone, "stages": summary(rows)}
+
+
+def prepare_weights(s: argparse.Namespace, work: Path, images: int) -> None:
+    data = work / str(images)
+    run_command("shard", "--images", data / "images", "--captions", data / "captions.json", "--out", work / "first")
+    write_weights(open_split(work / "first", "train"), s.growth_backbone, work / "weights.safetensors")
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each stage and number of workers: milliseconds of each image more, from size to size, and memory at each size."""
+    found = []
+    for (stage, workers), group in itertools.groupby(rows, key=lambda row: (row["stage"], row["workers"])):
+        own = sorted(group, key=lambda row: int(row["images"]))
+        more = [1e3 * (b["seconds"] - a["seconds"]) / (b["images"] - a["images"]) for a, b in itertools.pairwise(own)]
+        memory = [row["together_bytes"] or row["peak_bytes"] for row in own]
+        found.append(
+            {
+                "stage": stage,
+                "workers": workers,
+                "images": [row["images"] for row in own],
+                "seconds": [row["seconds"] for row in own],
+                "ms_per_image_more": more,
+                "memory_bytes": memory,
+                "bytes_per_image_more": (memory[-1] - memory[0]) / (own[-1]["images"] - own[0]["images"]),
+            }
+        )
+    return found
+
+
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    """The section as Markdown."""
+    first = report["stages"][0]["images"]
+    rows = [
+        [
+            f"`{stage['stage']}`" + (f", {stage['workers']} workers" if stage["workers"] else ""),
+            *(f"{seconds:.1f}" for seconds in stage["seconds"]),
+            *(f"{more:.2f}" for more in stage["ms_per_image_more"]),
+            *(f"{size / 1e6:,.0f}" for size in stage["memory_bytes"]),
+            f"{stage['bytes_per_image_more'] / 1e3:+,.1f}",
+        ]
+        for stage in report["stages"]
+    ]
+    header = [
+        "Stage",
+        *(f"s for {images:,}" for images in first),
+        *(f"ms for each image more, {a:,} to {b:,}" for a, b in itertools.pairwise(first)),
+        *(f"MB for {images:,}" for images in first),
+        "KB more for each image more",
+    ]
+    yield f"One measurement each, the network of `cache-features` is {report['backbone']}. Memory: of all processes of the command together."
+    yield from ("", *table(header, rows))

@@ -1,0 +1,303 @@
+"""How do other tools do on the same files: writing, loading for training, reading cached features?
+
+In turns (A B C ours, A B C ours, ...), each in a process of its own:
+
+    writing    photographs -> 256 x 256 JPEGs of quality 95 with captions: whole calls, from the interpreter's start to its end
+    loading    a pass over JPEGs of one and the same content in each tool's format: decoded, cropped to 224 and flipped, batches of 128 in
+               which each image comes with all of its captions, padded
+    features   a pass over rows of float16, shuffled, with the captions beside
+
+Loaders are started before, and have made a pass that is not timed (workers started, code compiled, page cache warm). A cold pass comes
+last, after the files have been dropped from the page cache; where the system did not let them go, the report says so.
+
+What a peer does is in ``peer_ways.py``, where its environment comes from in ``peers.py``. The suite runs this: ``--only peers``.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from benchmarks import bench_shard, bench_train
+from benchmarks.generated import write_words
+from benchmarks.machine import spread, table
+from benchmarks.peer_ways import BATCH, GZIP_ROWS, SIZE, WORKERS, Pass, serve
+from benchmarks.peers import PEERS, NotInstalledError, interpreter, version
+from benchmarks.tutorial import unpack
+from benchmarks.workload import PATIENCE, ROOT, Served, ServedError, last_line, shard_photographs, take_turns
+from model.encoder import with_crop
+from model.networks import random_info
+from pipeline.batches import Encoded, training_batches
+from pipeline.sources import FeatureSource, ShardSource, Source
+from pipeline.vocab import read_vocabulary
+from shards.caption_table import CaptionTable, table_of_split
+from shards.features import open_features
+from shards.manifest import open_split
+
+T = TypeVar("T")
+OURS, FOLDER, IMG2DATASET = "ours", "folder", "img2dataset"
+WRITERS = (IMG2DATASET, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
+LOADERS = (FOLDER, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
+GZIP = "h5py, gzip"
+FEATURES = ("h5py", GZIP, "h5py, sorted batches", ".npy files")
+OUR_EPOCHS = 5  # of features in a pass of ours: one is over too soon
+SETTINGS = {
+    IMG2DATASET: "2 processes of 8 threads, its default resize_mode (border: it has none that squashes), webdataset output",
+    FOLDER: "a map-style dataset over JPEG files; DataLoader, 2 persistent workers",
+    "webdataset": "ShardWriter in 2 processes; shuffle(1000), batched in 2 persistent WebLoader workers",
+    "litdata": "optimize with 2 workers, chunks of 64 MB; StreamingDataset with shuffle and transform, StreamingDataLoader, 2 persistent workers",
+    "mosaicml-streaming": "MDSWriter in 2 processes, merge_index; StreamingDataset with batch_size and shuffle, DataLoader, 2 persistent workers",
+    "ffcv": "DatasetWriter with 2 workers, OpenCV's JPEGs of quality 95; Loader with 2 threads, OrderOption.RANDOM, os_cache",
+    "h5py": "contiguous, a row at a time; DataLoader, 2 persistent workers that open the file themselves",
+    GZIP: f"compression='gzip' in chunks as h5py chooses them, else as h5py; {GZIP_ROWS} rows a pass",
+    "h5py, sorted batches": "contiguous, a batch's rows at once in rising order; DataLoader, 2 persistent workers",
+    ".npy files": "one file an image; DataLoader, 2 persistent workers",
+    OURS: "as `shard`, `train --shards` and `train --features` do it, 2 processes or threads, captions_per_image 5",
+}
+
+
+def prepare(s: argparse.Namespace, work: Path) -> None:
+    """Photographs, our shards, the same JPEGs as files, features for them over and over, and lists of it all for the peers."""
+    split = shard_photographs(s.photographs, work, s.peer_images, "--shard-size", 250)
+    unpack(split, work / "jpegs")
+    content = table_of_split(split)
+    write_words(work / "vocab.json", content)
+    bench_train.write_feature_file(argparse.Namespace(feature_images=s.peer_features, feature_dim=s.feature_dim, lengths=s.lengths), work)
+    features = open_features(work / "features" / "train.h5")
+    (work / "packed").mkdir()
+    np.save(work / "packed" / "features.npy", features.features[:, 0])
+    (work / "features.json").write_text(json.dumps([{"tokens": tokens} for tokens in ids_of(features.table, work)]))
+    photographs, jpegs = work / "photographs" / "images", work / "jpegs"
+    images = [
+        {"photograph": str(photographs / name), "jpeg": str(jpegs / f"{key}.jpg"), "tokens": tokens}
+        for key, name, tokens in zip(content.keys, content.file_names, ids_of(content, work), strict=True)
+    ]
+    (work / "images.json").write_text(json.dumps(images))
+
+
+def ids_of(content: CaptionTable, work: Path) -> list[list[list[int]]]:
+    """Each image's captions as ids."""
+    encoded = Encoded(content, read_vocabulary(work / "vocab.json"))
+    captions: list[list[list[int]]] = [[] for _ in content.keys]
+    for row, ids in zip(content.image_rows.tolist(), torch.split(encoded.ids, encoded.lengths.tolist()), strict=True):
+        captions[row].append(ids.tolist())
+    return captions
+
+
+def ours_pass(work: Path, kind: str) -> Pass:
+    """A pass over our shards, or over our feature file, as training reads them."""
+    source: Source
+    if kind == "loading":
+        split = open_split(work / "shards", "train")
+        preprocessing = with_crop(random_info(SIZE), **{name: split.config["resize"][name] for name in ("size", "mode", "filter")})
+        source, epochs = ShardSource(split, table_of_split(split), preprocessing, "tutorial", threads=WORKERS), 1
+    else:
+        source, epochs = FeatureSource(open_features(work / "features" / "train.h5")), OUR_EPOCHS
+    encoded = Encoded(source.table, read_vocabulary(work / "vocab.json"))
+    most = int(np.bincount(source.table.image_rows).max())
+
+    def one_pass() -> int:
+        streams = (training_batches(source, encoded, seed=0, epoch=epoch, batch_size=BATCH, captions_per_image=most) for epoch in range(epochs))
+        return sum(len(batch.images) for stream in streams for batch in stream)
+
+    return one_pass
+
+
+def peer_environment() -> dict[str, str]:
+    """Without the questions for newer versions that litdata and albumentations (of img2dataset) ask the registry."""
+    return {**os.environ, "LITDATA_DISABLE_VERSION_CHECK": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+
+
+def peer_command(python: str, peer: str, action: str, work: Path, out: Path) -> list[str]:
+    listed = work / ("features.json" if peer in FEATURES else "images.json")
+    return [python, str(ROOT / "benchmarks" / "peer_ways.py"), peer, action, str(listed), str(out)]
+
+
+def run_peer(python: str, peer: str, action: str, work: Path, out: Path) -> float:
+    """Seconds of a whole call."""
+    log = work / "peer.log"
+    started = time.perf_counter()
+    with log.open("wb") as errors:
+        try:
+            command = peer_command(python, peer, action, work, out)
+            done = subprocess.run(command, cwd=ROOT, stdout=errors, stderr=errors, check=False, timeout=PATIENCE, env=peer_environment())
+        except subprocess.TimeoutExpired:
+            raise ServedError(f"not done in {PATIENCE:.0f} s") from None
+    if done.returncode:
+        raise ServedError(last_line(log))
+    return time.perf_counter() - started
+
+
+def pythons(s: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
+    """The interpreter of each peer that is there, and why the others are not; those that need none have ours."""
+    found = dict.fromkeys((FOLDER, *FEATURES), sys.executable)
+    missing = {}
+    for name in PEERS:
+        if s.peers is not None and name not in s.peers:
+            continue
+        try:
+            found[name] = interpreter(name)
+        except NotInstalledError as problem:
+            missing[name] = f"not installed: {problem}"
+    return found, missing
+
+
+def attempt(measure: Callable[[], T], missing: dict[str, str], name: str) -> T | None:
+    """A measurement of a peer; one that fails is not tried again, and its reason is kept."""
+    if name in missing:
+        return None
+    try:
+        return measure()
+    except (ServedError, RuntimeError, subprocess.CalledProcessError) as problem:
+        missing[name] = f"failed: {problem}"
+        return None
+
+
+def without_gaps(found: dict[str, list[float | None]]) -> dict[str, list[float]]:
+    """The ways that were measured every time."""
+    return {way: [rate for rate in rates if rate is not None] for way, rates in found.items() if None not in rates}
+
+
+def writing(s: argparse.Namespace, work: Path, found: dict[str, str], missing: dict[str, str]) -> dict[str, dict[str, list[float]]]:
+    """Images/s of whole calls."""
+    images: int = s.peer_images
+
+    def peer(name: str) -> float:
+        out = Path(tempfile.mkdtemp(dir=work)) / "out"
+        if name == IMG2DATASET:
+            return images / bench_shard.img2dataset(work / "photographs", out, images, found[name])
+        return images / run_peer(found[name], name, "write", work, out)
+
+    def ours() -> float:
+        out = Path(tempfile.mkdtemp(dir=work)) / "out"
+        return images / bench_shard.ours(work / "photographs", out, images, WORKERS, 250).seconds
+
+    peers = [name for name in WRITERS if name in found]
+    ways = {name: partial(attempt, partial(peer, name), missing, f"{name}, writing") for name in peers}
+    return {"warm": without_gaps(take_turns({OURS: ours, **ways}, s.repeats)), "cold": {}}
+
+
+def reading(
+    s: argparse.Namespace, work: Path, kind: str, peers: Sequence[str], found: dict[str, str], missing: dict[str, str]
+) -> dict[str, dict[str, list[float]]]:
+    """Images/s of passes: warm, and one cold."""
+    ours = [sys.executable, "-m", "benchmarks.bench_peers", "--serve", kind, "--work", str(work)]
+    commands = {OURS: ours}
+    files = {OURS: work / "shards", FOLDER: work / "jpegs"}
+    for name in peers:
+        out = work / "packed" / name.replace(" ", "-")
+        if name in found and attempt(partial(run_peer, found[name], name, "pack", work, out), missing, f"{name}, {kind}") is not None:
+            commands[name] = peer_command(found[name], name, "load", work, out)
+            files.setdefault(name, out)
+    with contextlib.ExitStack() as stack:
+        loaders = {}
+        for name, command in commands.items():
+            loader = stack.enter_context(Served(command, work / f"{kind}-{name.replace(' ', '-')}.log", environment=peer_environment()))
+            if attempt(partial(loader.start, images_of_a_pass(s, kind, name)), missing, f"{name}, {kind}") is not None:
+                loaders[name] = loader
+        if OURS not in loaders:
+            raise RuntimeError(missing[f"{OURS}, {kind}"])
+        warm = take_turns({name: partial(attempt, loader.rate, missing, f"{name}, {kind}") for name, loader in loaders.items()}, s.repeats)
+        cold = {}
+        for name, loader in loaders.items():
+            if (kind, name) != ("features", OURS) and dropped(files[name]):  # ours lie in memory
+                cold[name] = [attempt(loader.rate, missing, f"{name}, {kind}")]
+    return {"warm": without_gaps(warm), "cold": without_gaps(cold)}
+
+
+def images_of_a_pass(s: argparse.Namespace, kind: str, name: str) -> int:
+    """How many there have to be: nothing may be left out."""
+    if kind == "loading":
+        return int(s.peer_images)
+    return int({OURS: OUR_EPOCHS * s.peer_features, GZIP: min(GZIP_ROWS, s.peer_features)}.get(name, s.peer_features))
+
+
+def dropped(folder: Path) -> bool:
+    """Drop a folder's files from the page cache; whether they really are out of it."""
+    if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
+        return False
+    return all([_dropped(path) for path in folder.rglob("*") if path.is_file()])  # noqa: C419 - every file, whatever becomes of the first
+
+
+def _dropped(path: Path) -> bool:
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())  # a page that is still to be written stays
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            return size == 0 or not os.preadv(file.fileno(), [bytearray(1)], size // 2, os.RWF_NOWAIT)
+        except BlockingIOError:  # it would have to come from the disk
+            return True
+        except OSError:
+            return False
+
+
+def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """All three kinds; ``not_measured`` says of which peers there is no figure, and why."""
+    prepare(s, work)
+    found, missing = pythons(s)
+    report: dict[str, Any] = {"writing": writing(s, work, found, missing)}
+    report["loading"] = reading(s, work, "loading", LOADERS, found, missing)
+    report["features"] = reading(s, work, "features", FEATURES, found, missing)
+    packages = {name: PEERS[name].package if name in PEERS else "torch" if name == FOLDER else "h5py" for name in found if name != ".npy files"}
+    versions = {name: version(found[name], package) for name, package in packages.items()}
+    return report | {
+        "medians": {kind: {way: statistics.median(rates) for way, rates in report[kind]["warm"].items()} for kind in report},
+        "versions": versions,
+        "not_measured": missing,
+        "peer_images": s.peer_images,
+        "peer_features": s.peer_features,
+        "repeats": s.repeats,
+    }
+
+
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    """The section as Markdown."""
+    titles = {
+        "writing": "Photographs to shards of 256 x 256 JPEGs with captions, two processes, whole calls",
+        "loading": "JPEGs to batches of 128 crops of 224, flipped, with captions, two workers or threads",
+        "features": "Cached features (float16) to shuffled batches of 128, with captions",
+    }
+    yield f"{report['peer_images']:,} images a pass, {report['peer_features']:,} of features."
+    yield f"Medians (min to max) of {report['repeats']} interleaved measurements, page cache warm; one cold pass."
+    for kind, title in titles.items():
+        own = report["medians"][kind][OURS]
+        cold = report[kind]["cold"]
+        rows = [
+            [
+                f"{way} {report['versions'].get(way, '')}".strip(),
+                spread(rates, ",.0f"),
+                f"{own / statistics.median(rates):.2f}",
+                f"{cold[way][0]:,.0f}" if way in cold else "not measured" if kind != "writing" else "",
+                SETTINGS[way],
+            ]
+            for way, rates in sorted(report[kind]["warm"].items(), key=lambda item: -statistics.median(item[1]))
+        ]
+        yield from ("", f"### {title}", "", *table(["Tool", "images/s", "ours is times as fast", "cold, images/s", "Settings"], rows))
+    if report["not_measured"]:
+        yield from ("", *(f"- {name}: {why}" for name, why in report["not_measured"].items()))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Answer for our own loader; the suite starts this."""
+    parser = argparse.ArgumentParser(description="Our loaders, asked for passes. The measurement: python -m benchmarks.run --only peers")
+    parser.add_argument("--serve", required=True, choices=("loading", "features"))
+    parser.add_argument("--work", type=Path, required=True)
+    settings = parser.parse_args(argv)
+    serve(partial(ours_pass, settings.work, settings.serve))
+
+
+if __name__ == "__main__":
+    main()
