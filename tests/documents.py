@@ -1,33 +1,44 @@
 """Code blocks of the documentation, and the folder in which they are run.
 
-A block is indented by four spaces. Commands are blocks whose first line begins with one of :data:`COMMANDS`; other blocks show files or
-layouts. A comment before a block says why it is not run::
+A block is indented by four spaces, or fenced with its language. Commands are blocks without a language whose first line begins with one of
+:data:`COMMANDS`. A comment right before a block says why it is not run::
 
     <!-- not run: downloads 19 GB -->
 
 A block that is the content of a file follows a line that ends in the file's name in backticks and a colon: the reader writes it.
-A comment in the document's head says what its reader has already: names of :data:`PREPARED`::
+A comment in the document's head says what its reader has already::
 
     <!-- the reader has: data/shards, runs/first -->
 """
 
+import io
 import json
 import re
 import shutil
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from cli import cli
 from model.torchvision_loading import torchvision_models
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
-COMMANDS = ("python ", "torchrun ", "make ", "pip ", ".venv/bin/", "find ", "cat ", "export ", "CAPSTREAM_", "srun ", "sbatch ", "ray ", "git ", ". ")
+COMMANDS = ("python ", "torchrun ", "make ", "pip ", ".venv/bin/", "find ", "cat ", "CAPSTREAM_", ". ")
+MINE = [f"my-photos/{name}.jpg" for name in ("garden", "beach", "street", "kitchen")]
+PHOTOGRAPHS = ("holiday.jpg", "photographs/a.jpg", "photographs/b.jpg", *MINE)
+    "holiday.jpg",
+    "photographs/a.jpg",
+    "photographs/b.jpg",
+    *(f"my-photos/{name}.jpg" for name in ("garden", "beach", "street", "kitchen")),
+)
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 FILE = re.compile(r"`([\w.-]+)`:$")
 HAS = re.compile(r"<!-- the reader has: (.+?) -->")
@@ -39,15 +50,20 @@ class Block:
 
     Attributes:
         line: Its first line's number.
+        language: Of a fence; else empty.
         not_run: Why it is not run, if it is not.
-        file: The name of the file that the sentence before says it is.
+        file: The name of the file that the line before says it is.
     """
 
     document: Path
     line: int
     text: str
+    language: str
     not_run: str | None
     file: str | None
+
+    def __str__(self) -> str:
+        return f"{self.document.name}:{self.line}"
 
     @property
     def commands(self) -> list[str]:
@@ -57,27 +73,40 @@ class Block:
 
     @property
     def is_commands(self) -> bool:
-        return self.text.startswith(COMMANDS)
+        return not self.language and self.file is None and self.text.startswith(COMMANDS)
 
 
 def blocks(document: Path) -> Iterator[Block]:
     """All code blocks of a document, in order."""
-    lines = [*document.read_text().splitlines(), ""]
-    begun, held = 0, list[str]()
-    reason: str | None = None
-    file: str | None = None
-    for number, line in enumerate(lines, 1):
-        inside = line.startswith("    ") or (held and not line.strip() and number < len(lines) and lines[number].startswith("    "))
-        if inside and (held or not lines[number - 2].strip()):
-            begun = begun if held else number
-            held.append(line[4:])
-            continue
+    lines = document.read_text().splitlines()
+    number, before = 0, ""  # before: the last line that was not empty
+    while number < len(lines):
+        line, start = lines[number], number + 1
+        fenced = line.startswith("```")
+        held = []
+        if fenced:
+            number += 1
+            while not lines[number].startswith("```"):
+                held.append(lines[number])
+                number += 1
+        elif line.startswith("    ") and (not lines[number - 1].strip() or lines[number - 1].endswith("-->")):
+            while number < len(lines) and (lines[number].startswith("    ") or not lines[number].strip()):
+                held.append(lines[number][4:])
+                number += 1
+            number -= 1
         if held:
-            yield Block(document, begun, "\n".join(held).rstrip(), reason, file)
-            held, reason, file = [], None, None
+            not_run, file = NOT_RUN.search(before), FILE.search(before)
+            yield Block(
+                document=document,
+                line=start,
+                text="\n".join(held).strip("\n"),
+                language=line[3:].strip() if fenced else "",
+                not_run=not_run[1] if not_run else None,
+                file=file[1] if file else None,
+            )
         if line.strip():
-            reason = found[1] if (found := NOT_RUN.search(line)) else None
-            file = found[1] if (found := FILE.search(line)) else None
+            before = line
+        number += 1
 
 
 def reader_has(document: Path) -> list[str]:
@@ -100,29 +129,61 @@ def prepare(base: Path) -> None:
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(content))
         run("shard", "--images", place.parent, "--captions", target, "--out", base / "data/shards", "--split", split, "--workers", 1)
-    pictures = sorted((base / "data/val2014").iterdir())
-    for name in ("holiday.jpg", "photographs/a.jpg", "photographs/b.jpg"):
-        (base / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(pictures[0], base / name)
+    (base / "my-photos").mkdir()
+    (base / "photographs").mkdir()
+    pictures = sorted((base / "data/train2014").iterdir())
+    for name, picture in zip(PHOTOGRAPHS, pictures, strict=False):
+        shutil.copyfile(picture, base / name)
     run("vocab", "--shards", base / "data/shards", "--out", base / "data/vocab.json")
     run("cache-features", "--shards", base / "data/shards", "--out", base / "data/features", "--backbone", "squeezenet1_1", "--weights", "random")
     for name in ("first", "second"):
         folder, options = base / "runs" / name, ("--hidden-dim", 32, "--epochs", 1)
         run("train", "--features", base / "data/features", "--vocab", base / "data/vocab.json", "--out", folder, *options)
         run("evaluate", "--run", folder, "--features", base / "data/features")
-    karpathy(base)
+    other_forms(base)
+    tars(base)
 
 
-def karpathy(base: Path) -> None:
-    """``features.npy`` and ``dataset_flickr8k.json``: 20 images' features and captions, in Karpathy's form."""
-    images: list[dict[str, object]] = []
+def other_forms(base: Path) -> None:
+    """The same pictures as Flickr8k, and their captions in Karpathy's form, as token file with lists, as CSV and JSON lines; and features."""
+    images: list[dict[str, Any]] = []
     for split in ("train", "val"):
         content = json.loads((base / f"data/annotations/captions_{split}2014.json").read_text())
         for image in content["images"]:
             sentences = [{"raw": a["caption"]} for a in content["annotations"] if a["image_id"] == image["id"]]
-            images.append({"filename": image["file_name"], "imgid": len(images), "split": split, "sentences": sentences})
-    (base / "dataset_flickr8k.json").write_text(json.dumps({"images": images, "dataset": "flickr8k"}))
+            folder, number = f"{split}2014", len(images)
+            images.append({"filename": image["file_name"], "filepath": folder, "imgid": number, "split": split, "sentences": sentences})
+    (base / "data/dataset_coco.json").write_text(json.dumps({"images": [*images[:-1], {**images[-1], "split": "test"}]}))
+    for folder in ("data/Flickr8k", "data/photos"):
+        (base / folder).mkdir()
+        for image in images:
+            shutil.copyfile(base / "data" / image["filepath"] / image["filename"], base / folder / image["filename"])
+            if folder == "data/photos":
+                del image["filepath"]
+    (base / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
+    lines = [f"{image['filename']}#{n}\t{sentence['raw']}\n" for image in images for n, sentence in enumerate(image["sentences"])]
+    (base / "Flickr8k.token.txt").write_text("".join(lines))
+    for name, part in (("train", images[:-4]), ("dev", images[-4:-2]), ("test", images[-2:])):
+        (base / f"Flickr_8k.{name}Images.txt").write_text("".join(f"{image['filename']}\n" for image in part))
+    (base / "photos.csv").write_text("image,caption\n" + "".join(f"{image['filename']},a drawing\n" for image in images))
+    (base / "more.jsonl").write_text("".join(json.dumps({"image": i["filename"], "caption": "shapes in colours"}) + "\n" for i in images))
     np.save(base / "features.npy", np.random.default_rng(0).random((len(images), 2048), dtype=np.float32).astype(np.float16))
+
+
+def tars(base: Path) -> None:
+    """Tars in the form of img2dataset: a JPEG of 256 x 256 pixels, a caption and a JSON for each number."""
+    pictures = sorted((base / "data/train2014").iterdir())
+    for folder in ("data/cc3m", "data/two-splits"):
+        (base / folder).mkdir()
+        for shard in (0, 330):
+            with tarfile.open(base / folder / f"{shard:05d}.tar", "w") as tar:
+                for number, picture in enumerate(pictures[:4]):
+                    jpeg = io.BytesIO()
+                    Image.open(picture).convert("RGB").resize((256, 256)).save(jpeg, "JPEG")
+                    for ending, data in (("jpg", jpeg.getvalue()), ("txt", b"shapes in colours"), ("json", b"{}")):
+                        member = tarfile.TarInfo(f"{shard:05d}{number:04d}.{ending}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
 
 
 def prepare_weights(home: Path) -> None:

@@ -1,10 +1,12 @@
-"""Every command that the documentation shows is run, as it stands there, by a reader who has what the document presupposes."""
+"""Every command, program and file that the documentation shows is run or read as it stands there, by a reader who has what it presupposes."""
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -14,8 +16,13 @@ from click.testing import CliRunner
 from cli import cli
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, prepare, prepare_weights, reader_has
 
-SHELL = re.compile(r"[|><*?;&$`]|^(?!python )")
-ALL = [(document, block) for document in DOCUMENTS for block in blocks(document)]
+SHELL = re.compile(r"[|><*?;&$`]")
+ALL = [block for document in DOCUMENTS for block in blocks(document)]
+FILES = [ROOT / "cli.py", ROOT / "Makefile", *(path for name in ("pipeline", "model", "shards") for path in (ROOT / name).glob("*.py"))]
+    path.read_text()
+    for name in ("cli.py", "Makefile", "pipeline", "model", "shards")
+    for path in sorted((ROOT / name).rglob("*.py")) or [ROOT / name]
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +34,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_command_of_a_document_runs_in_its_order(document: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = [block for block in blocks(document) if block.is_commands and block.not_run is None]
-    if not commands:
-        pytest.skip("shows no command, or none that is run")
+def test_what_a_document_shows_runs_in_its_order(document: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [block for block in blocks(document) if block.not_run is None]
+    if not any(block.is_commands or block.language == "python" for block in shown):
+        pytest.skip("shows nothing that is run")
     for name in reader_has(document):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (world / name).is_dir() else shutil.copyfile
@@ -38,41 +45,57 @@ def test_every_command_of_a_document_runs_in_its_order(document: Path, world: Pa
     (tmp_path / "cli.py").symlink_to(ROOT / "cli.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(world / "torch"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin")
-    for block in blocks(document):
+    for block in shown:
         if block.file is not None:
             (tmp_path / block.file).write_text(block.text)
-        elif block.is_commands and block.not_run is None:
+        elif block.is_commands:
             for command in block.commands:
                 run_command(block, command)
+        elif block.language == "python":
+            in_a_shell(block, f"python - <<'END'\n{block.text}\nEND")
 
 
 def run_command(block: Block, command: str) -> None:
-    place = f"{block.document.name}:{block.line}: {command}"
     if SHELL.search(command) or not command.startswith("python cli.py"):
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, f"{place}\n{done.stdout}\n{done.stderr}"
+        in_a_shell(block, command)
         return
     result = CliRunner().invoke(cli, shlex.split(command, comments=True)[2:])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise AssertionError(place) from result.exception
-    assert result.exit_code == 0, f"{place}\n{result.output}"
+        raise AssertionError(f"{block}: {command}") from result.exception
+    assert result.exit_code == 0, f"{block}: {command}\n{result.output}"
 
 
-@pytest.mark.parametrize("block", [block for _, block in ALL if block.is_commands], ids=lambda b: f"{b.document.name}:{b.line}")
+def in_a_shell(block: Block, command: str) -> None:
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, f"{block}: {command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.is_commands or b.language == "bash"], ids=str)
 def test_every_command_that_is_shown_exists_with_all_its_options(block: Block) -> None:
     for command in block.commands:
-        words = command.split("cli.py ", 1)[1] if "cli.py " in command else ""
-        if not words:
+        words = shlex.split(command.partition("cli.py ")[2].split(" | ")[0].split(" > ")[0], comments=True)
+        name = next((word for word in words if word in cli.commands), None)
+        if name is None:
+            assert "cli.py" not in command or not words, command
             continue
-        name, *rest = re.split(r"\s*[|>]", words)[0].split()
-        if name.startswith("-"):
-            continue
-        assert name in cli.commands, command
-        known = {text for parameter in cli.commands[name].params if isinstance(parameter, click.Option) for text in parameter.opts}
-        for word in rest:
-            if word.startswith("--"):
-                assert word.split("=")[0] in known | {"--help"}, f"{command}: {word}"
+        known = {text for parameter in [*cli.params, *cli.commands[name].params] for text in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known | {"--help"}, command
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.language in {"json", "toml", "bash"}], ids=str)
+def test_files_that_are_shown_have_the_form_of_their_kind(block: Block) -> None:
+    if block.language == "toml":
+        assert tomllib.loads(block.text)
+    elif block.language == "bash":
+        subprocess.run(["bash", "-n", "-c", block.text], check=True)
+    else:
+        try:
+            json.loads(block.text)
+        except ValueError:
+            assert all(json.loads(line) for line in block.text.splitlines())
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -81,3 +104,12 @@ def test_every_option_is_documented(name: str) -> None:
     for parameter in cli.commands[name].params:
         if isinstance(parameter, click.Option):
             assert re.search(rf"{re.escape(parameter.opts[-1])}\b", shown), f"{name} {parameter.opts[-1]}"
+
+
+def test_messages_that_troubleshooting_quotes_are_ones_that_commands_give() -> None:
+    quoted = re.findall(r'"([^"]+)"', "".join(re.findall(r"^\*\*(.*?)\*\*", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.MULTILINE)))
+    assert len(quoted) > 10
+    said = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in FILES))  # strings that go on in the next line
+    for message in quoted:
+        for part in message.split("..."):
+            assert part.strip() in said, message
