@@ -29,11 +29,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "self-critical": {
         "self_critical": True,
-        "epochs": 8,
+        "epochs": 10,
         "batch_size": 32,
         "lr": 3e-4,
         "schedule": "cosine",
         "clip_norm": 5.0,
+        "feature_dropout": 0.3,
         "captions_per_image": 1000,
     },
 }

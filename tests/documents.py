@@ -34,11 +34,6 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 COMMANDS = ("python ", "torchrun ", "make ", "pip ", ".venv/bin/", "find ", "cat ", "CAPSTREAM_", ". ")
 MINE = [f"my-photos/{name}.jpg" for name in ("garden", "beach", "street", "kitchen")]
 PHOTOGRAPHS = ("holiday.jpg", "photographs/a.jpg", "photographs/b.jpg", *MINE)
-    "holiday.jpg",
-    "photographs/a.jpg",
-    "photographs/b.jpg",
-    *(f"my-photos/{name}.jpg" for name in ("garden", "beach", "street", "kitchen")),
-)
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 FILE = re.compile(r"`([\w.-]+)`:$")
 HAS = re.compile(r"<!-- the reader has: (.+?) -->")

@@ -3,7 +3,6 @@
 import functools
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,31 +11,20 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-VERSION = "1.47.0"
-INSTALL_SECONDS = 540
-PLACE = Path(__file__).parent.parent / ".venv" / "peers" / "img2dataset"
+from benchmarks.peers import FOLDER, NotInstalledError, interpreter
 
 
 def installed() -> Path:
     """img2dataset's program, installed on the first use; without it the test is skipped, or fails where CAPSTREAM_REQUIRE_DATA is set."""
-    program, ready = PLACE / "bin" / "img2dataset", PLACE / f".ready-{VERSION}"
-    PLACE.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(PLACE.parent / ".img2dataset.lock"):
-        if not ready.is_file():
-            pip = [str(PLACE / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"img2dataset=={VERSION}"]
-            for command in ([sys.executable, "-m", "venv", "--clear", str(PLACE)], pip):
-                try:
-                    done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
-                    problem = done.stderr[-500:] if done.returncode else ""
-                except subprocess.TimeoutExpired:
-                    problem = f"took more than {INSTALL_SECONDS} s"
-                if problem:
-                    message = f"img2dataset {VERSION} cannot be installed here: {problem}"
-                    if os.environ.get("CAPSTREAM_REQUIRE_DATA"):
-                        pytest.fail(message)
-                    pytest.skip(message)
-            ready.touch()
-    return program
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(FOLDER / ".img2dataset.lock"):
+            return Path(interpreter("img2dataset", install=True)).with_name("img2dataset")
+    except NotInstalledError as problem:
+        message = f"img2dataset cannot be installed here: {problem}"
+        if os.environ.get("CAPSTREAM_REQUIRE_DATA"):
+            pytest.fail(message)
+        pytest.skip(message)
 
 
 def download(images: Path, rows: Sequence[tuple[str, str]], options: Sequence[Sequence[str]]) -> None:

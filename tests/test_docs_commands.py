@@ -19,10 +19,6 @@ from tests.documents import DOCUMENTS, ROOT, Block, blocks, prepare, prepare_wei
 SHELL = re.compile(r"[|><*?;&$`]")
 ALL = [block for document in DOCUMENTS for block in blocks(document)]
 FILES = [ROOT / "cli.py", ROOT / "Makefile", *(path for name in ("pipeline", "model", "shards") for path in (ROOT / name).glob("*.py"))]
-    path.read_text()
-    for name in ("cli.py", "Makefile", "pipeline", "model", "shards")
-    for path in sorted((ROOT / name).rglob("*.py")) or [ROOT / name]
-)
 
 
 @pytest.fixture(scope="module")
