@@ -16,7 +16,8 @@ from benchmarks.workload import ROOT, memory_of_tree, take_turns
 
 TINY = (
     "--repeats 1 --backbone squeezenet1_1 --batch-size 8 --images 36 --feature-images 60 --feature-dim 512 --raw-steps 1 --cached-steps 10 "
-    "--loading-batches 2 --shard-images 20 --train-steps 2 --decode-images 8 --peer-images 30 --peer-features 40 --growth-images 8 --growth-times 1 3 --growth-workers 2"
+    "--loading-batches 2 --shard-images 20 --train-steps 2 --decode-images 8 --peer-images 30 --peer-features 40 "
+    "--growth-images 8 --growth-times 1 3 --growth-workers 2"
 )
 
 
