@@ -65,7 +65,7 @@ def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_nam
     monkeypatch.setattr(bench_peers, "interpreter", lambda name: str(broken) if name == "ffcv" else peers.interpreter(name))
     found = suite(photographs, tmp_path / "out", captions, "--only", "peers", "--peers", "webdataset", "litdata", "ffcv")["peers"]
     assert set(found["writing"]["warm"]) == {"ours", "webdataset"}
-    assert set(found["loading"]["warm"]) == {"ours", "folder", "webdataset"}
+    assert set(found["loading"]["warm"]) == {"ours", "DataLoader", "webdataset"}
     assert set(found["features"]["warm"]) == {"ours", "h5py", "h5py, gzip", "h5py, sorted batches", ".npy files"}
     assert found["not_measured"] == {
         "litdata": "not installed: no environment for it (`make peers`)",
