@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-full lint bench peers clean setup
+.PHONY: demo test test-full lint bench bench-reports peers clean setup
 
 demo: $(STAMP)
 	$(BIN)/python cli.py demo
@@ -21,8 +21,17 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Where the real photographs and captions are.
+DATA := $(or $(CAPSTREAM_DATA),../shared/data)
+CAPTIONS := $(DATA)/coco-captions/captions_val2017.json
+
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.run --photographs $(DATA)/coco-cc --captions $(CAPTIONS)
+
+# The suite, and other scripts whose reports are kept, for a quiet machine.
+bench-reports: bench
+	$(BIN)/python -m benchmarks.bench_caption --photographs $(DATA)/coco-cc --images 1000 --out benchmarks/results
+	$(BIN)/python -m benchmarks.bench_cider_d --captions $(CAPTIONS) --out benchmarks/results
 
 # Other tools for `make bench`, each in an environment of its own. What cannot be installed is named, and left out.
 peers: $(STAMP)

@@ -16,8 +16,6 @@ from benchmarks.machine import table
 from benchmarks.workload import replicate, run_command, say, write_weights
 from shards.manifest import open_split
 
-SIZES = (1, 4, 16)
-WORKERS = (1, 2)
 # Stages that have --workers; the others are one process.
 IN_PROCESSES = ("shard", "cache-features")
 
@@ -40,15 +38,15 @@ def commands(s: argparse.Namespace, data: Path, made: Path, workers: int) -> dic
 
 def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     """A row for each size, stage and number of workers; sizes take turns, so that they meet the same minutes."""
-    sizes = [s.growth_images * times for times in SIZES]
+    sizes = [s.growth_images * times for times in s.growth_times]
     for images in sizes:
         replicate(s.photographs, work / str(images), images)
     prepare_weights(s, work, sizes[0])
     rows: list[dict[str, Any]] = []
-    for workers in WORKERS:
+    for workers in s.growth_workers:
         made = {images: work / f"{images}-{workers}" for images in sizes}
         for stage in commands(s, work, work, workers):
-            if workers != WORKERS[0] and stage not in IN_PROCESSES:
+            if workers != s.growth_workers[0] and stage not in IN_PROCESSES:
                 continue
             for images in sizes:
                 made[images].mkdir(exist_ok=True)

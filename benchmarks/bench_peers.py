@@ -47,15 +47,15 @@ from shards.features import open_features
 from shards.manifest import open_split
 
 T = TypeVar("T")
-OURS, FOLDER, IMG2DATASET = "ours", "folder", "img2dataset"
+OURS, FOLDER, IMG2DATASET = "ours", "DataLoader", "img2dataset"
 WRITERS = (IMG2DATASET, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
 LOADERS = (FOLDER, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
-GZIP = "h5py, gzip"
-FEATURES = ("h5py", GZIP, "h5py, sorted batches", ".npy files")
+GZIP, NPY = "h5py, gzip", ".npy files"
+FEATURES = ("h5py", GZIP, "h5py, sorted batches", NPY)
 OUR_EPOCHS = 5  # of features in a pass of ours: one is over too soon
 SETTINGS = {
     IMG2DATASET: "2 processes of 8 threads, its default resize_mode (border: it has none that squashes), webdataset output",
-    FOLDER: "a map-style dataset over JPEG files; DataLoader, 2 persistent workers",
+    FOLDER: "torch's own, over a map-style dataset of JPEG files; 2 persistent workers",
     "webdataset": "ShardWriter in 2 processes; shuffle(1000), batched in 2 persistent WebLoader workers",
     "litdata": "optimize with 2 workers, chunks of 64 MB; StreamingDataset with shuffle and transform, StreamingDataLoader, 2 persistent workers",
     "mosaicml-streaming": "MDSWriter in 2 processes, merge_index; StreamingDataset with batch_size and shuffle, DataLoader, 2 persistent workers",
@@ -63,7 +63,7 @@ SETTINGS = {
     "h5py": "contiguous, a row at a time; DataLoader, 2 persistent workers that open the file themselves",
     GZIP: f"compression='gzip' in chunks as h5py chooses them, else as h5py; {GZIP_ROWS} rows a pass",
     "h5py, sorted batches": "contiguous, a batch's rows at once in rising order; DataLoader, 2 persistent workers",
-    ".npy files": "one file an image; DataLoader, 2 persistent workers",
+    NPY: "one file an image; DataLoader, 2 persistent workers",
     OURS: "as `shard`, `train --shards` and `train --features` do it, 2 processes or threads, captions_per_image 5",
 }
 
@@ -251,7 +251,7 @@ def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     report: dict[str, Any] = {"writing": writing(s, work, found, missing)}
     report["loading"] = reading(s, work, "loading", LOADERS, found, missing)
     report["features"] = reading(s, work, "features", FEATURES, found, missing)
-    packages = {name: PEERS[name].package if name in PEERS else "torch" if name == FOLDER else "h5py" for name in found if name != ".npy files"}
+    packages = {name: PEERS[name].package if name in PEERS else "torch" if name == FOLDER else "numpy" if name == NPY else "h5py" for name in found}
     versions = {name: version(found[name], package) for name, package in packages.items()}
     return report | {
         "medians": {kind: {way: statistics.median(rates) for way, rates in report[kind]["warm"].items()} for kind in report},
@@ -277,7 +277,8 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         cold = report[kind]["cold"]
         rows = [
             [
-                f"{way} {report['versions'].get(way, '')}".strip(),
+                way,
+                report["versions"].get(way, ""),
                 spread(rates, ",.0f"),
                 f"{own / statistics.median(rates):.2f}",
                 f"{cold[way][0]:,.0f}" if way in cold else "not measured" if kind != "writing" else "",
@@ -285,7 +286,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
             ]
             for way, rates in sorted(report[kind]["warm"].items(), key=lambda item: -statistics.median(item[1]))
         ]
-        yield from ("", f"### {title}", "", *table(["Tool", "images/s", "ours is times as fast", "cold, images/s", "Settings"], rows))
+        yield from ("", f"### {title}", "", *table(["Tool", "Version", "images/s", "ours is times as fast", "cold, images/s", "Settings"], rows))
     if report["not_measured"]:
         yield from ("", *(f"- {name}: {why}" for name, why in report["not_measured"].items()))
 

@@ -266,8 +266,8 @@ def ffcv_load(images: list[Image], out: Path) -> Pass:
         "image": [RandomResizedCropRGBImageDecoder((CROP, CROP), scale=(area, area), ratio=(1, 1)), RandomHorizontalFlip(), ToTensor()],
         "tokens": [NDArrayDecoder(), ToTensor()],
     }
-    options = {"batch_size": BATCH, "num_workers": WORKERS, "order": OrderOption.RANDOM, "os_cache": True, "pipelines": pipelines, "seed": SEED}
-    loader = Loader(str(out / "data.beton"), **options)
+    options = {"batch_size": BATCH, "num_workers": WORKERS, "order": OrderOption.RANDOM, "os_cache": True, "seed": SEED, "drop_last": False}
+    loader = Loader(str(out / "data.beton"), pipelines=pipelines, **options)
     return lambda: counted(loader)
 
 
@@ -352,7 +352,7 @@ def npy_load(images: list[Image], out: Path) -> Pass:
 
 
 PACK = {
-    "folder": folder_pack,
+    "DataLoader": folder_pack,
     "webdataset": webdataset_pack,
     "litdata": litdata_pack,
     "mosaicml-streaming": streaming_pack,
@@ -363,7 +363,7 @@ PACK = {
     ".npy files": npy_pack,
 }
 LOAD = {
-    "folder": folder_load,
+    "DataLoader": folder_load,
     "webdataset": webdataset_load,
     "litdata": litdata_load,
     "mosaicml-streaming": streaming_load,

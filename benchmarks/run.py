@@ -76,7 +76,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--decode-images", type=int, default=256, help="images that it decodes each time")
     add("--peer-images", type=int, default=1000, help="images of the section peers")
     add("--peer-features", type=int, default=8000, help="rows of features of the section peers")
-    add("--growth-images", type=int, default=100, help="images of the section growth, and 4 and 16 times as many")
+    add("--growth-images", type=int, default=100, help="images of the section growth")
+    add("--growth-times", type=int, nargs="+", default=[1, 4, 16], help="how many times as many, one after the other")
+    add("--growth-workers", type=int, nargs="+", default=[1, 2], help="numbers of worker processes of the section growth")
     add("--growth-backbone", default="squeezenet1_1", help="network of the section growth")
     for name, value in SIZES["cpu"].items():
         add("--" + name.replace("_", "-"), type=int, default=None, help=f"{value} on a CPU, {SIZES['cuda'][name]} on a GPU")

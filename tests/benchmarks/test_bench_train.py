@@ -8,19 +8,16 @@ import pytest
 from benchmarks import bench_precisions, bench_train
 
 TINY = "--backbone squeezenet1_1 --feature-images 60 --feature-dim 16 --batch-size 8 --raw-steps 1 --cached-steps 10 --loading-batches 2"
-WAYS = ["ours cached", "tutorial decoder", "ours raw", "ours caching", "ours loading", "bare decoding", "matrix products"]
+WAYS = ["ours cached", "tutorial decoder"]  # test_run.py measures the others
 
 
 def test_ways_are_measured_and_compared_in_one_run(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [*TINY.split(), "--photographs", str(photographs), "--images", "36", "--repeats", "1", "--device", "cpu", "--out", str(tmp_path)]
     report = bench_train.main([*options, "--ways", *WAYS])
-    assert set(report["rates"]) == set(WAYS) - {"ours caching"}
-    assert all(rate > 0 for rate in report["caching"]["images_per_second"])
-    assert report["disk"]["feature file"]["images"] == 60
-    assert report["disk"]["shards"]["bytes"] > report["disk"]["folder of JPEGs"]["bytes"] > 36 * 1000
+    assert set(report["rates"]) == set(WAYS)
     assert all(rate > 0 for rates in report["rates"].values() for rate in rates)
     medians = report["medians"]
-    assert report["ratios"]["ours cached / ours raw"] == medians["ours cached"] / medians["ours raw"]
+    assert report["ratios"]["ours cached / tutorial decoder"] == medians["ours cached"] / medians["tutorial decoder"]
     assert report["epoch_seconds"]["ours cached"] == pytest.approx(414_113 / medians["ours cached"])
     assert 0 <= report["data_wait"]["ours cached"] <= 1
     (written,) = tmp_path.glob("bench_train-squeezenet1_1-*.json")

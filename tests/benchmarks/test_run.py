@@ -16,7 +16,8 @@ from benchmarks.workload import ROOT, memory_of_tree, take_turns
 
 TINY = (
     "--repeats 1 --backbone squeezenet1_1 --batch-size 8 --images 36 --feature-images 60 --feature-dim 512 --raw-steps 1 --cached-steps 10 "
-    "--loading-batches 2 --shard-images 20 --train-steps 2 --decode-images 8 --peer-images 30 --peer-features 40 --growth-images 2"
+    "--loading-batches 2 --shard-images 20 --train-steps 2 --decode-images 8 --peer-images 30 --peer-features 40 "
+    "--growth-images 8 --growth-times 1 3 --growth-workers 2"
 )
 
 
@@ -35,7 +36,9 @@ def test_raw_cached_and_limits_are_measured_in_the_same_turns_and_reported_with_
     report = suite(photographs, tmp_path / "results", captions, "--only", "raw-cached", "limits")
     found, limits = report["raw-cached"], report["limits"]
     assert set(found["rates"]) == {"tutorial raw", "ours raw", "ours cached"}
+    assert all(rate > 0 for rates in (*found["rates"].values(), *found["caching"].values()) for rate in rates)
     assert found["disk"]["feature file"]["images"] == 60
+    assert found["disk"]["shards"]["bytes"] > found["disk"]["folder of JPEGs"]["bytes"] > 36 * 1000
     assert all(stage["share"] > 0 for stage in limits["stages"])
     (cached,) = (stage for stage in limits["stages"] if stage["stage"] == "`train --features`")
     assert cached["rates"] == found["rates"]["ours cached"]  # one measurement, told in both sections
@@ -62,7 +65,7 @@ def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_nam
     monkeypatch.setattr(bench_peers, "interpreter", lambda name: str(broken) if name == "ffcv" else peers.interpreter(name))
     found = suite(photographs, tmp_path / "out", captions, "--only", "peers", "--peers", "webdataset", "litdata", "ffcv")["peers"]
     assert set(found["writing"]["warm"]) == {"ours", "webdataset"}
-    assert set(found["loading"]["warm"]) == {"ours", "folder", "webdataset"}
+    assert set(found["loading"]["warm"]) == {"ours", "DataLoader", "webdataset"}
     assert set(found["features"]["warm"]) == {"ours", "h5py", "h5py, gzip", "h5py, sorted batches", ".npy files"}
     assert found["not_measured"] == {
         "litdata": "not installed: no environment for it (`make peers`)",
@@ -76,14 +79,14 @@ def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_nam
 def test_growth_tells_time_and_memory_of_every_stage(photographs: Path, captions: Path, tmp_path: Path) -> None:
     found = suite(photographs, tmp_path, captions, "--only", "growth")["growth"]
     stages = [(stage["stage"], stage["workers"]) for stage in found["stages"]]
-    assert stages == [("shard", 1), ("vocab", None), ("cache-features", 1), ("train", None), ("evaluate", None), ("shard", 2), ("cache-features", 2)]
-    assert all(stage["images"] == [2, 8, 32] for stage in found["stages"])
+    assert stages == [("shard", 2), ("vocab", None), ("cache-features", 2), ("train", None), ("evaluate", None)]
+    assert all(stage["images"] == [8, 24] for stage in found["stages"])
     assert all(row["together_bytes"] > 30e6 for row in found["rows"])
     (written,) = tmp_path.glob("suite-growth-*.json")
     content = json.loads(written.read_text())
     assert content["growth"] == found
     assert content["command"].startswith("python -m benchmarks.run --repeats 1")
-    assert content["settings"]["growth_images"] == 2
+    assert content["settings"]["growth_images"] == 8
     assert "torch" in content["machine"]
 
 
