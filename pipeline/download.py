@@ -389,7 +389,8 @@ def _unpack(jobs: Sequence[_Job], *, quiet: bool) -> None:
 
         def unpack(job: _Job, stop: threading.Event) -> None:
             job.written = unzip(job.path, job.members, job.into, done=progress.advance, stop=stop)
-            os.sync()
+            if hasattr(os, "sync"):
+                os.sync()
             files = [[member.name, member.size, member.crc32] for member in job.members]
             write_json(job.receipt, {"format_version": FORMAT_VERSION, "archive": job.archive.name, "files": files})
 

@@ -71,7 +71,9 @@ def test_content_of_no_known_form_is_an_error_that_names_the_file_and_the_forms(
     assert FORMS in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "says"), [("image,caption".encode("utf-16"), "is UTF-16"), (gzip.compress(b"image,caption", mtime=0), "is compressed")])
+@pytest.mark.parametrize(
+    ("content", "says"), [("image,caption".encode("utf-16"), "is UTF-16"), (gzip.compress(b"image,caption", mtime=0), "is compressed")]
+)
 def test_a_file_that_has_to_become_utf_8_text_first_says_so(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "c.csv").write_bytes(content)
     with pytest.raises(InputError, match=rf"c\.csv: {says}"):
