@@ -15,7 +15,9 @@ What a peer does is in ``peer_ways.py``, where its environment comes from in ``p
 
 import argparse
 import contextlib
+import ctypes
 import json
+import mmap
 import os
 import statistics
 import subprocess
@@ -226,22 +228,24 @@ def images_of_a_pass(s: argparse.Namespace, kind: str, name: str) -> int:
 
 def dropped(folder: Path) -> bool:
     """Drop a folder's files from the page cache; whether they really are out of it."""
-    if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
+    if not hasattr(os, "posix_fadvise"):
         return False
-    return all([_dropped(path) for path in folder.rglob("*") if path.is_file()])  # noqa: C419 - every file, whatever becomes of the first
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # a page that is still to be written stays
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return not any(map(in_page_cache, paths))
 
 
-def _dropped(path: Path) -> bool:
-    size = path.stat().st_size
-    with path.open("rb", buffering=0) as file:
-        os.fsync(file.fileno())  # a page that is still to be written stays
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        try:
-            return size == 0 or not os.preadv(file.fileno(), [bytearray(1)], size // 2, os.RWF_NOWAIT)
-        except BlockingIOError:  # it would have to come from the disk
-            return True
-        except OSError:
-            return False
+def in_page_cache(path: Path) -> bool:
+    """Whether any page of a file is in memory; looking brings none there."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_ubyte.from_buffer(mapped)
+        failed = ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), pages)
+        del start  # or the mapping could not be closed
+        return bool(failed) or any(page & 1 for page in pages)
 
 
 def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:

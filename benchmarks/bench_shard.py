@@ -31,7 +31,7 @@ from typing import Any
 
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.peers import version
-from benchmarks.workload import ROOT, Served, Usage, replicate, run_command, say
+from benchmarks.workload import ROOT, Served, Usage, replicate, run_command, run_python, say
 from shards.tar import write_tar
 
 SIZE, QUALITY = 256, 95
@@ -168,23 +168,19 @@ def memory(s: argparse.Namespace, base: Path) -> dict[str, Any]:
     for count in s.memory:
         small = base / f"annotation-{count}"
         replicate(s.photographs, small, count)
-        seconds, peak = plan(small)
-        own.append({"images": count, "peak_bytes": peak, "seconds": seconds, "file_bytes": (small / "captions.json").stat().st_size})
-        say(f"planning alone, {count} images: peak {peak / 1e6:.0f} MB")
+        usage, size = plan(small), (small / "captions.json").stat().st_size
+        own.append({"images": count, "peak_bytes": usage.peak_bytes, "seconds": usage.seconds, "file_bytes": size})
+        say(f"planning alone, {count} images: peak {usage.peak_bytes / 1e6:.0f} MB")
     return {"sharding": rows, "planning": own}
 
 
-def plan(data: Path) -> tuple[float, int]:
-    """Seconds and peak memory of reading the annotation file alone."""
+def plan(data: Path) -> Usage:
+    """Reading the annotation file alone."""
     code = (
         "import sys; from pathlib import Path; from pipeline.caption_files import CaptionSource, read_splits; "
         "read_splits(CaptionSource(paths=(Path(sys.argv[1]),)))"
     )
-    started = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-c", code, str(data / "captions.json")], cwd=ROOT)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    return time.perf_counter() - started, usage.ru_maxrss * 1024
+    return run_python("-c", code, data / "captions.json")
 
 
 def tar_rate(folder: Path) -> float:

@@ -175,7 +175,8 @@ def markdown(report: Mapping[str, Any], name: str) -> str:
         "raw-cached": lambda found: [
             f"{s['backbone']}, batches of {s['batch_size']}, one caption per unit, {found['tokens_per_caption']:.1f} tokens a caption, ours in "
             f"{found['precision']}; {s['raw_steps']} timed raw steps and {s['cached_steps']} cached ones a measurement, after a small batch of the "
-            f"tutorial's, {1 + s['raw_warm_up']} of our raw and 10 of our cached steps that are not timed; caching of {s['images']} images.",
+            f"tutorial's, {1 + s['raw_warm_up']} of our raw and 10 of our cached steps that are not timed; caching of {s['images']} images. "
+            "A raw step puts an image through the network for every caption, so that its images/s are its captions/s.",
             "",
             *bench_train.summary_lines(found),
         ],

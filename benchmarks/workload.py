@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,41 +72,49 @@ class Usage:
 
 def run_command(*arguments: object, watch: bool = False) -> Usage:
     """Run a command of ours; with ``watch``, look at the memory of its processes five times a second."""
-    started = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "cli.py", *map(str, arguments)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return run_python("cli.py", *arguments, watch=watch)
+
+
+def run_python(*arguments: object, watch: bool = False) -> Usage:
+    """Run a program of this environment, as :func:`run_command` does."""
+    command = [sys.executable, "-S", str(ROOT / "benchmarks" / "launch.py"), sys.executable, *map(str, arguments)]
+    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     ended = threading.Event()
     seen = [0]
 
     def look() -> None:
         while not ended.wait(0.2):
-            seen.append(memory_of_tree(child.pid))
+            seen.append(sum(map(memory_of_tree, children(launcher.pid))))
 
     watcher = threading.Thread(target=look)
     if watch:
         watcher.start()
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - started
+    said, _ = launcher.communicate()
     ended.set()
     if watch:
         watcher.join()
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, arguments))} ended with exit code {child.returncode}")
-    return Usage(seconds=seconds, peak_bytes=usage.ru_maxrss * 1024, together_bytes=max(seen) or None)
+    # The command's own words come before.
+    seconds, code, kilobytes = json.loads(said.splitlines()[-1])
+    if code != 0:
+        raise RuntimeError(f"{' '.join(map(str, arguments))} ended with exit code {code}")
+    return Usage(seconds=seconds, peak_bytes=kilobytes * 1024, together_bytes=max(seen) or None)
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started, where the system says it; none if it has ended."""
+    try:
+        return [int(child) for task in Path(f"/proc/{process}/task").iterdir() for child in (task / "children").read_text().split()]
+    except OSError:
+        return []
 
 
 def memory_of_tree(process: int) -> int:
     """Bytes of a process and all that it started, shared pages in proportion (Linux's PSS); 0 where the system does not say."""
-    total, waiting = 0, [process]
-    while waiting:
-        folder = Path("/proc", str(waiting.pop()))
-        try:
-            sizes = dict(line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
-            waiting += [int(child) for task in (folder / "task").iterdir() for child in (task / "children").read_text().split()]
-        except OSError:
-            continue  # it has ended meanwhile
-        total += int(sizes["Pss"].split()[0]) * 1024
-    return total
+    try:
+        sizes = dict(line.split(":", 1) for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:])
+    except OSError:
+        return 0  # it has ended meanwhile
+    return int(sizes["Pss"].split()[0]) * 1024 + sum(map(memory_of_tree, children(process)))
 
 
 def shard_photographs(photographs: Path, work: Path, count: int, *options: object) -> Split:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks import bench_growth, bench_peers, gpu, peer_ways, peers, run
-from benchmarks.bench_peers import dropped
-from benchmarks.workload import ROOT, memory_of_tree, take_turns
+from benchmarks.bench_peers import dropped, in_page_cache
+from benchmarks.workload import ROOT, memory_of_tree, run_python, take_turns
 
 TINY = (
     "--repeats 1 --backbone squeezenet1_1 --batch-size 8 --images 36 --feature-images 60 --feature-dim 512 --raw-steps 1 --cached-steps 10 "
@@ -81,7 +81,7 @@ def test_growth_tells_time_and_memory_of_every_stage(photographs: Path, captions
     stages = [(stage["stage"], stage["workers"]) for stage in found["stages"]]
     assert stages == [("shard", 2), ("vocab", None), ("cache-features", 2), ("train", None), ("evaluate", None)]
     assert all(stage["images"] == [8, 24] for stage in found["stages"])
-    assert all(row["together_bytes"] > 30e6 for row in found["rows"])
+    assert all(row["peak_bytes"] > 30e6 and row["together_bytes"] > 10e6 for row in found["rows"])
     (written,) = tmp_path.glob("suite-growth-*.json")
     content = json.loads(written.read_text())
     assert content["growth"] == found
@@ -139,15 +139,20 @@ def test_memory_of_a_process_counts_those_that_it_started() -> None:
     assert memory_of_tree(process.pid) == 0
 
 
-def test_a_file_that_was_dropped_is_out_of_the_page_cache(tmp_path: Path) -> None:
+def test_a_file_that_was_dropped_is_out_of_the_page_cache_until_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(os.urandom(1 << 20))
+    assert in_page_cache(tmp_path / "x")
     if not dropped(tmp_path):
         pytest.skip("this file system keeps its pages")
-    with (tmp_path / "x").open("rb", buffering=0) as file:
-        with pytest.raises(BlockingIOError):
-            os.preadv(file.fileno(), [bytearray(1)], 1 << 19, os.RWF_NOWAIT)
-        file.read()
-        assert os.preadv(file.fileno(), [bytearray(1)], 1 << 19, os.RWF_NOWAIT) == 1
+    assert not in_page_cache(tmp_path / "x")
+    (tmp_path / "x").read_bytes()
+    assert in_page_cache(tmp_path / "x")
+
+
+def test_the_memory_of_a_command_is_its_own_and_not_that_of_the_benchmark() -> None:
+    ballast = bytearray(os.urandom(1 << 20)) * 300
+    usage = run_python("-S", "-c", "x = bytearray(b'1') * 60_000_000", watch=True)
+    assert 60e6 < usage.peak_bytes < 120e6 < len(ballast)
 
 
 def test_a_gpu_is_busy_between_its_first_and_its_last_kernel() -> None:
