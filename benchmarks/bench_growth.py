@@ -72,6 +72,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         memory = [row["together_bytes"] or row["peak_bytes"] for row in own]
         found.append(
             {
+                "name": stage + ("" if workers is None else ", 1 worker" if workers == 1 else f", {workers} workers"),
                 "stage": stage,
                 "workers": workers,
                 "images": [row["images"] for row in own],
@@ -89,7 +90,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     first = report["stages"][0]["images"]
     rows = [
         [
-            f"`{stage['stage']}`" + (f", {stage['workers']} workers" if stage["workers"] else ""),
+            stage["name"],
             *(f"{seconds:.1f}" for seconds in stage["seconds"]),
             *(f"{more:.2f}" for more in stage["ms_per_image_more"]),
             *(f"{size / 1e6:,.0f}" for size in stage["memory_bytes"]),

@@ -68,12 +68,11 @@ def growth(figure: Figure, found: dict[str, Any]) -> None:
     """Seconds and memory by the number of images."""
     time, memory = figure.subplots(1, 2)
     for stage in found["stages"]:
-        name = stage["stage"] + (f", {stage['workers']} workers" if stage["workers"] else "")
-        time.plot(stage["images"], stage["seconds"], marker="o", label=name)
-        memory.plot(stage["images"], [size / 1e6 for size in stage["memory_bytes"]], marker="o", label=name)
+        time.plot(stage["images"], stage["seconds"], marker="o")
+        memory.plot(stage["images"], [size / 1e6 for size in stage["memory_bytes"]], marker="o", label=stage["name"])
     time.set(xlabel="images", ylabel="seconds of the whole command", xlim=(0, None), ylim=(0, None))
     memory.set(xlabel="images", ylabel="MB, all processes together", xlim=(0, None), ylim=(0, None))
-    memory.legend(fontsize=7)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
 
 
 DRAWN: dict[str, Callable[[Figure, dict[str, Any]], None]] = {"raw-cached": raw_cached, "limits": limits, "peers": peers, "growth": growth}
