@@ -29,7 +29,7 @@ NETWORK: dict[str, Any] = {"backbone": "squeezenet1_1", "weights": "random", "de
 Run = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture  # a Ray for each: some tests kill its workers
 def cluster() -> Iterator[RayCluster]:
     with ray_cluster(cpus=2, object_store_bytes=80 << 20) as cluster:
         yield cluster
