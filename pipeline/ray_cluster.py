@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ RETRIES = 3
 # Tasks in flight for each CPU: a million shards are not a million tasks at once.
 AHEAD = 4
 CONNECT_SECONDS = 10.0
+CANCEL_SECONDS = 10.0
 # Results are small, and what is shared is sent once; by default Ray would take a third of the memory.
 OBJECT_STORE_BYTES = 2 << 30
 
@@ -106,8 +108,7 @@ class RayCluster:
                 waiting.popleft()
         finally:
             with contextlib.suppress(KeyboardInterrupt):
-                for reference in waiting:
-                    ray.cancel(reference, force=True)
+                give_up(waiting)
 
     def resources(self) -> list[dict[str, float]]:
         """As :meth:`pipeline.executors.Cluster.resources`."""
@@ -115,6 +116,17 @@ class RayCluster:
 
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         return [{kind: node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU")} for node in nodes if node["Alive"]]
+
+
+def give_up(references: Iterable[Any]) -> None:
+    """Cancel tasks, again and again until each has ended: one that is on its way to a worker when it is cancelled begins all the same."""
+    import ray
+
+    left, until = list(references), time.monotonic() + CANCEL_SECONDS
+    while left and time.monotonic() < until:
+        for reference in left:
+            ray.cancel(reference, force=True)
+        _, left = ray.wait(left, num_returns=len(left), timeout=0.2)
 
 
 def _result(reference: Any) -> Any:
