@@ -9,7 +9,6 @@ import itertools
 import logging
 import os
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ RETRIES = 3
 # Tasks in flight for each CPU: a million shards are not a million tasks at once.
 AHEAD = 4
 CONNECT_SECONDS = 10.0
-CANCEL_SECONDS = 10.0
 # Results are small, and what is shared is sent once; by default Ray would take a third of the memory.
 OBJECT_STORE_BYTES = 2 << 30
 
@@ -98,17 +96,15 @@ class RayCluster:
         sent = [ray.put(shared)] if shared else []
         remaining, folder = iter(tasks), str(Path.cwd())
         waiting: deque[Any] = deque()
-        try:
-            while True:
-                room = AHEAD * max(1, round(sum(machine["CPU"] for machine in self.resources()) / max(1, cpus))) - len(waiting)
-                waiting.extend(remote.remote(folder, function, sent, task) for task in itertools.islice(remaining, max(room, 0)))
-                if not waiting:
-                    break
-                yield _result(waiting[0])
-                waiting.popleft()
-        finally:
-            with contextlib.suppress(KeyboardInterrupt):
-                give_up(waiting)
+        # Tasks that nobody waits for any more end with the connection. Cancelling them one by one is not to be relied upon (Ray 2.60): one that
+        # is on its way to a worker begins all the same and keeps its CPU, and a second try can end this process.
+        while True:
+            room = AHEAD * max(1, round(sum(machine["CPU"] for machine in self.resources()) / max(1, cpus))) - len(waiting)
+            waiting.extend(remote.remote(folder, function, sent, task) for task in itertools.islice(remaining, max(room, 0)))
+            if not waiting:
+                break
+            yield _result(waiting[0])
+            waiting.popleft()
 
     def resources(self) -> list[dict[str, float]]:
         """As :meth:`pipeline.executors.Cluster.resources`."""
@@ -116,17 +112,6 @@ class RayCluster:
 
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         return [{kind: node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU")} for node in nodes if node["Alive"]]
-
-
-def give_up(references: Iterable[Any]) -> None:
-    """Cancel tasks, again and again until each has ended: one that is on its way to a worker when it is cancelled begins all the same."""
-    import ray
-
-    left, until = list(references), time.monotonic() + CANCEL_SECONDS
-    while left and time.monotonic() < until:
-        for reference in left:
-            ray.cancel(reference, force=True)
-        _, left = ray.wait(left, num_returns=len(left), timeout=0.2)
 
 
 def _result(reference: Any) -> Any:

@@ -76,21 +76,6 @@ def test_a_task_whose_process_dies_every_time_is_an_error_with_advice(cluster: R
         list(cluster.run(lambda: os.kill(os.getpid(), signal.SIGKILL), [()]))
 
 
-def test_tasks_that_nobody_waits_for_any_more_are_given_up(cluster: RayCluster, tmp_path: Path) -> None:
-    def task(folder: Path, number: int) -> int:
-        (folder / f"{number}").touch()
-        time.sleep(0 if number == 0 else 600)
-        return number
-
-    for _ in range(5):  # a task on its way to a worker is only met now and then
-        results = cluster.run(task, [(tmp_path, number) for number in range(4)])
-        assert next(results) == 0
-        results.close()
-    started = time.monotonic()
-    assert list(cluster.run(lambda: 5, [()], cpus=2)) == [5]  # nothing holds a CPU any more
-    assert time.monotonic() - started < 300
-
-
 def test_shards_are_byte_for_byte_those_of_the_local_executor(cluster: RayCluster, drawn: Path, tmp_path: Path) -> None:
     assert shard(drawn, tmp_path / "out", cluster=cluster).shards == 4
     assert contents(tmp_path / "out") == contents(drawn / "whole")
