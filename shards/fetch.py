@@ -37,7 +37,7 @@ class RefusedError(ResourceError):
     """A server that can be reached does not give this one file."""
 
 
-class _BrokenError(Exception):
+class BrokenError(Exception):
     """The connection broke, or could not be made; ``status`` is what a web server answered."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -113,25 +113,30 @@ def file_size(url: str) -> int | None:
     return tried(ask, url)
 
 
-def tried(attempt: Callable[[], R], url: str, *, stop: threading.Event | None = None, again: str = AGAIN) -> R:
+def tried(
+    attempt: Callable[[], R], url: str, *, stop: threading.Event | None = None, again: str = AGAIN, got_on: Callable[[], bool] = lambda: False
+) -> R:
     """Do something with a URL, again after a pause where the connection breaks, as :func:`foreign_errors` tells.
+
+    Args:
+        got_on: Whether an attempt that broke brought something all the same: those before it are forgotten then.
 
     Raises:
         RefusedError: The last answer was a web server's, of an error of its own.
         ResourceError: The connection broke each time.
     """
-    broken = _BrokenError("")
-    for pause in (0.0, *BACKOFF_SECONDS):
-        if pause:
-            (stop or threading.Event()).wait(pause)
+    failed = 0
+    while True:
         try:
             return attempt()
-        except _BrokenError as error:
+        except BrokenError as error:
             broken = error
+        failed = 1 if got_on() else failed + 1
+        if failed > len(BACKOFF_SECONDS):
+            break
+        (stop or threading.Event()).wait(BACKOFF_SECONDS[failed - 1])
     kind = ResourceError if broken.status is None else RefusedError
-    raise kind(
-        f"{url}: could not be fetched in {len(BACKOFF_SECONDS) + 1} attempts ({broken}). Check the network and the credentials. {again}".rstrip()
-    )
+    raise kind(f"{url}: could not be fetched in {failed} attempts ({broken}). Check the network and the credentials. {again}".rstrip())
 
 
 def url_parts(url: str, advice: str = CHECK) -> SplitResult:
@@ -169,7 +174,7 @@ def _receive(url: str, file: IO[bytes], at_most: int, *, whole: bool, stop: thre
             if stop is not None and stop.is_set():
                 raise Stopped
     if whole and size < at_most:
-        raise _BrokenError(f"it ended after {size} of {at_most} bytes")
+        raise BrokenError(f"it ended after {size} of {at_most} bytes")
     return sha256.hexdigest()
 
 
@@ -199,7 +204,7 @@ def foreign_errors(url: str, advice: str) -> Iterator[None]:
         status = getattr(error, "status", None)
         if isinstance(error, PermissionError) or status in (401, 403):
             raise RefusedError(f"{url}: not allowed ({error}). Check the credentials.") from None
-        raise _BrokenError(f"{type(error).__name__}: {error}", status if isinstance(status, int) else None) from error
+        raise BrokenError(f"{type(error).__name__}: {error}", status if isinstance(status, int) else None) from error
 
 
 def file_system(url: str, advice: str = CHECK) -> Any:

@@ -14,18 +14,14 @@ from pathlib import Path
 
 from shards.atomic import read_json, write_json
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
-from shards.fetch import AGAIN, BACKOFF_SECONDS, CHECK, SILENCE_SECONDS, Stopped, url_parts
+from shards.fetch import AGAIN, CHECK, SILENCE_SECONDS, BrokenError, Stopped, tried, url_parts
 
 PIECE_BYTES = 1 << 20
 # An attempt that brought so much is not counted as one in vain.
 WORTH_BYTES = 8 << 20
 
 
-class _BrokenError(Exception):
-    """The connection broke, or could not be made."""
-
-
-class _OtherPartError(_BrokenError):
+class _OtherPartError(BrokenError):
     """The server has no part of that file at this place any more, or sends another one."""
 
 
@@ -80,18 +76,14 @@ def download_resumed(
     if url_parts(url, advice).scheme not in ("http", "https"):
         raise InputError(f"{url}: this is fetched over http:// or https:// only. {advice}")
 
-    failed = 0
-    while True:
+    had = 0
+
+    def attempt() -> None:
+        nonlocal had
         had = _bytes_of(part)
-        try:
-            _resume_once(url, part, size, at_most, stop, arrived, advice)
-            return
-        except _BrokenError as error:
-            failed = 1 if _bytes_of(part) - had >= WORTH_BYTES else failed + 1
-            if failed > len(BACKOFF_SECONDS):
-                problem = f"could not be fetched in {failed} attempts ({error}). Check the network and the credentials. {again}"
-                raise ResourceError(f"{url}: {problem}".rstrip()) from None
-        (stop or threading.Event()).wait(BACKOFF_SECONDS[failed - 1])
+        _resume_once(url, part, size, at_most, stop, arrived, advice)
+
+    tried(attempt, url, stop=stop, again=again, got_on=lambda: _bytes_of(part) - had >= WORTH_BYTES)
 
 
 def _bytes_of(part: Path) -> int:
@@ -152,7 +144,7 @@ def _append(
             if stop is not None and stop.is_set():
                 raise Stopped
     if size is not None and at < size:
-        raise _BrokenError(f"it ended after {at} of {size} bytes")
+        raise BrokenError(f"it ended after {at} of {size} bytes")
 
 
 def _read_version(part: Path) -> _Version | None:
@@ -176,9 +168,9 @@ def _answer(url: str, headers: dict[str, str], advice: str) -> http.client.HTTPR
                 raise InputError(f"{url}: there is no such file. {advice}") from None
             if error.code in (401, 403):
                 raise ResourceError(f"{url}: not allowed ({error}). {advice}") from None
-            raise (_OtherPartError if error.code == 416 else _BrokenError)(str(error)) from None
+            raise (_OtherPartError if error.code == 416 else BrokenError)(str(error)) from None
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a redirection to what is no URL
-        raise _BrokenError(str(getattr(error, "reason", error)) or type(error).__name__) from None
+        raise BrokenError(str(getattr(error, "reason", error)) or type(error).__name__) from None
     return answer
 
 
@@ -196,4 +188,4 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
     try:
         return answer.read1(PIECE_BYTES)  # what is there: a slow connection loses nothing when it breaks
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _BrokenError(f"{type(error).__name__}: {error}") from None
+        raise BrokenError(f"{type(error).__name__}: {error}") from None

@@ -5,10 +5,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.local_server import LocalServer
 
 
-class RangeServer:
+class RangeServer(LocalServer):
     """Files by their paths, with ETags and ranges (RFC 9110).
 
     Attributes:
@@ -31,23 +33,11 @@ class RangeServer:
         self.ranges = self.etags = True
         self.ignores_if_range = False
         self.closing = threading.Event()
-        self._lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer._answer(self)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        super().__init__()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return self.origin
 
     def requests(self, path: str) -> list[str | None]:
         return [asked for name, asked in self.asked if name == path]
@@ -57,12 +47,11 @@ class RangeServer:
 
     def close(self) -> None:
         self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
+        super().close()
 
-    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
         path, wanted = request.path, request.headers.get("Range")
-        with self._lock:
+        with self.lock:
             self.asked.append((path, wanted))
             cut, times = self.cut.get(path, (0, 0))
             if times:

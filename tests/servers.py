@@ -1,11 +1,10 @@
 """A small dataset without features, a web server over it, and an S3-compatible server, all on 127.0.0.1."""
 
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -16,6 +15,7 @@ from PIL import Image
 from pipeline.images import Resize
 from pipeline.shard import ShardConfig, ShardSummary, write_shards
 from shards.fetch import _file_system
+from tests.local_server import LocalServer
 
 CONFIG = ShardConfig(resize=Resize(size=32))
 SHARD_SIZE = 3
@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-class PhotoServer:
+class PhotoServer(LocalServer):
     """A web server over a folder.
 
     Attributes:
@@ -55,46 +55,31 @@ class PhotoServer:
     """
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self.asked: Counter[str] = Counter()
         self.broken: Counter[str] = Counter()
         self.forbidden: set[str] = set()
-        lock = threading.Lock()
-        outer = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def _answer(self) -> bytes:
-                name = unquote(self.path).removeprefix("/photos/")
-                with lock:
-                    outer.asked[f"{self.command} {name}"] += 1
-                    broken = outer.broken[name] > 0
-                    outer.broken[name] -= broken
-                path = root / name
-                found = "?" not in self.path and path.is_file()
-                status = 500 if broken else 403 if name in outer.forbidden else 200 if found else 404
-                content = path.read_bytes() if status == 200 else b""
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                return content
+    @property
+    def url(self) -> str:
+        return f"{self.origin}/photos"
 
-            def do_GET(self) -> None:
-                content = self._answer()
-                self.wfile.write(content)
-
-            def do_HEAD(self) -> None:
-                self._answer()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/photos"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        name = unquote(request.path).removeprefix("/photos/")
+        with self.lock:
+            self.asked[f"{request.command} {name}"] += 1
+            broken = self.broken[name] > 0
+            self.broken[name] -= broken
+        path = self.root / name
+        found = "?" not in request.path and path.is_file()
+        status = 500 if broken else 403 if name in self.forbidden else 200 if found else 404
+        content = path.read_bytes() if status == 200 else b""
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(content)
 
 
 @contextmanager

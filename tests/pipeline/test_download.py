@@ -22,7 +22,7 @@ from click.testing import Result
 from cli import cli
 from pipeline import download as download_module
 from pipeline.download import DATASETS, Archive, Dataset, download
-from shards import resume
+from shards import fetch
 from shards.atomic import exclusive
 from shards.errors import DamageError, InputError, OccupiedError, ResourceError
 from tests.range_server import RangeServer, range_server
@@ -57,7 +57,7 @@ def small_coco() -> Dataset:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(resume, "BACKOFF_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(fetch, "BACKOFF_SECONDS", (0.01, 0.01, 0.01))
     monkeypatch.setitem(DATASETS, "coco2014", small_coco())
     with range_server() as server:
         server.files |= ARCHIVES

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +36,14 @@ from shards.mirror import MIRROR_FILE
 from shards.remote import FetchAhead, check_cache_holds, localize, mirror_name, origin
 from shards.tar import open_samples
 from tests.conftest import TINY_MODEL, Small, shard_small
+from tests.local_server import LocalServer
 
 ROOT = Path(__file__).parents[2]
 LARGE = 10**9
 Run = Callable[..., Result]
 
 
-class Server:
+class Server(LocalServer):
     """A web server over a folder that counts what it is asked for, and misbehaves where a test says so.
 
     Attributes:
@@ -59,36 +60,23 @@ class Server:
         self.longer: set[str] = set()
         self.hang: set[str] = set()
         self.released = threading.Event()
-        self._lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer._answer(self)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        super().__init__()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/data/shards"
+        return f"{self.origin}/data/shards"
 
     def tar_gets(self) -> dict[str, int]:
         return {name: count for name, count in self.gets.items() if name.endswith(".tar")}
 
     def close(self) -> None:
         self.released.set()
-        self._server.shutdown()
-        self._server.server_close()
+        super().close()
 
-    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
         name = request.path.rpartition("/")[2]
         path = self.root / name
-        with self._lock:
+        with self.lock:
             self.gets[name] += 1
             cut = self.cut[name] > 0
             self.cut[name] -= cut

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shards import resume
+from shards import fetch, resume
 from shards.errors import DamageError, InputError, ResourceError
 from shards.fetch import Stopped
 from shards.resume import download_resumed, version_path
@@ -17,7 +17,7 @@ LARGE = 10**9
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(resume, "BACKOFF_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(fetch, "BACKOFF_SECONDS", (0.01, 0.01, 0.01))
     with range_server() as server:
         yield server
 
