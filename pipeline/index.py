@@ -20,7 +20,7 @@ from pipeline.captions import storable
 from pipeline.executors import run_tasks
 from pipeline.images import ENDINGS, MAX_FILE_BYTES, ImageError, Resize, decode_image
 from pipeline.progress import Progress
-from pipeline.shard import Photographs, ShardSummary, commit_split, differences, summary_of, whole_sidecar
+from pipeline.splits import Photographs, ShardSummary, commit_split, differences, summary_of, whole_sidecar
 from pipeline.tokenizer import RULE, tokenize
 from shards.atomic import committed_file, digest, disk_errors, exclusive, file_sha256, read_json, write_json
 from shards.errors import InputError, MismatchError, OccupiedError

@@ -4,7 +4,6 @@ A shard is one task: a worker process, here or on a cluster, reads, resizes, enc
 trades a little work for certainty: each run checks every shard that is already there, and makes again only those that changed.
 """
 
-import hashlib
 import math
 import re
 from collections import Counter
@@ -21,27 +20,22 @@ from pipeline.images import ImageError, Resize, stored_jpeg
 from pipeline.originals import check_originals, original_sizes, read_originals
 from pipeline.progress import Progress
 from pipeline.shares import Share, writing
+from pipeline.splits import Photographs, ShardSummary, commit_split, differences, gather_rejects, summary_of, whole_sidecar
 from pipeline.tokenizer import RULE
-from shards.atomic import digest, exclusive, file_sha256, write_json
-from shards.errors import DamageError, InputError, MismatchError, OccupiedError, ResourceError
+from shards.atomic import digest, exclusive, write_json
+from shards.errors import InputError, MismatchError, OccupiedError, ResourceError
 from shards.manifest import (
     DATASET_FILE,
     REJECTS_FILE,
     SHARD_FILE,
-    DatasetFile,
     Reject,
     Sidecar,
     check_split_name,
     library_versions,
     read_dataset_file,
     read_sidecar,
-    records_path,
-    reject_lines,
     shard_path,
     sidecar_path,
-    split_digest,
-    tar_path,
-    write_rejects,
 )
 from shards.output import Output, opened_output
 from shards.tar import write_tar
@@ -64,19 +58,6 @@ class ShardConfig:
     def content(self) -> dict[str, Any]:
         """As it is kept in ``dataset.json``."""
         return {"resize": asdict(self.resize), "jpeg_quality": self.quality, "tokenizer": RULE, "key": "%09d of the position in the plan"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardSummary:
-    """What a run of :func:`write_shards` did to one split, or to its share of one, which is then not committed yet."""
-
-    shards: int
-    kept: int
-    images: int
-    captions: int
-    rejects: dict[str, int]
-    digest: str
-    committed: bool
 
 
 class NothingUsableError(InputError):
@@ -256,20 +237,6 @@ def _check_same(out: Path, split: str, config: ShardConfig, plan: dict[str, Any]
             )
 
 
-def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
-    """What two configs or plans do not have in common, in words; nothing if they are the same."""
-    there, now = _flat(there), _flat(now)
-    return "; ".join(f"{key} is {there.get(key)!r} there, {now.get(key)!r} now" for key in {**there, **now} if there.get(key) != now.get(key))
-
-
-def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= {f"{key}.{name}": inner for name, inner in _flat(value).items()} if isinstance(value, dict) else {key: value}
-    return flat
-
-
 def _sweep(output: Output, split: str, *, shards: int) -> None:
     """Remove what an interrupted run left: temporary files, locks, and shards beyond the end of an uncommitted plan."""
     for name in output.names():
@@ -305,7 +272,7 @@ def _run(output: Output, split: str, tasks: Sequence[ShardTask], *, max_rejects:
         done = [sidecar_path(shard_path(out, split, task.index)) for task in tasks]
         output.bring([DATASET_FILE, *(sidecar.name for sidecar in done)])
         with exclusive(out, "dataset", f"finishing a split of {out.name}"):
-            _write_rejects(output, split, [read_sidecar(sidecar) for sidecar in done if sidecar.is_file()])
+            gather_rejects(output, split, [read_sidecar(sidecar) for sidecar in done if sidecar.is_file()])
         raise InputError(
             f"{out}: stopped: {reasons.total()} of {total} photographs were left out ({_totals(reasons)}), --max-rejects allows {allowed}. "
             f"Each has a line in {out / REJECTS_FILE}. Check --images, or give a larger --max-rejects; finished shards are kept."
@@ -332,67 +299,6 @@ def _sidecars(output: Output, split: str, tasks: Sequence[ShardTask]) -> list[Si
             "be a folder that all machines share under this very path, or a place in S3."
         )
     return [read_sidecar(path) for path in paths]
-
-
-def summary_of(sidecars: Sequence[Sidecar], *, kept: int, committed: bool) -> ShardSummary:
-    """The counts of a split's shards, or of some of them."""
-    reasons = Counter(reject.reason for sidecar in sidecars for reject in sidecar.rejects)
-    return ShardSummary(
-        shards=len(sidecars),
-        kept=kept,
-        images=sum(len(sidecar.samples) for sidecar in sidecars),
-        captions=sum(sample.captions for sidecar in sidecars for sample in sidecar.samples),
-        rejects=dict(sorted(reasons.items())),
-        digest=split_digest(sidecars),
-        committed=committed,
-    )
-
-
-def commit_split(
-    output: Output, split: str, config: dict[str, Any], plan: dict[str, Any], summary: ShardSummary, sidecars: Sequence[Sidecar]
-) -> None:
-    """All shards are there: write ``rejects.jsonl``, and the split into ``dataset.json`` if any image is usable.
-
-    Args:
-        config: Of the dataset.
-        plan: What ``dataset.json`` is to say of the split, beside the numbers.
-        sidecars: Of all its shards, in order; ``summary`` is of these.
-    """
-    out = output.folder
-    with exclusive(out, "dataset", f"finishing a split of {out.name}"):
-        output.bring([DATASET_FILE])  # another split may be in it by now
-        known = read_dataset_file(out).splits if (out / DATASET_FILE).is_file() else {}
-        entry = {
-            **plan,
-            "shards": summary.shards,
-            "images": summary.images,
-            "captions": summary.captions,
-            "rejects": summary.rejects,
-            "versions": sidecars[0].versions,
-            "digest": summary.digest,
-        }
-        splits = {**known, split: entry} if summary.images else known
-        _write_rejects(output, split, sidecars)
-        if summary.images and known.get(split) != entry:
-            DatasetFile(config=config, splits=dict(sorted(splits.items()))).write(out)
-            output.send(DATASET_FILE)
-
-
-def _write_rejects(output: Output, split: str, sidecars: Sequence[Sidecar]) -> None:
-    """Gather ``rejects.jsonl`` from this split's sidecars and those of the splits that are there already."""
-    out = output.folder
-    known = read_dataset_file(out).splits if (out / DATASET_FILE).is_file() else {}
-    lines = []
-    for name in sorted({*known, split}):
-        of_split = sidecars
-        if name != split:
-            paths = [sidecar_path(tar_path(out, name, known[name], index)) for index in range(known[name]["shards"])]
-            output.bring(path.name for path in paths)
-            of_split = [read_sidecar(path) for path in paths]
-        lines += reject_lines(name, of_split)
-    output.bring([REJECTS_FILE])
-    if write_rejects(out, lines):
-        output.send(REJECTS_FILE)
 
 
 def write_shard(task: ShardTask) -> _Result:
@@ -451,25 +357,6 @@ def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:
     return dict(Counter(reject.reason for reject in rejects))
 
 
-class Photographs:
-    """What was read of a shard's photographs: the size of each, None for one that cannot be read, and a SHA-256 over all.
-
-    That is over the SHA-256 of each file in order, zeros for one that cannot be read.
-    """
-
-    def __init__(self) -> None:
-        self.sizes: list[int | None] = []
-        self._hash = hashlib.sha256()
-
-    def add(self, data: bytes | ImageError) -> None:
-        """Add the next photograph's bytes."""
-        self.sizes.append(len(data) if isinstance(data, bytes) else None)
-        self._hash.update(hashlib.sha256(data).digest() if isinstance(data, bytes) else bytes(32))
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-
 def _photographs_sha256(images: Path | str, names: Sequence[str]) -> str:
     found = Photographs()
     for data in read_originals(images, names):
@@ -481,21 +368,6 @@ def _sizes(images: Path | str, names: Sequence[str], read: Photographs) -> list[
     """As :func:`original_sizes`, which is only asked for what could not be read."""
     unread = iter(original_sizes(images, [name for name, size in zip(names, read.sizes, strict=True) if size is None]))
     return [next(unread) if size is None else size for size in read.sizes]
-
-
-def whole_sidecar(output: Output, tar: Path) -> Sidecar | None:
-    """The sidecar of a shard that is whole to the last byte, records beside it too, or None. In S3 the tar's mark stands for its bytes."""
-    output.bring([sidecar_path(tar).name])
-    try:
-        sidecar = read_sidecar(sidecar_path(tar))
-        if output.url is not None:
-            whole = output.stat(tar.name) == (sidecar.tar_bytes, sidecar.tar_sha256)
-        else:
-            whole = tar.stat().st_size == sidecar.tar_bytes and file_sha256(tar) == sidecar.tar_sha256
-            whole = whole and (sidecar.records is None or file_sha256(records_path(tar)) == sidecar.records.sha256)
-    except (InputError, DamageError, MismatchError, OSError):
-        return None
-    return sidecar if whole else None
 
 
 def _tar_records(task: ShardTask, rejects: list[Reject], read: Photographs) -> Iterator[tuple[str, bytes, dict[str, Any]]]:

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from pipeline.images import Resize
-from pipeline.shard import ShardConfig, ShardSummary, write_shards
+from pipeline.shard import ShardConfig, write_shards
+from pipeline.splits import ShardSummary
 from shards.fetch import _file_system
 from tests.local_server import LocalServer
 

@@ -19,7 +19,8 @@ from pipeline.cache_features import cache_features
 from pipeline.caption import caption_images
 from pipeline.images import Resize, decode_image
 from pipeline.reading import shard_samples
-from pipeline.shard import ShardConfig, ShardSummary, write_shards
+from pipeline.shard import ShardConfig, write_shards
+from pipeline.splits import ShardSummary
 from pipeline.tokenizer import tokenize
 from pipeline.train import train
 from pipeline.verify import verify
