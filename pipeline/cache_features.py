@@ -23,18 +23,15 @@ from model.encoder import FrozenBackbone, feature_dim
 from pipeline.arithmetic import choose_arithmetic, compile_where_it_pays, pick_precision, prepare_device
 from pipeline.backbones import KEPT_FILE, Network, open_backbone, pick_devices
 from pipeline.executors import Cluster, default_workers
+from pipeline.feature_cluster import Needs, cache_parts_on_cluster, choose_on_cluster, needs_on
 from pipeline.feature_parts import (
-    Needs,
     Plan,
     Recipe,
     Task,
     cache_parts,
-    cache_parts_on_cluster,
     cache_parts_on_devices,
-    choose_on_cluster,
     finished_parts,
     join_parts,
-    needs_on,
     out_of_memory,
     part_is_whole,
     part_name,

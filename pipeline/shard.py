@@ -19,7 +19,7 @@ from pipeline.executors import Cluster, run_tasks
 from pipeline.images import ImageError, Resize, stored_jpeg
 from pipeline.originals import check_originals, original_sizes, read_originals
 from pipeline.progress import Progress
-from pipeline.shares import Share, writing
+from pipeline.shares import WORKER_SECONDS, Share, writing
 from pipeline.splits import Photographs, ShardSummary, commit_split, differences, gather_rejects, summary_of, whole_sidecar
 from pipeline.tokenizer import RULE
 from shards.atomic import digest, exclusive, write_json
@@ -39,9 +39,6 @@ from shards.manifest import (
 )
 from shards.output import Output, opened_output
 from shards.tar import write_tar
-
-# How long a worker waits for one that is about to end: of a run that was killed, on another machine.
-WORKER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

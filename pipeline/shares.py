@@ -15,6 +15,8 @@ from shards.errors import InputError
 T = TypeVar("T")
 # Processes that start together look at each other's locks for a moment; whoever really works holds its own much longer.
 LOOKING_SECONDS = 5.0
+# How long a worker waits for one that is about to end: of a run that was killed, on another machine.
+WORKER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

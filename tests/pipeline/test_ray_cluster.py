@@ -15,7 +15,7 @@ from click.testing import Result
 
 from pipeline.backbones import KEPT_FILE
 from pipeline.cache_features import cache_features
-from pipeline.feature_parts import needs_on
+from pipeline.feature_cluster import needs_on
 from shards.errors import InputError, ResourceError
 from tests.servers import contents, draw, shard
 
