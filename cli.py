@@ -240,16 +240,11 @@ def chosen_cluster(executor: str, ray_address: str | None, workers: int | None, 
         return contextlib.nullcontext()
     if task_id is not None:
         raise click.UsageError("--task-id goes with --executor local: Ray itself gives the work to all its machines.")
-    if ray_address is not None and explicit("workers"):
+    if ray_address is not None and typed("workers"):
         raise click.UsageError("--workers goes with a Ray of this machine's own: a cluster at --ray-address has the CPUs that it was started with.")
     from pipeline.ray_cluster import ray_cluster
 
-    return ray_cluster(ray_address, cpus=workers)
-
-
-def explicit(option: str) -> bool:
-    """Whether an option of the command that runs was given on the command line."""
-    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
+    return ray_cluster(ray_address, cpus=workers, report=note)
 
 
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")

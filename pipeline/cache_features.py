@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.encoder import FrozenBackbone, feature_dim
 from pipeline.arithmetic import choose_arithmetic, compile_where_it_pays, pick_precision, prepare_device
-from pipeline.backbones import KEPT_FILE, Network, open_backbone, pick_devices
+from pipeline.backbones import KEPT_FILE, RANDOM, Network, open_backbone, pick_devices
 from pipeline.executors import Cluster, default_workers
 from pipeline.feature_cluster import Needs, cache_parts_on_cluster, choose_on_cluster, needs_on
 from pipeline.feature_parts import (
@@ -175,6 +175,8 @@ def cache_features(
             for split in opened:
                 done, parts = there[split.name], output.below(f".{split.name}.parts")
                 if done is not None:
+                    if share is None:
+                        _discard(parts)  # a run that was killed right behind its end left them
                     summaries.append(_summary(output, split, done.table.images, done.dim, done.provenance, kept=True))
                     continue
                 # Whoever made them, and whatever this machine has: parts that are all there only have to be joined.
@@ -207,8 +209,9 @@ def _files(split: str) -> tuple[str, str]:
 
 def _open_network(output: Output, backbone: str, weights: str | None, resize: dict[str, Any], first: Split) -> tuple[Network, FrozenBackbone]:
     kept = output.folder / KEPT_FILE
-    with exclusive(output.folder, "network", "opening the network", patience=NETWORK_SECONDS):
-        before = kept.is_file()
+    before = kept.is_file()
+    finding = weights == RANDOM and not before
+    with exclusive(output.folder, "network", "opening the network", patience=NETWORK_SECONDS) if finding else contextlib.nullcontext():
         opened = open_backbone(backbone=backbone, weights=weights, resize=resize, kept=kept, sample=lambda crop: calibration_batches(first, crop))
         if kept.is_file() and not before:
             output.send(KEPT_FILE)
@@ -411,10 +414,15 @@ def _join(output: Output, split: Split, parts: Output, *, dim: int, provenance: 
     target = feature_path(output.folder, split.name)
     images = join_parts(target, split, parts, dim=dim, provenance=provenance)
     output.send(target.name)
+    _discard(parts)
+    return images
+
+
+def _discard(parts: Output) -> None:
+    """Remove what has been joined."""
     for name in parts.names() if parts.url is not None else ():
         parts.remove(name)
     shutil.rmtree(parts.folder, ignore_errors=True)
-    return images
 
 
 def check_made_from(features: FeatureFile, split: Split) -> None:

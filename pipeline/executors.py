@@ -41,7 +41,7 @@ class Cluster(Protocol):
 
         Raises:
             ResourceError: A task's process died again and again.
-            Exception: Whatever a task raised; the others are given up.
+            Exception: Whatever a task raised; the others end with the connection to the cluster, if not before.
         """
         ...
 

@@ -127,17 +127,14 @@ def finished_parts(parts: Output, split: Split) -> tuple[Provenance, int] | None
     names = [part_name(index) for index in range(len(split.shards))]
     if not set(names) <= set(parts.names()):
         return None
-    parts.bring(names)
-    found: tuple[Provenance, int] | None = None
-    for name, shard in zip(names, split.shards, strict=True):
-        try:
-            there = open_features(parts.folder / name)
-        except CapstreamError:
-            return None
-        if there.table.keys != _keys(shard) or (found is not None and asdict(found[0]) != asdict(there.provenance)):
-            return None
-        found = there.provenance, there.dim
-    return found
+    parts.bring(names[:1])
+    try:
+        first = open_features(parts.folder / names[0])
+    except CapstreamError:
+        return None
+    if not all(part_is_whole(parts, name, shard, first.provenance) for name, shard in zip(names, split.shards, strict=True)):
+        return None
+    return first.provenance, first.dim
 
 
 def join_parts(target: Path, split: Split, parts: Output, *, dim: int, provenance: Provenance) -> int:
@@ -194,7 +191,10 @@ def check_every_shard_once(split: Split, parts: Iterable[tuple[str, Sequence[str
         for what, names in problems.items()
         if names
     ]
-    raise DamageError(f"{place}: the parts are not split {split.name!r} ({'; '.join(said) or 'out of order'}). Run the same command again.")
+    raise DamageError(
+        f"{place}: the parts are not split {split.name!r} ({'; '.join(said) or 'out of order'}). Run the same command again. "
+        "On a cluster --out has to be a folder that all machines share under this very path, or a place in S3."
+    )
 
 
 def cache_parts(tasks: Sequence[Task], frozen: FrozenBackbone, device: torch.device, plan: Plan, advance: Callable[[int], None]) -> None:

@@ -120,13 +120,14 @@ def pixel_batches(
     ahead = max(2 * workers, held)
     slots = ahead + held
     shape = (slots, min(batch_size, PIECE_IMAGES), len(views), crop, crop, 3)
-    buffer = Buffer(memory=multiprocessing.get_context(START_METHOD).RawArray("B", int(np.prod(shape))), shape=shape)
-    pixels = buffer.array()
     light = [_without_samples(shard) for shard in shards]
     tasks = ((number % slots, light[index], shards[index].sidecar.samples[start:stop], views) for number, (index, start, stop) in enumerate(pieces))
     if threads:
+        pixels = np.empty(shape, np.uint8)
         results = in_threads(lambda task: decode_into(pixels[task[0]], *task[1:]), tasks, threads=workers, depth=ahead)
     else:
+        buffer = Buffer(memory=multiprocessing.get_context(START_METHOD).RawArray("B", int(np.prod(shape))), shape=shape)
+        pixels = buffer.array()
         results = run_ahead(_decode, tasks, workers=workers, ahead=ahead, initializer=_begin, initargs=(buffer,))
     samples: list[tuple[str, dict[str, Any]]] = []
     arrays: list[NDArray[np.uint8]] = []

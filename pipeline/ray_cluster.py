@@ -25,18 +25,27 @@ RETRIES = 3
 # Tasks in flight for each CPU: a million shards are not a million tasks at once.
 AHEAD = 4
 CONNECT_SECONDS = 10.0
+# After so long a wait for one task there is a line about it: Ray itself waits without a word for what others hold.
+PATIENCE_SECONDS = 120.0
 # Results are small, and what is shared is sent once; by default Ray would take a third of the memory.
 OBJECT_STORE_BYTES = 2 << 30
 
 
 @contextlib.contextmanager
-def ray_cluster(address: str | None = None, *, cpus: int | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator["RayCluster"]:
+def ray_cluster(
+    address: str | None = None,
+    *,
+    cpus: int | None = None,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+    report: Callable[[str], None] = lambda _: None,
+) -> Iterator["RayCluster"]:
     """Connect to a Ray cluster, or start a Ray on this machine; end or leave it at the end, with all that still runs.
 
     Args:
         address: Of the cluster's head, ``host:6379``, or ``auto`` for the one that this machine belongs to; None starts one here.
         cpus: How many CPUs the one here has, by default all cores.
         object_store_bytes: Memory that the one here keeps for what tasks share.
+        report: Is told when a task has been waited for long, which may be for want of free CPUs or GPUs.
 
     Raises:
         InputError: Ray is not installed, or that is no address.
@@ -48,7 +57,7 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None, object_s
         import ray
     except ImportError as error:
         raise InputError(f"--executor ray: needs Ray ({error}). Install it with: pip install '.[ray]'") from None
-    code = {"py_modules": [str(ROOT / package) for package in PACKAGES]}
+    code = {"py_modules": [str(ROOT / package) for package in PACKAGES], "excludes": ["__pycache__"]}
     common: dict[str, Any] = {"runtime_env": code, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         ray.init(address="local", num_cpus=cpus or default_workers(), object_store_memory=object_store_bytes, include_dashboard=False, **common)
@@ -61,7 +70,7 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None, object_s
                 f"--ray-address {address}: cannot be used ({_first_line(error)}). Check it with: ray status --address {address}"
             ) from None
     try:
-        yield RayCluster()
+        yield RayCluster(report)
     finally:
         ray.shutdown()
 
@@ -83,7 +92,10 @@ def _check_address(address: str) -> None:
 
 
 class RayCluster:
-    """The Ray that this process is connected to, as a :class:`pipeline.executors.Cluster`."""
+    """The Ray that this process is connected to, as a :class:`pipeline.executors.Cluster`; ``report`` as for :func:`ray_cluster`."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
 
     def run(
         self, function: Callable[..., R], tasks: Iterable[tuple[Any, ...]], *, shared: Sequence[object] = (), cpus: int = 1, gpus: int = 0
@@ -103,6 +115,12 @@ class RayCluster:
             waiting.extend(remote.remote(folder, function, sent, task) for task in itertools.islice(remaining, max(room, 0)))
             if not waiting:
                 break
+            while not ray.wait([waiting[0]], timeout=PATIENCE_SECONDS)[0]:
+                free = {kind: ray.available_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}  # type: ignore[no-untyped-call]
+                self._report(
+                    f"A task that needs {cpus} CPUs and {gpus} GPUs has not ended for {PATIENCE_SECONDS:.0f} s; free on the cluster: "
+                    f"{free['CPU']:g} CPUs, {free['GPU']:g} GPUs."
+                )
             yield _result(waiting[0])
             waiting.popleft()
 

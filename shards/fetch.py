@@ -122,6 +122,7 @@ def tried(
         got_on: Whether an attempt that broke brought something all the same: those before it are forgotten then.
 
     Raises:
+        Stopped: ``stop`` was set between two attempts.
         RefusedError: The last answer was a web server's, of an error of its own.
         ResourceError: The connection broke each time.
     """
@@ -134,7 +135,8 @@ def tried(
         failed = 1 if got_on() else failed + 1
         if failed > len(BACKOFF_SECONDS):
             break
-        (stop or threading.Event()).wait(BACKOFF_SECONDS[failed - 1])
+        if (stop or threading.Event()).wait(BACKOFF_SECONDS[failed - 1]):
+            raise Stopped
     kind = ResourceError if broken.status is None else RefusedError
     raise kind(f"{url}: could not be fetched in {failed} attempts ({broken}). Check the network and the credentials. {again}".rstrip())
 

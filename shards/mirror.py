@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -78,14 +78,7 @@ def open_records(path: Path, mirror: Mirror, *, records_bytes: int, records_sha2
         InputError, DamageError, ResourceError: As :func:`open_tar`.
     """
     there = _open_if_there(path, records_bytes)
-    if there is not None:
-        return there
-    with fetching(path.parent):
-        with committed(path, CACHE_OPTION) as temporary:
-            found = download(f"{mirror.url}/{path.name}", temporary, at_most=records_bytes, whole=True, advice=ADVICE)
-            if found != records_sha256:
-                raise DamageError(f"{mirror.url}/{path.name}: damaged: its SHA-256 is {found}, its sidecar says {records_sha256}. Upload it again.")
-        return path.open("rb")
+    return there if there is not None else _fetch(path, mirror, size=records_bytes, sha256=records_sha256)
 
 
 def touch(path: Path, tar_bytes: int) -> bool:
@@ -128,19 +121,29 @@ def fetch_tar(
     if tar_bytes > mirror.cache_bytes:
         allowed = f"{CACHE_OPTION}-gb {mirror.cache_bytes / 1e9:g}"
         raise InputError(f"{url}: has {tar_bytes} bytes, more than {allowed} holds. Give at least {gigabytes(tar_bytes)}.")
+    return _fetch(
+        path, mirror, size=tar_bytes, sha256=tar_sha256, stop=stop, room=lambda: make_room(path.parent, mirror.cache_bytes - tar_bytes, keep)
+    )
+
+
+def _fetch(
+    path: Path, mirror: Mirror, *, size: int, sha256: str, stop: threading.Event | None = None, room: Callable[[], None] = lambda: None
+) -> BinaryIO:
+    """Fetch a file of a mirror into its place, unless somebody else has done so meanwhile, and open it; ``room`` is made before."""
+    url = f"{mirror.url}/{path.name}"
     with fetching(path.parent, stop):
-        there = _open_if_there(path, tar_bytes)  # under the lock nobody removes it
+        there = _open_if_there(path, size)  # under the lock nobody removes it
         if there is not None:
             return there
         with disk_errors(path, CACHE_OPTION):
             path.unlink(missing_ok=True)
-            make_room(path.parent, mirror.cache_bytes - tar_bytes, keep)
+            room()
         with committed(path, CACHE_OPTION) as temporary:
-            found = download(url, temporary, at_most=tar_bytes, whole=True, stop=stop, advice=ADVICE)
-            if found != tar_sha256:
+            found = download(url, temporary, at_most=size, whole=True, stop=stop, advice=ADVICE)
+            if found != sha256:
                 raise DamageError(
-                    f"{url}: damaged: its SHA-256 is {found}, its sidecar says {tar_sha256}. If the dataset there has just been changed, run the "
-                    "same command again. If not, check the original with: python cli.py verify, and upload this tar again."
+                    f"{url}: damaged: its SHA-256 is {found}, its sidecar says {sha256}. If the dataset there has just been changed, run the "
+                    "same command again. If not, check the original with: python cli.py verify, and upload this file again."
                 )
         return path.open("rb")
 

@@ -39,6 +39,11 @@ class _Version:
         """What ``If-Range`` takes: a strong validator (RFC 9110, section 13.1.5)."""
         return self.etag if self.etag is not None and not self.etag.startswith("W/") else self.last_modified
 
+    def goes_on(self, known: "_Version") -> bool:
+        """Whether a part of this state goes behind one of ``known``. An answer with a part may leave validators out (RFC 9110, section 15.3.7)."""
+        validators = ((self.etag, known.etag), (self.last_modified, known.last_modified))
+        return self.size == known.size and all(None in pair or pair[0] == pair[1] for pair in validators)
+
 
 def version_path(part: Path) -> Path:
     """Where :func:`download_resumed` keeps what it knows of a file that has not come whole yet."""
@@ -99,6 +104,10 @@ def _resume_once(
     if stop is not None and stop.is_set():
         raise Stopped
     if had and had == (known.size if known is not None and resumable else None):
+        if size not in (None, had):
+            raise DamageError(f"{url}: has {had} bytes, it should have {size}. {advice}")
+        if had > at_most:
+            raise DamageError(f"{url}: has {had} bytes, more than {at_most}. {advice}")
         return
     headers = {"Accept-Encoding": "identity", "User-Agent": "capstream"}
     if had and known is not None and resumable:
@@ -106,7 +115,7 @@ def _resume_once(
     try:
         answer = _answer(url, headers, advice)
         at, found = _place(answer, url)
-        if answer.status == 206 and (at != had or found != known):
+        if answer.status == 206 and (at != had or known is None or not found.goes_on(known)):
             answer.close()
             raise _OtherPartError("the server sent another part than it was asked for")
     except _OtherPartError:

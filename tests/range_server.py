@@ -21,6 +21,7 @@ class RangeServer(LocalServer):
         slow: Seconds between two pieces of 64 KB.
         ranges: Whether parts are sent; without, every answer is the whole file.
         etags: Whether states of files have names.
+        modified: A date that goes with whole files alone.
         ignores_if_range: Parts of the new file are sent for the old one.
     """
 
@@ -31,6 +32,7 @@ class RangeServer(LocalServer):
         self.status: dict[str, int] = {}
         self.slow = 0.0
         self.ranges = self.etags = True
+        self.modified: str | None = None
         self.ignores_if_range = False
         self.closing = threading.Event()
         super().__init__()
@@ -73,6 +75,8 @@ class RangeServer(LocalServer):
             request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
             request.send_response(200)
+            if self.modified is not None:
+                request.send_header("Last-Modified", self.modified)
         request.send_header("Content-Length", str(len(content) - start))
         if etag is not None:
             request.send_header("ETag", etag)

@@ -389,6 +389,17 @@ def test_a_pass_killed_at_any_moment_goes_on_to_the_same_bytes(small: Small, man
     kill_and_compare(small, many_parts, tmp_path / "out", int(random.integers(0, 18)), float(random.uniform(0, 0.02)))
 
 
+def test_parts_that_a_pass_killed_right_behind_its_end_has_left_are_removed(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "features"
+    shutil.copytree(small.features, out)
+    parts = out / ".train.parts"
+    parts.mkdir()
+    shutil.copyfile(out / "train.h5", parts / "000000.h5")
+    (kept, _) = cache_features(shards=small.shards, out=out, backbone="resnet18", weights="random", device="cpu")
+    assert kept.kept
+    assert not parts.exists()
+
+
 def test_a_damaged_part_is_made_anew_and_nothing_is_left_over(small: Small, many_parts: tuple[Path, bytes], tmp_path: Path) -> None:
     shards, whole = many_parts
     out = with_kept_weights(small, tmp_path / "out")

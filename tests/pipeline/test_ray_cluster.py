@@ -76,6 +76,15 @@ def test_a_task_whose_process_dies_every_time_is_an_error_with_advice(cluster: R
         list(cluster.run(lambda: os.kill(os.getpid(), signal.SIGKILL), [()]))
 
 
+def test_a_task_that_waits_for_what_others_hold_is_told(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.ray_cluster.PATIENCE_SECONDS", 1.0)
+    held = cluster.run(time.sleep, [(0,), (5,)])
+    next(held)  # the second one holds a CPU now
+    said: list[str] = []
+    assert list(RayCluster(said.append).run(lambda: 5, [()], cpus=2)) == [5]
+    assert said[0] == "A task that needs 2 CPUs and 0 GPUs has not ended for 1 s; free on the cluster: 1 CPUs, 0 GPUs."
+
+
 def test_shards_are_byte_for_byte_those_of_the_local_executor(cluster: RayCluster, drawn: Path, tmp_path: Path) -> None:
     assert shard(drawn, tmp_path / "out", cluster=cluster).shards == 4
     assert contents(tmp_path / "out") == contents(drawn / "whole")

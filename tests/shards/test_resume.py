@@ -113,6 +113,34 @@ def test_another_size_than_was_published_is_refused_before_anything_comes(server
     assert not (tmp_path / "a").read_bytes()
 
 
+def test_a_file_that_has_come_whole_is_refused_if_it_should_have_another_size(server: RangeServer, tmp_path: Path) -> None:
+    server.files["/a"] = bytes(100_000)
+    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    with pytest.raises(DamageError, match=r"/a: has 100000 bytes, it should have 7\."):
+        download_resumed(f"{server.url}/a", tmp_path / "a", size=7, at_most=LARGE)
+    with pytest.raises(DamageError, match=r"/a: has 100000 bytes, more than 1000\."):
+        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=1000)
+
+
+def test_a_server_that_tells_its_date_with_whole_files_alone_is_gone_on_with(server: RangeServer, tmp_path: Path) -> None:
+    server.modified = "Tue, 24 Nov 2026 12:00:00 GMT"
+    content = server.files["/a"] = os.urandom(200_000)
+    server.cut["/a"] = (50_000, 1)
+    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    assert (tmp_path / "a").read_bytes() == content
+    assert server.requests("/a") == [None, "bytes=50000-"]
+
+
+def test_attempts_end_when_nobody_wants_the_file_any_more(server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "BACKOFF_SECONDS", (60.0,))
+    server.status["/a"] = 503
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    with pytest.raises(fetch.Stopped):
+        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE, stop=stop)
+    assert server.requests("/a") == [None]
+
+
 @pytest.mark.parametrize(
     ("status", "error", "says", "requests"),
     [(404, InputError, "there is no such file", 1), (403, ResourceError, "not allowed", 1), (503, ResourceError, "in 4 attempts .*503", 4)],
