@@ -212,7 +212,19 @@ def local_shards(shards: Path | str, cache: Path, gigabytes: float) -> Path:
     return localize(shards, cache=cache, cache_bytes=int(gigabytes * 1e9))
 
 
-executor_options = [
+def together(*options: Callable[[Any], Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Several options as one decorator, in the order of the help."""
+
+    def add(function: Callable[P, R]) -> Callable[P, R]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+# Where the tasks of a command run; :func:`chosen_cluster` takes what they were given.
+executor_option = together(
     click.option("--executor", type=click.Choice(["local", "ray"]), default="local", help="Where tasks run: processes here, or Ray."),
     click.option(
         "--ray-address",
@@ -222,14 +234,7 @@ executor_options = [
     ),
     click.option("--task-id", type=int, default=None, help="Do only share I of the work, from 0; the same command without it finishes it."),
     click.option("--num-tasks", type=int, default=None, help="With --task-id: how many shares there are."),
-]
-
-
-def executor_option(function: Callable[P, R]) -> Callable[P, R]:
-    """--executor, --ray-address, --task-id and --num-tasks."""
-    for option in reversed(executor_options):
-        function = option(function)
-    return function
+)
 
 
 def chosen_cluster(executor: str, ray_address: str | None, workers: int | None, task_id: int | None) -> "AbstractContextManager[Cluster | None]":
@@ -259,46 +264,52 @@ checkpoint_option = click.option(
 )
 
 
+columns_option = click.option(
+    "--column", "columns", multiple=True, metavar="ROLE=NAME", help="Of tables: the column of each image, caption or split."
+)
+
+
 def captions_options(help_text: str, *, several: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """--captions, and what says how it is to be read."""
-    options = [
+    return together(
         click.option("--captions", type=Folder, required=True, multiple=several, help=help_text),
         click.option("--split", default=None, show_default="train, or all that the captions name", help="Which split, or what to call the only one."),
         click.option(
             "--split-list", "split_lists", multiple=True, metavar="SPLIT=FILE", help="A split's images, one name per line; once for each split."
         ),
-        click.option("--column", "columns", multiple=True, metavar="ROLE=NAME", help="Of tables: the column of each image, caption or split."),
+        columns_option,
         click.option("--no-restval", is_flag=True, help="Of Karpathy's files: keep split restval apart; else it becomes part of train."),
-    ]
-
-    def add(function: Callable[P, R]) -> Callable[P, R]:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
+    )
 
 
-def caption_source(captions: tuple[Path, ...], split_lists: tuple[str, ...], columns: tuple[str, ...], no_restval: bool) -> "CaptionSource":
-    """What the options of :func:`captions_options` ask for."""
+def pair(option: str, value: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE."""
+    name, equals, rest = value.partition("=")
+    if not (name and equals and rest):
+        raise click.UsageError(f"{option} {value}: two things with = between them are expected.")
+    return name, rest
+
+
+def chosen_columns(columns: tuple[str, ...]) -> dict[str, str]:
+    """What :data:`columns_option` asks for."""
     from pipeline.caption_columns import USUAL
-    from pipeline.caption_files import CaptionSource
-    from shards.manifest import check_split_name
-
-    def pair(option: str, value: str) -> tuple[str, str]:
-        name, equals, rest = value.partition("=")
-        if not (name and equals and rest):
-            raise click.UsageError(f"{option} {value}: two things with = between them are expected.")
-        return name, rest
 
     roles = dict(pair("--column", value) for value in columns)
     if unknown := [role for role in roles if role not in USUAL]:
         raise click.UsageError(f"--column {unknown[0]}=...: the roles are {', '.join(USUAL)}.")
+    return roles
+
+
+def caption_source(captions: tuple[Path, ...], split_lists: tuple[str, ...], columns: tuple[str, ...], no_restval: bool) -> "CaptionSource":
+    """What the options of :func:`captions_options` ask for."""
+    from pipeline.caption_files import CaptionSource
+    from shards.manifest import check_split_name
+
     lists = [pair("--split-list", value) for value in split_lists]
     return CaptionSource(
         paths=captions,
         split_lists=tuple((check_split_name(split), Path(file)) for split, file in lists),
-        columns=roles,
+        columns=chosen_columns(columns),
         restval=not no_restval,
     )
 
@@ -902,24 +913,20 @@ def curves(runs: tuple[Path, ...], out: Path) -> None:
     next_step(f"look at {out}, then caption a picture: python cli.py caption --run {runs[0]} PHOTO.jpg")
 
 
-def decoding_options(function: Callable[P, R]) -> Callable[P, R]:
-    """How captions are made, for the commands that make them; :func:`chosen_decoding` takes what they were given."""
-    options = [
-        click.option("--beam", type=int, default=1, help="Beam search with so many hypotheses; 1 is greedy."),
-        click.option("--length-penalty", type=float, default=0.0, help="Beam search: above 0 longer captions count for more."),
-        click.option("--block-ngrams", type=int, default=0, show_default="any may", help="No sequence of so many words comes twice in a caption."),
-        click.option("--groups", type=int, default=1, help="Beam search: groups of --beam hypotheses that avoid each other's words."),
-        click.option("--diversity", type=float, default=0.5, help="With --groups: how strongly they do."),
-        click.option("--samples", type=int, default=0, help="Draw so many captions at random instead of searching."),
-        click.option("--temperature", type=float, default=1.0, help="With --samples: below 1 likely words become likelier still."),
-        click.option("--top-k", type=int, default=0, show_default="all", help="With --samples: only from the so many likeliest words."),
-        click.option("--top-p", type=float, default=1.0, help="With --samples: only from the likeliest words that have this share together."),
-        click.option("--seed", type=int, default=0, help="With --samples: the same seed draws the same captions."),
-        click.option("--max-words", type=int, default=20, help="Captions are cut behind so many words."),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+# How captions are made, for the commands that make them; :func:`chosen_decoding` takes what they were given.
+decoding_options = together(
+    click.option("--beam", type=int, default=1, help="Beam search with so many hypotheses; 1 is greedy."),
+    click.option("--length-penalty", type=float, default=0.0, help="Beam search: above 0 longer captions count for more."),
+    click.option("--block-ngrams", type=int, default=0, show_default="any may", help="No sequence of so many words comes twice in a caption."),
+    click.option("--groups", type=int, default=1, help="Beam search: groups of --beam hypotheses that avoid each other's words."),
+    click.option("--diversity", type=float, default=0.5, help="With --groups: how strongly they do."),
+    click.option("--samples", type=int, default=0, help="Draw so many captions at random instead of searching."),
+    click.option("--temperature", type=float, default=1.0, help="With --samples: below 1 likely words become likelier still."),
+    click.option("--top-k", type=int, default=0, show_default="all", help="With --samples: only from the so many likeliest words."),
+    click.option("--top-p", type=float, default=1.0, help="With --samples: only from the likeliest words that have this share together."),
+    click.option("--seed", type=int, default=0, help="With --samples: the same seed draws the same captions."),
+    click.option("--max-words", type=int, default=20, help="Captions are cut behind so many words."),
+)
 
 
 def chosen_decoding(settings: dict[str, Any]) -> "Decoding":
@@ -1051,6 +1058,7 @@ def typed_command() -> str:
 @decoding_options
 @click.option("--captions", type=Folder, default=None, help="Instead of --run: captions in COCO's result format, whoever made them.")
 @click.option("--references", type=Folder, default=None, help="With --captions: what to compare with, captions in any form that shard takes.")
+@columns_option
 @click.option("--out", type=Folder, default=None, help="The score file. [default: RUN/SPLIT.scores.json, or beside --captions]")
 @click.option("--results", type=Folder, default=None, help="With --run: the captions in COCO's result format. [default: beside the score file]")
 @click.option(
@@ -1070,6 +1078,7 @@ def evaluate(
     split: str,
     captions: Path | None,
     references: Path | None,
+    columns: tuple[str, ...],
     out: Path | None,
     results: Path | None,
     ptb: "Ptb",
@@ -1090,11 +1099,13 @@ def evaluate(
             raise click.UsageError(f"With --captions and --references nothing is captioned: leave out {', '.join(unused)}.")
         from pipeline.score_results import score_results
 
-        scored = score_results(captions=captions, references=references, **scoring)
+        scored = score_results(captions=captions, references=references, columns=chosen_columns(columns), **scoring)
         show_scores(scored.scores)
         say(f"{scored.out}: scores of {len(scored.scores.images)} captions.")
         next_step(shlex.join(["python", "cli.py", "report", str(scored.out), "--out", str(scored.out.with_name("report.html"))]))
         return
+    if columns:
+        raise click.UsageError("--column is for --references.")
     if not runs:
         raise click.UsageError("Give --run with --features or --shards, or give --captions and --references.")
     if features is not None and typed("weights"):

@@ -32,6 +32,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.generated import synchronized
 from benchmarks.machine import device_name, machine, machine_line, spread, table, write_report
 from benchmarks.workload import Usage, measured_apart, run_command, say, shard_photographs, take_turns, write_weights
 from model.encoder import FrozenBackbone
@@ -96,11 +97,6 @@ def exact_network(s: argparse.Namespace) -> tuple[FrozenBackbone, torch.device]:
     return frozen.to(device), device
 
 
-def sync(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @torch.inference_mode()
 def measure_tutorial(s: argparse.Namespace) -> float:
     """A: images/s."""
@@ -126,12 +122,10 @@ def measure_tutorial(s: argparse.Namespace) -> float:
 def timed(batch: Callable[[int], None], s: argparse.Namespace, device: torch.device) -> float:
     """Images/s of ``--batches`` batches after one that is not timed."""
     batch(0)
-    sync(device)
-    started = time.perf_counter()
+    started = synchronized(device)
     for number in range(1, s.batches + 1):
         batch(number)
-    sync(device)
-    return float(s.batches * s.batch_size / (time.perf_counter() - started))
+    return float(s.batches * s.batch_size / (synchronized(device) - started))
 
 
 def measure_network(s: argparse.Namespace, step: dict[str, bool]) -> dict[str, float]:

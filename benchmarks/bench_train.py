@@ -42,7 +42,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.generated import WORDS, write_generated, write_words
+from benchmarks.generated import WORDS, synchronized, write_generated, write_words
 from benchmarks.machine import device_name, machine, machine_line, spread, table, write_report
 from benchmarks.tutorial import EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT, JpegFolder, TutorialCaptioner, tutorial_loader, tutorial_steps, unpack
 from benchmarks.workload import measured_apart, run_command, say, shard_photographs, take_turns, write_weights
@@ -184,14 +184,11 @@ def ours_raw(s: argparse.Namespace) -> dict[str, float]:
 
 def timed(steps: Iterator[int], warm_up: int, count: int, device: torch.device) -> dict[str, float]:
     """Captions per second of ``count`` steps, each of which says how many captions it had, after some that are not timed."""
-    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for _ in range(warm_up):
         next(steps)
-    wait()
-    started = time.perf_counter()
+    started = synchronized(device)
     captions = sum(itertools.islice(steps, count))
-    wait()
-    return {"captions_per_second": captions / (time.perf_counter() - started)}
+    return {"captions_per_second": captions / (synchronized(device) - started)}
 
 
 def tutorial_network(s: argparse.Namespace, split: Split, device: torch.device) -> FrozenBackbone:

@@ -131,7 +131,7 @@ def _beginning(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(BEGINNING_BYTES)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file (--captions should name a file or folder of captions).") from None
+        raise InputError(f"{path}: no such file or folder of captions.") from None
     except OSError as problem:
         raise InputError(f"{path}: cannot be read: {problem.strerror}.") from None
 

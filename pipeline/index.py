@@ -4,6 +4,7 @@ The tars stay as they are, and nothing is unpacked: what the readers need and su
 into a file of records and a sidecar beside each. Images stay in the size that they have; what is not of the declared one is left out.
 """
 
+import hashlib
 import itertools
 import json
 import re
@@ -15,6 +16,8 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from pipeline.captions import storable
 from pipeline.executors import run_tasks
@@ -96,13 +99,14 @@ def index_tars(folder: Path, *, resize: Resize, split: str = "train", tars: Sequ
             for there in results:
                 kept += there
                 progress.advance(1)
-        _check_keys(chosen)
         sidecars = [read_sidecar(sidecar_path(tar)) for tar in chosen]
+        _check_keys(chosen, sidecars)
         summary = summary_of(sidecars, kept=kept, committed=True)
         commit_split(Output(folder=folder), split, _config(resize), {"tars": [tar.name for tar in chosen]}, summary, sidecars)
     if not summary.images:
         totals = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items()) or "the tars are empty"
-        raise InputError(f"{folder}: no sample of these tars could be used ({totals}). See {folder / REJECTS_FILE}; check --size and --resize.")
+        check = " Check --size and --resize." if "other_size" in summary.rejects else ""
+        raise InputError(f"{folder}: no sample of these tars could be used ({totals}). See {folder / REJECTS_FILE}.{check}")
     return summary
 
 
@@ -133,8 +137,11 @@ def _chosen(folder: Path, split: str, patterns: Sequence[str], resize: Resize) -
             )
     names = [name for name in names if owner.get(name, split) == split]
     if not names:
-        of_these = f" of these names ({', '.join(patterns)})" if patterns else " that is in no split"
-        raise InputError(f"{folder}: holds no .tar file{of_these}.")
+        if patterns:
+            raise InputError(f"{folder}: holds no .tar file of these names ({', '.join(patterns)}). Give other --tars.")
+        if owner:
+            raise InputError(f"{folder}: all its tars are in other splits already ({', '.join(sorted(set(owner.values())))}).")
+        raise InputError(f"{folder}: holds no .tar file. Give the folder that img2dataset wrote, its --output_folder.")
     for name in names:
         if not INDEXED_TAR.fullmatch(name):
             raise InputError(
@@ -153,16 +160,15 @@ def _check_stranger(path: Path) -> None:
             raise OccupiedError(f"{path}: is no sidecar, and the tar's would be here. Move it away, or rename the tar.")
 
 
-def _check_keys(tars: Sequence[Path]) -> None:
+def _check_keys(tars: Sequence[Path], sidecars: Sequence[Sidecar]) -> None:
     """Refuse tars that have keys in common: an image's id would be no name for it."""
-    seen: dict[int, Path] = {}
-    for tar in tars:
-        for sample in read_sidecar(sidecar_path(tar)).samples:
-            other = seen.setdefault(int(sample.key), tar)
-            if other is not tar:
-                raise InputError(
-                    f"{tar}: has a sample {sample.key}, and so has {other}: they come from different downloads. Index them in folders of their own."
-                )
+    keys = [np.fromiter((int(sample.key) for sample in sidecar.samples), np.int64) for sidecar in sidecars]
+    found, counts = np.unique(np.concatenate(keys), return_counts=True)
+    if (counts == 1).all():
+        return
+    key = found[counts > 1][0]
+    first, other, *_ = (tar for tar, own in zip(tars, keys, strict=True) if key in own)
+    raise InputError(f"{other}: has a sample {key}, and so has {first}: they come from different downloads. Index them in folders of their own.")
 
 
 def index_tar(task: IndexTask) -> bool:
@@ -179,7 +185,7 @@ def index_tar(task: IndexTask) -> bool:
     samples: list[Sample] = []
     images = Photographs()
     with tar.open("rb") as file, committed_file(records) as out:
-        offset = 0
+        offset, records_sha256 = 0, hashlib.sha256()
         try:
             for key, image, data, record in _samples(file, task, rejects):
                 text = record_bytes(record)
@@ -187,9 +193,11 @@ def index_tar(task: IndexTask) -> bool:
                 samples.append(Sample(key=key, captions=1, jpg=jpg, json=Member(offset=offset, size=len(text), crc32=zlib.crc32(text))))
                 images.add(data)
                 out.write(text)
+                records_sha256.update(text)
                 offset += len(text)
         except TarError as problem:
             samples, rejects, images = [], [Reject(file=tar.name, reason="damaged_tar", message=f"{tar.name}: {problem}")], Photographs()
+            offset, records_sha256 = 0, hashlib.sha256()
             out.seek(0)
             out.truncate()
     sidecar = Sidecar(
@@ -203,7 +211,7 @@ def index_tar(task: IndexTask) -> bool:
         samples=tuple(samples),
         rejects=tuple(rejects),
         versions=versions,
-        records=RecordsFile(bytes=records.stat().st_size, sha256=file_sha256(records)),
+        records=RecordsFile(bytes=offset, sha256=records_sha256.hexdigest()),
     )
     write_json(sidecar_path(tar), sidecar.content())
     return False

@@ -1,8 +1,9 @@
 """Anybody's result file + references -> scores, without a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from pipeline.caption_files import CaptionSource, read_captions
 from pipeline.result_file import read_results
@@ -24,6 +25,7 @@ def score_results(
     *,
     captions: Path,
     references: Path,
+    columns: Mapping[str, str] = MappingProxyType({}),
     out: Path | None = None,
     ptb: Ptb = "builtin",
     java: bool = True,
@@ -35,6 +37,7 @@ def score_results(
     Args:
         captions: A JSON list of ``{"image_id", "caption"}``, a caption for each image; images without one are counted and not scored.
         references: What people wrote, as :func:`pipeline.caption_files.read_captions` reads it, of all splits.
+        columns: Of a table of references, as for :class:`pipeline.caption_files.CaptionSource`.
         out: The score file; by default ``NAME.scores.json`` beside ``captions``.
         ptb, java: As :func:`pipeline.scoring.score_texts`.
         command: The command line, for the score file.
@@ -50,7 +53,7 @@ def score_results(
         if out.resolve() == given.resolve():
             raise InputError(f"--out {out}: this is the file of {option}, which would be lost. Choose another name.")
     check_scores_place(out)
-    read = read_captions(CaptionSource(paths=(references,)))
+    read = read_captions(CaptionSource(paths=(references,), columns=columns))
     records = [record for some in read.splits.values() for record in some]
     rejects = [reject for some in read.rejects.values() for reject in some]
     if not records:

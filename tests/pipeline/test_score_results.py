@@ -98,6 +98,18 @@ def test_inputs_are_never_overwritten(coco: Path) -> None:
             score_results(captions=coco / "results.json", references=coco / "references.json", out=coco / name, java=False)
 
 
+def test_columns_of_a_table_of_references_can_be_named(coco: Path, run_cli: Callable[..., Result]) -> None:
+    (coco / "table.csv").write_text("picture,words\na.jpg,a red square\nb.jpg,a blue circle\n")
+    (coco / "two.json").write_text(json.dumps([{"image_id": n, "caption": "a red square"} for n in (0, 1)]))
+    typed = ("evaluate", "--captions", coco / "two.json", "--references", coco / "table.csv", "--no-java")
+    result = run_cli(*typed)
+    assert result.exit_code == 1
+    assert "--column image=NAME --column caption=NAME" in result.output
+    result = run_cli(*typed, "--column", "image=picture", "--column", "caption=words")
+    assert result.exit_code == 0, result.output
+    assert "scores of 2 captions" in result.output
+
+
 def test_references_of_another_form_are_refused_by_name(coco: Path) -> None:
     with pytest.raises(InputError, match=r"results\.json: has no column of images"):
         score_results(captions=coco / "results.json", references=coco / "results.json", java=False)
