@@ -22,9 +22,9 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `train` and `cache-features` were called with."""
+    """What some commands were called with."""
     calls: dict[str, Any] = {}
-    for name in ("train", "cache-features", "shard", "import-features"):
+    for name in ("train", "cache-features", "shard", "import-features", "caption"):
         monkeypatch.setattr(cli.commands[name], "callback", lambda **given: calls.update(given))
     return calls
 
@@ -57,6 +57,23 @@ def test_options_come_from_the_environment(
     result = run_cli(command, "--out", "o")
     assert result.exit_code == 0, result.output
     assert {name: seen[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "option", "paths"),
+    [
+        ("CAPSTREAM_CAPTION_RUN", ("caption", "a.jpg"), "runs", ("runs/a", "runs/b")),
+        ("CAPSTREAM_CAPTION_RUN", ("caption", "a.jpg"), "runs", ("my runs/a",)),
+        ("CAPSTREAM_SHARD_CAPTIONS", ("shard", "--images", "i", "--out", "o"), "captions", ("train.json", "my val.json")),
+    ],
+)
+def test_several_paths_of_a_variable_stand_as_in_path_so_that_they_may_hold_spaces(
+    seen: dict[str, Any], run_cli: Run, monkeypatch: pytest.MonkeyPatch, name: str, typed: tuple[str, ...], option: str, paths: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv(name, os.pathsep.join(paths))
+    result = run_cli(*typed)
+    assert result.exit_code == 0, result.output
+    assert seen[option] == tuple(map(Path, paths))
 
 
 def test_the_command_line_goes_over_the_environment_that_over_the_file_and_the_file_over_defaults(
