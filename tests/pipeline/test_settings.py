@@ -164,9 +164,13 @@ def test_trains_own_config_stays_a_recipe_and_options_from_the_outer_file_go_ove
     assert chosen_settings({"batch_size": seen["batch_size"]}, config=seen["config_file"]) == {"batch_size": 16, "layers": 2}
 
 
-def test_an_option_that_stands_before_the_command_is_said_to(run_cli: Run) -> None:
-    result = run_cli("train", "--quiet")
-    assert (result.exit_code, "It stands before the command: python cli.py --quiet train ..." in result.output) == (2, True)
+@pytest.mark.parametrize(
+    ("typed", "right"),
+    [(("train", "--quiet"), "python cli.py --quiet train ..."), (("stats", "x", "--config", "c.toml"), "python cli.py --config PATH stats ...")],
+)
+def test_an_option_that_stands_before_the_command_is_said_to(run_cli: Run, typed: tuple[str, ...], right: str) -> None:
+    result = run_cli(*typed)
+    assert (result.exit_code, f"It stands before the command: {right}" in result.output) == (2, True)
 
 
 def test_written_names_are_those_of_the_help() -> None:
