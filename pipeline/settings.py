@@ -97,7 +97,10 @@ def read_defaults(path: Path, commands: Mapping[str, click.Command]) -> dict[str
         raise click.UsageError(f"--config {path}: not a TOML file that can be read ({error}). {example}") from None
     defaults: dict[str, dict[str, Any]] = {}
     for name, table in content.items():
-        if name not in commands or not isinstance(table, dict):
+        if not isinstance(table, dict):
+            meant = f" Did you mean [{name}]?" if name in commands else ""
+            raise click.UsageError(f"--config {path}: {name} = {table!r} stands outside a table: options stand below [train], for example.{meant}")
+        if name not in commands:
             raise click.UsageError(
                 f"--config {path}: there is no command {name!r}, whose options could stand in a table.{_meant(name, commands)} "
                 f"There are {', '.join(commands)}. (A recipe for train alone goes behind it: train --config FILE.)"

@@ -105,8 +105,9 @@ def test_the_file_may_be_named_by_the_environment_and_fills_required_options(
     ("content", "says"),
     [
         ("[trian]\n", "there is no command 'trian', whose options could stand in a table. Did you mean train?"),
-        ("batch-size = 3\n", "there is no command 'batch-size'"),
-        ("train = 3\n", "there is no command 'train', whose options could stand in a table."),
+        ("batch-size = 3\n", "batch-size = 3 stands outside a table: options stand below [train], for example.\n"),
+        ("train = 3\n", "train = 3 stands outside a table: options stand below [train], for example. Did you mean [train]?\n"),
+        ("[[train]]\nlr = 1\n", "train = [{'lr': 1}] stands outside a table:"),
         ("[train]\nbatchsize = 3\n", "[train] batchsize: train has no such option. Did you mean batch-size?"),
         ("[caption]\nimages = ['a']\n", "[caption] images: caption has no such option."),
         ("[train]\nbatch-size = 'many'\n", "[train] batch-size: 'many' is not a valid integer."),
