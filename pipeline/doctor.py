@@ -234,8 +234,7 @@ def _features(root: Path) -> Iterator[Check]:
 
 
 def _runs(runs: Path) -> Iterator[Check]:
-    found = _run_folders(runs)
-    trained = [run for run in found if (run / "latest.json").is_file()]
+    found, trained = _run_folders(runs), _trained_runs(runs)
     shown = ", ".join(str(run) for run in found[:5]) + (f", and {len(found) - 5} more" if len(found) > 5 else "")
     what = f"{shown} ({len(trained)} with a checkpoint)" if found else f"none in {runs}"
     yield Check(name="Runs", ok=bool(trained), found=what, advice="Make one with: python cli.py train")
@@ -246,9 +245,14 @@ def _run_folders(runs: Path) -> list[Path]:
     return [path.parent for pattern in ("*/config.json", "*/run/config.json") for path in sorted(runs.glob(pattern))]
 
 
+def _trained_runs(runs: Path) -> list[Path]:
+    """Those that have a checkpoint to caption with."""
+    return [run for run in _run_folders(runs) if (run / "latest.json").is_file()]
+
+
 def _next_step(root: Path, runs: Path, ok: set[str]) -> str:
     if "Runs" in ok:
-        return f"caption --run {_run_folders(runs)[0]} PHOTO.jpg"
+        return f"caption --run {_trained_runs(runs)[0]} PHOTO.jpg"
     if "Features" in ok:
         return f"train --features {min(root.glob('*/*.h5')).parent} --out {runs}/first"
     if "Shards" in ok:

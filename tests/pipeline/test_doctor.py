@@ -69,6 +69,10 @@ def test_what_is_there_is_found_and_the_next_command_follows_from_it(tmp_path: P
     (runs / "first/latest.json").write_text("{}")
     assert by_name(root, runs)["Runs"].found == f"{runs}/first (1 with a checkpoint)"
     assert following() == f"caption --run {runs}/first PHOTO.jpg"
+    (runs / "earlier").mkdir()
+    (runs / "earlier/config.json").write_text("{}")
+    assert by_name(root, runs)["Runs"].found == f"{runs}/earlier, {runs}/first (1 with a checkpoint)"
+    assert following() == f"caption --run {runs}/first PHOTO.jpg"
 
 
 @pytest.mark.parametrize("content", ["{", '{"format_version": 9}', '{"format_version": 1, "config": 3}'])
