@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.datasets import DATASETS
+
 MIN_PYTHON = (3, 11)
 # Photographs of COCO 2014, its archives, what is made of them: README.md has the single figures.
 COCO_BYTES = 50 * 10**9
@@ -26,7 +28,8 @@ EXTRAS = {
     "parquet": (("pyarrow",), "captions from Parquet files"),
     "ray": (("ray",), "sharding and caching on a cluster"),
 }
-COCO_FOLDERS = ("train2014", "val2014", "train2017", "val2017")
+CAPTION_FILES = ("annotations/captions_*.json", "karpathy/*.json", "flickr8k/*.token.txt")
+NEXT_STEPS = [step for dataset in DATASETS.values() for step in dataset.next_steps.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,7 @@ def _disk(root: Path, runs: Path) -> Iterator[Check]:
     free = {folder: free_bytes(folder) for folder in (root, runs)}
     found = ", ".join(f"{folder}: {size / 1e9:,.1f} GB free" for folder, size in free.items())
     advice = f"All of COCO 2014 takes about {COCO_BYTES / 1e9:.0f} GB; a part of it is less (download --parts, shard --limit)."
-    yield Check(name="Disk", ok=free[root] >= COCO_BYTES or any((root / name).is_dir() for name in COCO_FOLDERS), found=found, advice=advice)
+    yield Check(name="Disk", ok=free[root] >= COCO_BYTES or bool(_image_folders(root)), found=found, advice=advice)
 
 
 def _extras() -> Iterator[Check]:
@@ -205,10 +208,15 @@ def _java() -> Iterator[Check]:
 
 
 def _data(root: Path) -> Iterator[Check]:
-    found = [f"{name} ({_count(root / name):,} files)" for name in (*COCO_FOLDERS, "flickr8k") if (root / name).is_dir()]
-    captions = sorted(path.name for path in root.glob("annotations/captions_*.json")) + sorted(path.name for path in root.glob("karpathy/*.json"))
+    found = [f"{name} ({_count(root / name):,} files)" for name in _image_folders(root)]
+    captions = [path.name for pattern in CAPTION_FILES for path in sorted(root.glob(pattern))]
     advice = f"python cli.py download coco2014 --root {root}, or python cli.py demo for drawn scenes"
     yield Check(name="Data", ok=bool(found and captions), found=", ".join([*found, *captions]) or f"nothing in {root}", advice=advice)
+
+
+def _image_folders(root: Path) -> list[str]:
+    """Those of the known datasets that are there, below the root."""
+    return [name for name in dict.fromkeys(name for step in NEXT_STEPS for name in step.images) if (root / name).is_dir()]
 
 
 def _count(folder: Path) -> int:
@@ -257,8 +265,5 @@ def _next_step(root: Path, runs: Path, ok: set[str]) -> str:
         return f"train --features {min(root.glob('*/*.h5')).parent} --out {runs}/first"
     if "Shards" in ok:
         return f"cache-features --shards {min(root.glob('*/dataset.json')).parent} --out {root}/features"
-    split = next((name for name in COCO_FOLDERS if "Data" in ok and (root / f"annotations/captions_{name}.json").is_file()), None)
-    if split is not None:
-        captions = f"{root}/annotations/captions_{split}.json"
-        return f"shard --images {root}/{split} --captions {captions} --out {root}/shards --split {split[:-4]}"
-    return f"download coco2014 --root {root}, or python cli.py demo"
+    possible = (step.on(root) for step in NEXT_STEPS if "Data" in ok and step.possible(root))
+    return next(possible, f"download coco2014 --root {root}, or python cli.py demo")

@@ -21,7 +21,8 @@ from click.testing import Result
 
 from cli import cli
 from pipeline import download as download_module
-from pipeline.download import DATASETS, Archive, Dataset, download
+from pipeline.datasets import DATASETS, Archive, Dataset
+from pipeline.download import download
 from shards import fetch
 from shards.atomic import exclusive
 from shards.errors import DamageError, InputError, OccupiedError, ResourceError
@@ -208,7 +209,8 @@ def program(server: RangeServer, root: Path, before: str = "") -> list[str]:
     """A process of its own that downloads the small dataset."""
     parts = {name: vars(archive) for name, archive in small_coco().parts.items()}
     code = (
-        f"import sys, json\nfrom dataclasses import replace\nfrom pathlib import Path\nfrom pipeline.download import DATASETS, Archive, download\n"
+        "import sys, json\nfrom dataclasses import replace\nfrom pathlib import Path\n"
+        f"from pipeline.datasets import DATASETS, Archive\nfrom pipeline.download import download\n"
         f"parts = {{name: Archive(**fields) for name, fields in json.loads({json.dumps(parts)!r}).items()}}\n"
         f"DATASETS['coco2014'] = replace(DATASETS['coco2014'], parts=parts)\n{before}\n"
         f"download('coco2014', root=Path({str(root)!r}), base_url={server.url!r}, quiet=False)\n"
@@ -297,7 +299,8 @@ def test_the_command_knows_the_datasets_and_every_one_has_a_next_step() -> None:
     for dataset in DATASETS.values():
         assert dataset.next_steps.keys() <= dataset.parts.keys()
         for step in dataset.next_steps.values():
-            assert step.split()[0] in cli.commands
+            assert step.command.split()[0] in cli.commands
+            assert step.captions is None or f" --captions {{root}}/{step.captions} " in step.command
 
 
 def test_an_unknown_dataset_is_refused(tmp_path: Path) -> None:
