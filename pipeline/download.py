@@ -71,6 +71,13 @@ class _Job:
     def part(self) -> Path:
         return temporary_path(self.path)
 
+    @property
+    def coming(self) -> int | None:
+        """How many bytes of the archive have still to come; None where nobody has published its size."""
+        if self.path.is_file():
+            return 0
+        return None if self.archive.size is None else max(self.archive.size - _bytes_of(self.part), 0)
+
 
 def download(
     dataset: str, *, root: Path = Path("data"), parts: Sequence[str] = (), base_url: str | None = None, quiet: bool = True
@@ -184,7 +191,7 @@ def _check_disk(jobs: Sequence[_Job], root: Path) -> None:
     Raises:
         ResourceError: Names both, and the free space.
     """
-    fetch = sum((job.archive.size or 0) - _bytes_of(job.part) for job in jobs if not job.path.is_file())
+    fetch = sum(job.coming or 0 for job in jobs)
     files = sum(sum(m.size for m in job.members) - bytes_there(job.into, job.members) if job.members else job.archive.unpacked for job in jobs)
     free = free_bytes(root)
     if jobs and fetch + files + SPARE_BYTES > free:
@@ -205,8 +212,9 @@ def _list_members(jobs: Iterable[_Job]) -> None:
 
 def _fetch(jobs: Sequence[_Job], page: str, *, quiet: bool) -> None:
     """Bring every archive under its final name, checked."""
-    coming = sum(max((job.archive.size or 0) - _bytes_of(job.part), 0) for job in jobs if not job.path.is_file())
-    with Progress("Downloading", total=round(coming / 1e6), unit="MB", quiet=quiet) as progress:
+    coming = [size for job in jobs if (size := job.coming) is not None]
+    total = round(sum(coming) / 1e6) if len(coming) == len(jobs) else None
+    with Progress("Downloading", total=total, unit="MB", quiet=quiet) as progress:
         shown = _Megabytes(progress, {job.archive.name: _bytes_of(job.part) for job in jobs})
 
         def bring(job: _Job, stop: threading.Event) -> None:

@@ -22,6 +22,7 @@ from click.testing import Result
 
 from cli import cli
 from pipeline import download as download_module
+from pipeline import progress as progress_module
 from pipeline.datasets import DATASETS, Archive, Dataset
 from pipeline.download import download
 from shards import fetch
@@ -204,6 +205,27 @@ def test_the_disk_is_checked_before_and_what_is_there_counts(server: RangeServer
         download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
     free[0] = 20_000
     download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
+
+
+def test_an_archive_of_unknown_size_takes_no_disk_off_the_others_and_its_progress_has_no_end(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = [0]
+    monkeypatch.setattr(download_module, "free_bytes", lambda _: free[0] + download_module.SPARE_BYTES)
+    monkeypatch.setattr(progress_module, "LINE_EVERY_SECONDS", 0.0)
+    coco = DATASETS["coco2014"]
+    archive = replace(coco.parts["val"], size=None)
+    monkeypatch.setitem(DATASETS, "coco2014", replace(coco, parts={"val": archive}))
+    (tmp_path / ".val2014.zip.tmp").write_bytes(ARCHIVES["/zips/val2014.zip"][:1000])
+    free[0] = archive.unpacked - 1
+    with pytest.raises(ResourceError, match="not enough space"):
+        download("coco2014", root=tmp_path, base_url=server.url)
+    free[0] += 1
+    download("coco2014", root=tmp_path, base_url=server.url, quiet=False)
+    assert unpacked(tmp_path) == VAL
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Downloading")]
+    assert lines
+    assert not [line for line in lines if " of " in line or " left" in line]
 
 
 def program(server: RangeServer, root: Path, before: str = "") -> list[str]:
