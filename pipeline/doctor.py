@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.datasets import DATASETS
+from shards.paths import free_bytes
 
 MIN_PYTHON = (3, 11)
 # Photographs of COCO 2014, its archives, what is made of them: README.md has the single figures.
@@ -173,8 +174,6 @@ def _cores() -> Iterator[Check]:
 
 
 def _disk(root: Path, runs: Path) -> Iterator[Check]:
-    from pipeline.unzip import free_bytes
-
     free = {folder: free_bytes(folder) for folder in (root, runs)}
     found = ", ".join(f"{folder}: {size / 1e9:,.1f} GB free" for folder, size in free.items())
     advice = f"All of COCO 2014 takes about {COCO_BYTES / 1e9:.0f} GB; a part of it is less (download --parts, shard --limit)."

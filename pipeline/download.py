@@ -14,10 +14,11 @@ from pathlib import Path
 
 from pipeline.datasets import DATASETS, Archive, Dataset
 from pipeline.progress import Progress
-from pipeline.unzip import Member, bytes_there, free_bytes, is_whole, unzip, zip_members
+from pipeline.unzip import Member, bytes_there, is_whole, unzip, zip_members
 from shards.atomic import disk_errors, exclusive, read_own_json, sync_folder, temporary_path, write_json
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
 from shards.fetch import Stopped
+from shards.paths import free_bytes
 from shards.resume import download_resumed, version_path
 
 FORMAT_VERSION = 1

@@ -147,7 +147,7 @@ def test_a_package_that_cannot_be_imported_is_an_answer_where_it_is_needed(tmp_p
     answers = {answer["name"]: answer["found"] for answer in json.loads(done.stdout)}
     failed = {name for name, found in answers.items() if found == "could not be found out: OSError: libcudart.so.13: cannot open shared object file"}
     assert asked <= failed
-    assert {"Python", "Packages", "Cores", "Java", "Data"} & failed <= {"Java"}
+    assert {"Python", "Packages", "Cores", "Disk", "Java", "Data"} & failed <= {"Java"}
 
 
 def test_a_missing_java_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
