@@ -8,21 +8,20 @@ import contextlib
 import gc
 import io
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from pipeline.tokenizer import tokenize
 from shards.errors import InputError
 from shards.manifest import SPLIT_NAME, Reject
+from shards.paths import is_inside
 
 FORMS = (
     'COCO caption JSON ("images" and "annotations"); a Karpathy split file ("images" with "sentences"); a token file (NAME#0, a tab, a caption); '
     "CSV, TSV, JSON lines, a JSON list or Parquet with columns of images and captions; a folder of images beside .txt files"
 )
-PLAIN_NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,14 +43,6 @@ class CaptionedImage:
     def tokenized(self) -> list[dict[str, Any]]:
         """The captions as an image's record has them: ``id``, ``text``, ``tokens``."""
         return [{"id": caption.id, "text": caption.text, "tokens": tokenize(caption.text)} for caption in self.captions]
-
-
-def is_inside(file_name: str) -> bool:
-    """Whether a relative file name stays below the folder that it is joined to, on POSIX and on Windows."""
-    if PLAIN_NAME.fullmatch(file_name):
-        return True
-    posix, windows = PurePosixPath(file_name), PureWindowsPath(file_name)
-    return not (posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts or "\0" in file_name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

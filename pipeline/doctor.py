@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.datasets import DATASETS
+from shards.paths import free_bytes
+
 MIN_PYTHON = (3, 11)
 # Photographs of COCO 2014, its archives, what is made of them: README.md has the single figures.
 COCO_BYTES = 50 * 10**9
@@ -26,7 +29,8 @@ EXTRAS = {
     "parquet": (("pyarrow",), "captions from Parquet files"),
     "ray": (("ray",), "sharding and caching on a cluster"),
 }
-COCO_FOLDERS = ("train2014", "val2014", "train2017", "val2017")
+CAPTION_FILES = ("annotations/captions_*.json", "karpathy/*.json", "flickr8k/*.token.txt")
+NEXT_STEPS = [step for dataset in DATASETS.values() for step in dataset.next_steps.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +174,10 @@ def _cores() -> Iterator[Check]:
 
 
 def _disk(root: Path, runs: Path) -> Iterator[Check]:
-    from pipeline.unzip import free_bytes
-
     free = {folder: free_bytes(folder) for folder in (root, runs)}
     found = ", ".join(f"{folder}: {size / 1e9:,.1f} GB free" for folder, size in free.items())
     advice = f"All of COCO 2014 takes about {COCO_BYTES / 1e9:.0f} GB; a part of it is less (download --parts, shard --limit)."
-    yield Check(name="Disk", ok=free[root] >= COCO_BYTES or any((root / name).is_dir() for name in COCO_FOLDERS), found=found, advice=advice)
+    yield Check(name="Disk", ok=free[root] >= COCO_BYTES or bool(_image_folders(root)), found=found, advice=advice)
 
 
 def _extras() -> Iterator[Check]:
@@ -205,10 +207,15 @@ def _java() -> Iterator[Check]:
 
 
 def _data(root: Path) -> Iterator[Check]:
-    found = [f"{name} ({_count(root / name):,} files)" for name in (*COCO_FOLDERS, "flickr8k") if (root / name).is_dir()]
-    captions = sorted(path.name for path in root.glob("annotations/captions_*.json")) + sorted(path.name for path in root.glob("karpathy/*.json"))
+    found = [f"{name} ({_count(root / name):,} files)" for name in _image_folders(root)]
+    captions = [path.name for pattern in CAPTION_FILES for path in sorted(root.glob(pattern))]
     advice = f"python cli.py download coco2014 --root {root}, or python cli.py demo for drawn scenes"
     yield Check(name="Data", ok=bool(found and captions), found=", ".join([*found, *captions]) or f"nothing in {root}", advice=advice)
+
+
+def _image_folders(root: Path) -> list[str]:
+    """Those of the known datasets that are there, below the root."""
+    return [name for name in dict.fromkeys(name for step in NEXT_STEPS for name in step.images) if (root / name).is_dir()]
 
 
 def _count(folder: Path) -> int:
@@ -234,8 +241,7 @@ def _features(root: Path) -> Iterator[Check]:
 
 
 def _runs(runs: Path) -> Iterator[Check]:
-    found = _run_folders(runs)
-    trained = [run for run in found if (run / "latest.json").is_file()]
+    found, trained = _run_folders(runs), _trained_runs(runs)
     shown = ", ".join(str(run) for run in found[:5]) + (f", and {len(found) - 5} more" if len(found) > 5 else "")
     what = f"{shown} ({len(trained)} with a checkpoint)" if found else f"none in {runs}"
     yield Check(name="Runs", ok=bool(trained), found=what, advice="Make one with: python cli.py train")
@@ -246,15 +252,17 @@ def _run_folders(runs: Path) -> list[Path]:
     return [path.parent for pattern in ("*/config.json", "*/run/config.json") for path in sorted(runs.glob(pattern))]
 
 
+def _trained_runs(runs: Path) -> list[Path]:
+    """Those that have a checkpoint to caption with."""
+    return [run for run in _run_folders(runs) if (run / "latest.json").is_file()]
+
+
 def _next_step(root: Path, runs: Path, ok: set[str]) -> str:
     if "Runs" in ok:
-        return f"caption --run {_run_folders(runs)[0]} PHOTO.jpg"
+        return f"caption --run {_trained_runs(runs)[0]} PHOTO.jpg"
     if "Features" in ok:
         return f"train --features {min(root.glob('*/*.h5')).parent} --out {runs}/first"
     if "Shards" in ok:
         return f"cache-features --shards {min(root.glob('*/dataset.json')).parent} --out {root}/features"
-    split = next((name for name in COCO_FOLDERS if "Data" in ok and (root / f"annotations/captions_{name}.json").is_file()), None)
-    if split is not None:
-        captions = f"{root}/annotations/captions_{split}.json"
-        return f"shard --images {root}/{split} --captions {captions} --out {root}/shards --split {split[:-4]}"
-    return f"download coco2014 --root {root}, or python cli.py demo"
+    possible = (step.on(root) for step in NEXT_STEPS if "Data" in ok and step.possible(root))
+    return next(possible, f"download coco2014 --root {root}, or python cli.py demo")

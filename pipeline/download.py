@@ -12,11 +12,13 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.datasets import DATASETS, Archive, Dataset
 from pipeline.progress import Progress
-from pipeline.unzip import Member, bytes_there, free_bytes, is_whole, unzip, zip_members
+from pipeline.unzip import Member, bytes_there, is_whole, unzip, zip_members
 from shards.atomic import disk_errors, exclusive, read_own_json, sync_folder, temporary_path, write_json
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
 from shards.fetch import Stopped
+from shards.paths import free_bytes
 from shards.resume import download_resumed, version_path
 
 FORMAT_VERSION = 1
@@ -29,100 +31,6 @@ ALLOWANCE = 1.5
 # Disk that stays free for everything else.
 SPARE_BYTES = 200 << 20
 GB = 1e9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Archive:
-    """A ZIP archive of a dataset.
-
-    Attributes:
-        path: Behind the dataset's base URL.
-        into: The folder that it is unpacked into, below the root.
-        unpacked: About how many bytes it holds.
-        size: Of the archive, in bytes, where it is known.
-        md5: Of its bytes (hex), where it is known.
-    """
-
-    path: str
-    into: str = ""
-    unpacked: int
-    size: int | None = None
-    md5: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition("/")[2]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """Where a dataset is to be had.
-
-    Attributes:
-        base_url: What the archives' paths stand behind; None: its publisher wants to be asked first.
-        page: For people.
-        parts: Archives by the names that ``--parts`` takes.
-        next_steps: For each part, what to run next; the first part that is asked for and has one decides. ``{root}`` is the folder.
-    """
-
-    base_url: str | None
-    page: str
-    parts: dict[str, Archive]
-    next_steps: dict[str, str]
-
-
-def _coco(year: int, annotations: tuple[int, str], train: tuple[int, str], val: tuple[int, str]) -> Dataset:
-    def archive(folder: str, name: str, known: tuple[int, str], unpacked: float) -> Archive:
-        return Archive(path=f"{folder}/{name}{year}.zip", size=known[0], md5=known[1], unpacked=int(known[0] * unpacked))
-
-    def shard(split: str) -> str:
-        photographs, captions = f"{{root}}/{split}{year}", f"{{root}}/annotations/captions_{split}{year}.json"
-        return f"shard --images {photographs} --captions {captions} --out {{root}}/shards --split {split}"
-
-    return Dataset(
-        base_url="http://images.cocodataset.org",
-        page="https://cocodataset.org/#download",
-        parts={
-            "annotations": archive("annotations", "annotations_trainval", annotations, 3.6),
-            "train": archive("zips", "train", train, 1.01),
-            "val": archive("zips", "val", val, 1.01),
-        },
-        next_steps={"train": shard("train"), "val": shard("val"), "annotations": f"download coco{year} --root {{root}} --parts train,val"},
-    )
-
-
-# Sizes and MD5 sums of COCO's archives are not on its own page: docs/getting-data.md says where they are from.
-DATASETS: dict[str, Dataset] = {
-    "coco2014": _coco(
-        2014,
-        annotations=(252_872_794, "0a379cfc70b0e71301e0f377548639bd"),
-        train=(13_510_573_713, "0da8c0bd3d6becc4dcb32757491aca88"),
-        val=(6_645_013_297, "a3d79f5ed8d289b7a7554ce06a5782b3"),
-    ),
-    "coco2017": _coco(
-        2017,
-        annotations=(252_907_541, "f4bbac642086de4f52a3fdda2de5fa2c"),
-        train=(19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
-        val=(815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
-    ),
-    "flickr8k": Dataset(
-        base_url=None,
-        page="https://forms.illinois.edu/sec/1713398",
-        parts={
-            "images": Archive(path="Flickr8k_Dataset.zip", into="flickr8k", unpacked=1_200_000_000),
-            "annotations": Archive(path="Flickr8k_text.zip", into="flickr8k", unpacked=20_000_000),
-        },
-        next_steps={
-            "images": "shard --images {root}/flickr8k/Flicker8k_Dataset --captions {root}/flickr8k/Flickr8k.token.txt --out {root}/flickr8k-shards"
-        },
-    ),
-    "karpathy-splits": Dataset(
-        base_url="https://cs.stanford.edu/people/karpathy/deepimagesent",
-        page="https://cs.stanford.edu/people/karpathy/deepimagesent/",
-        parts={"annotations": Archive(path="caption_datasets.zip", into="karpathy", size=36_745_453, unpacked=220_000_000)},
-        next_steps={"annotations": "shard --images {root} --captions {root}/karpathy/dataset_coco.json --out {root}/shards"},
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +72,13 @@ class _Job:
     def part(self) -> Path:
         return temporary_path(self.path)
 
+    @property
+    def coming(self) -> int | None:
+        """How many bytes of the archive have still to come; None where nobody has published its size."""
+        if self.path.is_file():
+            return 0
+        return None if self.archive.size is None else max(self.archive.size - _bytes_of(self.part), 0)
+
 
 def download(
     dataset: str, *, root: Path = Path("data"), parts: Sequence[str] = (), base_url: str | None = None, quiet: bool = True
@@ -171,7 +86,7 @@ def download(
     """Fetch, check and unpack a dataset's archives, several at a time.
 
     Args:
-        dataset: One of :data:`DATASETS`.
+        dataset: One of :data:`pipeline.datasets.DATASETS`.
         root: The folder for archives and files; an archive that lies there already, put by hand, is checked and taken.
         parts: Some of the dataset's parts; none are all.
         base_url: A mirror's address, in place of the publisher's.
@@ -211,7 +126,7 @@ def download(
         for job in jobs
     )
     step = next(step for name, step in chosen.next_steps.items() if name in names or len(chosen.next_steps) == 1)
-    return DownloadSummary(archives=summaries, next_step=step.format(root=root))
+    return DownloadSummary(archives=summaries, next_step=step.on(root))
 
 
 def _chosen(dataset: str, parts: Sequence[str]) -> tuple[Dataset, list[str]]:
@@ -277,7 +192,7 @@ def _check_disk(jobs: Sequence[_Job], root: Path) -> None:
     Raises:
         ResourceError: Names both, and the free space.
     """
-    fetch = sum((job.archive.size or 0) - _bytes_of(job.part) for job in jobs if not job.path.is_file())
+    fetch = sum(job.coming or 0 for job in jobs)
     files = sum(sum(m.size for m in job.members) - bytes_there(job.into, job.members) if job.members else job.archive.unpacked for job in jobs)
     free = free_bytes(root)
     if jobs and fetch + files + SPARE_BYTES > free:
@@ -298,8 +213,9 @@ def _list_members(jobs: Iterable[_Job]) -> None:
 
 def _fetch(jobs: Sequence[_Job], page: str, *, quiet: bool) -> None:
     """Bring every archive under its final name, checked."""
-    coming = sum(max((job.archive.size or 0) - _bytes_of(job.part), 0) for job in jobs if not job.path.is_file())
-    with Progress("Downloading", total=round(coming / 1e6), unit="MB", quiet=quiet) as progress:
+    coming = [size for job in jobs if (size := job.coming) is not None]
+    total = round(sum(coming) / 1e6) if len(coming) == len(jobs) else None
+    with Progress("Downloading", total=total, unit="MB", quiet=quiet) as progress:
         shown = _Megabytes(progress, {job.archive.name: _bytes_of(job.part) for job in jobs})
 
         def bring(job: _Job, stop: threading.Event) -> None:

@@ -18,11 +18,13 @@ LINE_EVERY_SECONDS = 10.0
 class Progress:
     """Counts ``unit`` done out of ``total`` and shows rate, time left and a note, on standard error. Several threads may count.
 
+    Where ``total`` is None nobody knows it, nor the time left.
+
     >>> with Progress("Sharding", total=2, unit="images") as progress:
     ...     progress.advance(2, note="0 rejects")
     """
 
-    def __init__(self, title: str, *, total: int, unit: str, quiet: bool = False) -> None:
+    def __init__(self, title: str, *, total: int | None, unit: str, quiet: bool = False) -> None:
         self.quiet = quiet or Telling.quiet
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
@@ -84,12 +86,14 @@ class Progress:
 
     def _line(self, now: float) -> None:
         self.last_line, self.lined = now, self.done
-        left = (self.total - self.done) / max(self.rate, 1e-9)
+        left = None if self.total is None else round((self.total - self.done) / max(self.rate, 1e-9), 1)
+        of = "" if self.total is None else f" of {self.total:,}"
+        later = "" if left is None else f", {left:,.0f} s left"
         note = f", {self.note}" if self.note else ""
-        text = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.1f} {self.unit}/s, {left:,.0f} s left{note}"
+        text = f"{self.title}: {self.done:,}{of} {self.unit}, {self.rate:,.1f} {self.unit}/s{later}{note}"
         if Telling.as_json:
             counts = {"title": self.title, "done": self.done, "total": self.total, "unit": self.unit, "note": self.note}
-            log_line("progress", text, **counts, per_second=round(self.rate, 3), seconds_left=round(left, 1))
+            log_line("progress", text, **counts, per_second=round(self.rate, 3), seconds_left=left)
             return
         sys.stderr.write(text + "\n")
         sys.stderr.flush()

@@ -34,14 +34,16 @@ class SettableCommand(click.Command):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             group = ctx.parent.command if ctx.parent is not None else self
-            if any(error.option_name in option.opts for option in options_of(group)):
-                where = f"{error.message} It stands before the command: python cli.py {error.option_name} {self.name} ..."
-                raise click.NoSuchOption(error.option_name, where, ctx=ctx) from None
-            raise
+            option = next((option for option in options_of(group) if error.option_name in option.opts), None)
+            if option is None:
+                raise
+            typed = error.option_name if option.is_flag else f"{error.option_name} {option.make_metavar(ctx)}"
+            where = f"{error.message} It stands before the command: python cli.py {typed} {self.name} ..."
+            raise click.NoSuchOption(error.option_name, where, ctx=ctx) from None
         except click.BadParameter as error:
-            option = error.param
-            if isinstance(option, click.Option) and option.name and ctx.get_parameter_source(option.name) is ParameterSource.ENVIRONMENT:
-                raise click.BadParameter(f"{error.message} (It comes from the environment: {option.envvar}.)", ctx, option) from None
+            wrong = error.param
+            if isinstance(wrong, click.Option) and wrong.name and ctx.get_parameter_source(wrong.name) is ParameterSource.ENVIRONMENT:
+                raise click.BadParameter(f"{error.message} (It comes from the environment: {wrong.envvar}.)", ctx, wrong) from None
             raise
 
 
@@ -95,7 +97,10 @@ def read_defaults(path: Path, commands: Mapping[str, click.Command]) -> dict[str
         raise click.UsageError(f"--config {path}: not a TOML file that can be read ({error}). {example}") from None
     defaults: dict[str, dict[str, Any]] = {}
     for name, table in content.items():
-        if name not in commands or not isinstance(table, dict):
+        if not isinstance(table, dict):
+            meant = f" Did you mean [{name}]?" if name in commands else ""
+            raise click.UsageError(f"--config {path}: {name} = {table!r} stands outside a table: options stand below [train], for example.{meant}")
+        if name not in commands:
             raise click.UsageError(
                 f"--config {path}: there is no command {name!r}, whose options could stand in a table.{_meant(name, commands)} "
                 f"There are {', '.join(commands)}. (A recipe for train alone goes behind it: train --config FILE.)"

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from pipeline.captions import is_inside
 from pipeline.executors import default_workers
 from pipeline.images import MAX_PIXELS, ImageError, Resize, decode_image, encode_jpeg, read_image_file
 from pipeline.prefetch import ahead
@@ -19,6 +18,7 @@ from pipeline.progress import Progress
 from pipeline.reading import read_samples
 from shards.errors import DamageError, InputError
 from shards.manifest import Sample, Shard, open_split
+from shards.paths import is_inside
 from shards.tar import read_records
 
 SIDE = 192

@@ -6,7 +6,6 @@ files are not flushed to the disk one by one, which would take longer than all t
 """
 
 import contextlib
-import shutil
 import stat
 import threading
 import zipfile
@@ -16,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from pipeline.captions import is_inside
 from shards.atomic import disk_errors, temporary_path
 from shards.errors import DamageError
 from shards.fetch import Stopped
+from shards.paths import is_inside
 
 CHUNK_BYTES = 1 << 20
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -183,9 +182,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
-
-
-def free_bytes(folder: Path) -> int:
-    """What a file below ``folder`` may have, by the free space of its disk; the folder need not be there yet."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-    return shutil.disk_usage(there).free

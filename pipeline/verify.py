@@ -74,10 +74,17 @@ class FeatureReport:
 
 
 def feature_files(path: Path) -> list[Path]:
-    """The feature files that ``path`` is or holds; none where it is a shard dataset."""
+    """The feature files that ``path`` is or holds; none where it is a shard dataset, or a folder of something else.
+
+    Raises:
+        InputError: It is not there, or a file of another kind.
+    """
     if path.is_dir():
         return [] if (path / DATASET_FILE).is_file() else sorted(path.glob("*.h5"))
-    return [path] if path.suffix == ".h5" else []
+    if path.suffix == ".h5":
+        return [path]
+    problem = "not a feature file (its name does not end in .h5)" if path.exists() else "no such file or folder"
+    raise InputError(f"{path}: {problem}. Give a shard dataset's folder, a feature file or a folder of them.")
 
 
 def verify_features(path: Path) -> FeatureReport:

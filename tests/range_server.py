@@ -1,10 +1,10 @@
 """A real web server on 127.0.0.1 that sends parts of files, and misbehaves where a test says so."""
 
+import contextlib
 import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 
 from tests.local_server import LocalServer
@@ -23,6 +23,7 @@ class RangeServer(LocalServer):
         etags: Whether states of files have names.
         modified: A date that goes with whole files alone.
         ignores_if_range: Parts of the new file are sent for the old one.
+        meeting: Where each answer waits until as many are under way as it wants; broken if they never were.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class RangeServer(LocalServer):
         self.ranges = self.etags = True
         self.modified: str | None = None
         self.ignores_if_range = False
+        self.meeting: threading.Barrier | None = None
         self.closing = threading.Event()
         super().__init__()
 
@@ -58,6 +60,9 @@ class RangeServer(LocalServer):
             cut, times = self.cut.get(path, (0, 0))
             if times:
                 self.cut[path] = (cut, times - 1)
+        if self.meeting is not None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self.meeting.wait()
         if path in self.status or path not in self.files:
             request.send_error(self.status.get(path, 404))
             return
@@ -93,7 +98,7 @@ class RangeServer(LocalServer):
             pass  # whoever asked was killed
 
 
-@contextmanager
+@contextlib.contextmanager
 def range_server() -> Iterator[RangeServer]:
     server = RangeServer()
     try:

@@ -69,6 +69,45 @@ def test_what_is_there_is_found_and_the_next_command_follows_from_it(tmp_path: P
     (runs / "first/latest.json").write_text("{}")
     assert by_name(root, runs)["Runs"].found == f"{runs}/first (1 with a checkpoint)"
     assert following() == f"caption --run {runs}/first PHOTO.jpg"
+    (runs / "earlier").mkdir()
+    (runs / "earlier/config.json").write_text("{}")
+    assert by_name(root, runs)["Runs"].found == f"{runs}/earlier, {runs}/first (1 with a checkpoint)"
+    assert following() == f"caption --run {runs}/first PHOTO.jpg"
+
+
+@pytest.mark.parametrize(
+    ("files", "step"),
+    [
+        (
+            ["val2014/a.jpg", "annotations/captions_train2014.json", "annotations/captions_val2014.json"],
+            "shard --images {root}/val2014 --captions {root}/annotations/captions_val2014.json --out {root}/shards --split val",
+        ),
+        (["train2014/a.jpg", "annotations/captions_val2014.json"], "download coco2014 --root {root}, or python cli.py demo"),
+        (
+            ["flickr8k/Flicker8k_Dataset/a.jpg", "flickr8k/Flickr8k.token.txt"],
+            "shard --images {root}/flickr8k/Flicker8k_Dataset --captions {root}/flickr8k/Flickr8k.token.txt --out {root}/flickr8k-shards",
+        ),
+        (
+            ["train2014/a.jpg", "val2014/a.jpg", "karpathy/dataset_coco.json"],
+            "shard --images {root} --captions {root}/karpathy/dataset_coco.json --out {root}/shards",
+        ),
+        (["flickr8k/Flickr8k.token.txt"], "download coco2014 --root {root}, or python cli.py demo"),
+    ],
+)
+def test_the_next_step_reads_only_what_is_there(tmp_path: Path, files: list[str], step: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert doctor(root=tmp_path, runs=tmp_path / "runs").next_step == step.format(root=tmp_path)
+
+
+def test_data_of_flickr8k_are_photographs_and_captions(tmp_path: Path) -> None:
+    (tmp_path / "flickr8k/Flicker8k_Dataset").mkdir(parents=True)
+    (tmp_path / "flickr8k/Flicker8k_Dataset/a.jpg").write_text("")
+    assert not by_name(tmp_path, tmp_path)["Data"].ok
+    (tmp_path / "flickr8k/Flickr8k.token.txt").write_text("")
+    check = by_name(tmp_path, tmp_path)["Data"]
+    assert (check.ok, check.found) == (True, "flickr8k/Flicker8k_Dataset (1 files), Flickr8k.token.txt")
 
 
 @pytest.mark.parametrize("content", ["{", '{"format_version": 9}', '{"format_version": 1, "config": 3}'])
@@ -108,7 +147,7 @@ def test_a_package_that_cannot_be_imported_is_an_answer_where_it_is_needed(tmp_p
     answers = {answer["name"]: answer["found"] for answer in json.loads(done.stdout)}
     failed = {name for name, found in answers.items() if found == "could not be found out: OSError: libcudart.so.13: cannot open shared object file"}
     assert asked <= failed
-    assert {"Python", "Packages", "Cores", "Java", "Data"} & failed <= {"Java"}
+    assert {"Python", "Packages", "Cores", "Disk", "Java", "Data"} & failed <= {"Java"}
 
 
 def test_a_missing_java_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

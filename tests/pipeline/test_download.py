@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,7 +22,9 @@ from click.testing import Result
 
 from cli import cli
 from pipeline import download as download_module
-from pipeline.download import DATASETS, Archive, Dataset, download
+from pipeline import progress as progress_module
+from pipeline.datasets import DATASETS, Archive, Dataset
+from pipeline.download import download
 from shards import fetch
 from shards.atomic import exclusive
 from shards.errors import DamageError, InputError, OccupiedError, ResourceError
@@ -204,11 +207,33 @@ def test_the_disk_is_checked_before_and_what_is_there_counts(server: RangeServer
     download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
 
 
+def test_an_archive_of_unknown_size_takes_no_disk_off_the_others_and_its_progress_has_no_end(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = [0]
+    monkeypatch.setattr(download_module, "free_bytes", lambda _: free[0] + download_module.SPARE_BYTES)
+    monkeypatch.setattr(progress_module, "LINE_EVERY_SECONDS", 0.0)
+    coco = DATASETS["coco2014"]
+    archive = replace(coco.parts["val"], size=None)
+    monkeypatch.setitem(DATASETS, "coco2014", replace(coco, parts={"val": archive}))
+    (tmp_path / ".val2014.zip.tmp").write_bytes(ARCHIVES["/zips/val2014.zip"][:1000])
+    free[0] = archive.unpacked - 1
+    with pytest.raises(ResourceError, match="not enough space"):
+        download("coco2014", root=tmp_path, base_url=server.url)
+    free[0] += 1
+    download("coco2014", root=tmp_path, base_url=server.url, quiet=False)
+    assert unpacked(tmp_path) == VAL
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Downloading")]
+    assert lines
+    assert not [line for line in lines if " of " in line or " left" in line]
+
+
 def program(server: RangeServer, root: Path, before: str = "") -> list[str]:
     """A process of its own that downloads the small dataset."""
     parts = {name: vars(archive) for name, archive in small_coco().parts.items()}
     code = (
-        f"import sys, json\nfrom dataclasses import replace\nfrom pathlib import Path\nfrom pipeline.download import DATASETS, Archive, download\n"
+        "import sys, json\nfrom dataclasses import replace\nfrom pathlib import Path\n"
+        f"from pipeline.datasets import DATASETS, Archive\nfrom pipeline.download import download\n"
         f"parts = {{name: Archive(**fields) for name, fields in json.loads({json.dumps(parts)!r}).items()}}\n"
         f"DATASETS['coco2014'] = replace(DATASETS['coco2014'], parts=parts)\n{before}\n"
         f"download('coco2014', root=Path({str(root)!r}), base_url={server.url!r}, quiet=False)\n"
@@ -277,10 +302,10 @@ def test_a_full_disk_stops_with_one_paragraph_and_the_next_run_goes_on(server: R
 
 
 def test_archives_come_at_the_same_time(server: RangeServer, tmp_path: Path) -> None:
-    server.slow = 0.02
+    server.meeting = threading.Barrier(len(ARCHIVES), timeout=5)
     download("coco2014", root=tmp_path, base_url=server.url)
-    assert [path for path, _ in server.asked[:3]] != []
-    assert set(server.counts()) == set(ARCHIVES)
+    assert not server.meeting.broken
+    assert server.counts() == dict.fromkeys(ARCHIVES, 1)
 
 
 @pytest.mark.parametrize("content", ["{", '{"format_version": 9}', '{"format_version": 1, "files": [["a", 1]]}', '{"format_version": 1, "files": 3}'])
@@ -297,7 +322,8 @@ def test_the_command_knows_the_datasets_and_every_one_has_a_next_step() -> None:
     for dataset in DATASETS.values():
         assert dataset.next_steps.keys() <= dataset.parts.keys()
         for step in dataset.next_steps.values():
-            assert step.split()[0] in cli.commands
+            assert step.command.split()[0] in cli.commands
+            assert step.captions is None or f" --captions {{root}}/{step.captions} " in step.command
 
 
 def test_an_unknown_dataset_is_refused(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `train` and `cache-features` were called with."""
+    """What some commands were called with."""
     calls: dict[str, Any] = {}
-    for name in ("train", "cache-features", "shard", "import-features"):
+    for name in ("train", "cache-features", "shard", "import-features", "caption"):
         monkeypatch.setattr(cli.commands[name], "callback", lambda **given: calls.update(given))
     return calls
 
@@ -59,6 +59,23 @@ def test_options_come_from_the_environment(
     assert {name: seen[name] for name in wanted} == wanted
 
 
+@pytest.mark.parametrize(
+    ("name", "typed", "option", "paths"),
+    [
+        ("CAPSTREAM_CAPTION_RUN", ("caption", "a.jpg"), "runs", ("runs/a", "runs/b")),
+        ("CAPSTREAM_CAPTION_RUN", ("caption", "a.jpg"), "runs", ("my runs/a",)),
+        ("CAPSTREAM_SHARD_CAPTIONS", ("shard", "--images", "i", "--out", "o"), "captions", ("train.json", "my val.json")),
+    ],
+)
+def test_several_paths_of_a_variable_stand_as_in_path_so_that_they_may_hold_spaces(
+    seen: dict[str, Any], run_cli: Run, monkeypatch: pytest.MonkeyPatch, name: str, typed: tuple[str, ...], option: str, paths: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv(name, os.pathsep.join(paths))
+    result = run_cli(*typed)
+    assert result.exit_code == 0, result.output
+    assert seen[option] == tuple(map(Path, paths))
+
+
 def test_the_command_line_goes_over_the_environment_that_over_the_file_and_the_file_over_defaults(
     seen: dict[str, Any], run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -88,8 +105,9 @@ def test_the_file_may_be_named_by_the_environment_and_fills_required_options(
     ("content", "says"),
     [
         ("[trian]\n", "there is no command 'trian', whose options could stand in a table. Did you mean train?"),
-        ("batch-size = 3\n", "there is no command 'batch-size'"),
-        ("train = 3\n", "there is no command 'train', whose options could stand in a table."),
+        ("batch-size = 3\n", "batch-size = 3 stands outside a table: options stand below [train], for example.\n"),
+        ("train = 3\n", "train = 3 stands outside a table: options stand below [train], for example. Did you mean [train]?\n"),
+        ("[[train]]\nlr = 1\n", "train = [{'lr': 1}] stands outside a table:"),
         ("[train]\nbatchsize = 3\n", "[train] batchsize: train has no such option. Did you mean batch-size?"),
         ("[caption]\nimages = ['a']\n", "[caption] images: caption has no such option."),
         ("[train]\nbatch-size = 'many'\n", "[train] batch-size: 'many' is not a valid integer."),
@@ -147,9 +165,13 @@ def test_trains_own_config_stays_a_recipe_and_options_from_the_outer_file_go_ove
     assert chosen_settings({"batch_size": seen["batch_size"]}, config=seen["config_file"]) == {"batch_size": 16, "layers": 2}
 
 
-def test_an_option_that_stands_before_the_command_is_said_to(run_cli: Run) -> None:
-    result = run_cli("train", "--quiet")
-    assert (result.exit_code, "It stands before the command: python cli.py --quiet train ..." in result.output) == (2, True)
+@pytest.mark.parametrize(
+    ("typed", "right"),
+    [(("train", "--quiet"), "python cli.py --quiet train ..."), (("stats", "x", "--config", "c.toml"), "python cli.py --config PATH stats ...")],
+)
+def test_an_option_that_stands_before_the_command_is_said_to(run_cli: Run, typed: tuple[str, ...], right: str) -> None:
+    result = run_cli(*typed)
+    assert (result.exit_code, f"It stands before the command: {right}" in result.output) == (2, True)
 
 
 def test_written_names_are_those_of_the_help() -> None:
