@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from shards.atomic import file_sha256, read_json, write_json
 from shards.caption_table import CaptionTable, table_from_records
 
 torch.set_num_threads(2)
+# A shell that runs tests in the background (`make test &` in a script) has them ignore Ctrl-C, and with them every command that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 SMALL = ShardConfig(resize=Resize(size=64))
 TINY_MODEL = {"min_count": 1, "embedding_dim": 16, "hidden_dim": 32, "batch_size": 16}
 
