@@ -171,13 +171,22 @@ def _check_keys(tars: Sequence[Path], sidecars: Sequence[Sidecar]) -> None:
     raise InputError(f"{other}: has a sample {key}, and so has {first}: they come from different downloads. Index them in folders of their own.")
 
 
+def _distinct_numbers(sidecar: Sidecar) -> bool:
+    """Whether a sidecar has keys as :func:`index_tar` writes them; with others it is somebody else's."""
+    return len({int(sample.key) for sample in sidecar.samples if KEY.fullmatch(sample.key)}) == len(sidecar.samples)
+
+
 def index_tar(task: IndexTask) -> bool:
     """Write a tar's records and sidecar; says whether the very same were there already."""
     tar, records = task.tar, records_path(task.tar)
     config_digest = digest(_config(task.resize))
     versions = library_versions("pillow", "pillow-simd", "simplejpeg", "nltk")
     there = whole_sidecar(Output(folder=tar.parent), tar)
-    if there and (there.split, there.index, there.config_digest, there.versions) == (task.split, task.index, config_digest, versions):
+    if (
+        there
+        and _distinct_numbers(there)
+        and (there.split, there.index, there.config_digest, there.versions) == (task.split, task.index, config_digest, versions)
+    ):
         return True
     with disk_errors(tar):
         sidecar_path(tar).unlink(missing_ok=True)  # so that an old sidecar never stands beside new records

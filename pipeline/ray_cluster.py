@@ -115,10 +115,12 @@ class RayCluster:
             waiting.extend(remote.remote(folder, function, sent, task) for task in itertools.islice(remaining, max(room, 0)))
             if not waiting:
                 break
-            while not ray.wait([waiting[0]], timeout=PATIENCE_SECONDS)[0]:
+            for waits in itertools.count(1):
+                if ray.wait([waiting[0]], timeout=PATIENCE_SECONDS)[0]:
+                    break
                 free = {kind: ray.available_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}  # type: ignore[no-untyped-call]
                 self._report(
-                    f"A task that needs {cpus} CPUs and {gpus} GPUs has not ended for {PATIENCE_SECONDS:.0f} s; free on the cluster: "
+                    f"A task that needs {cpus} CPUs and {gpus} GPUs has not ended for {waits * PATIENCE_SECONDS:.0f} s; free on the cluster: "
                     f"{free['CPU']:g} CPUs, {free['GPU']:g} GPUs."
                 )
             yield _result(waiting[0])

@@ -5,6 +5,7 @@ import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.reading import read_samples, shard_samples
 from pipeline.synthetic import synthesize
 from pipeline.tokenizer import tokenize
 from pipeline.verify import verify
+from shards.atomic import write_json
 from shards.caption_table import table_of_split
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError
 from shards.manifest import Split, open_split, read_dataset_file, read_sidecar, records_path, sidecar_path
@@ -276,6 +278,17 @@ def test_hostile_tars_are_rejects_and_nothing_is_unpacked(tmp_path: Path, monkey
     }  # fmt: skip
     assert found["outside.tar: ../../2"] == "key_is_no_number"
     assert {path.name for path in tmp_path.rglob("*") if path.suffix in (".jpg", ".txt")} == set()
+
+
+@pytest.mark.parametrize("key", ["x", "{second}"])
+def test_a_sidecar_with_keys_that_index_does_not_write_is_made_again(jpg: Path, key: str) -> None:
+    index_tars(jpg, resize=SHORTEST)
+    path = sidecar_path(jpg / "00000.tar")
+    honest, made = path.read_bytes(), read_sidecar(path)
+    first, second, *others = made.samples
+    write_json(path, replace(made, samples=(replace(first, key=key.format(second=second.key)), second, *others)).content())
+    index_tars(jpg, resize=SHORTEST)
+    assert path.read_bytes() == honest
 
 
 def test_mistakes_are_errors_that_name_the_file(jpg: Path, tmp_path: Path) -> None:
