@@ -7,7 +7,10 @@ what the command's own help says, so that it can be read by whoever reads it tod
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any, Literal
+
+import click
 
 Kind = Literal["result", "note", "progress", "next", "error"]
 
@@ -34,3 +37,33 @@ def log_line(kind: Kind, text: str, **fields: Any) -> None:
     line = json.dumps({"time": round(time.time(), 3), "kind": kind, "text": text, **fields})
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def say(text: str) -> None:
+    """A line of result."""
+    click.echo(text)
+    if Telling.as_json:
+        log_line("result", text)
+
+
+def note(text: str) -> None:
+    """A line that is no result: what was left out, what was decided, what did not work."""
+    if Telling.as_json:
+        log_line("note", text)
+    else:
+        click.echo(text, err=True)
+
+
+def show_rejects(rejects: dict[str, int], lines: Path | str | None) -> None:
+    """What was left out, if anything was, and which file has a line for each, if one has yet."""
+    if rejects:
+        where = f" Each has a line in {lines}." if lines is not None else ""
+        note(f"Left out: {', '.join(f'{count} {reason}' for reason, count in rejects.items())}.{where}")
+
+
+def next_step(text: str, *, err: bool = False) -> None:
+    """The last line: what to run next. ``err``: standard output holds something else."""
+    if Telling.as_json and not Telling.quiet:
+        log_line("next", text)
+    elif not Telling.quiet:
+        click.echo(f"Next: {text}", err=err)
