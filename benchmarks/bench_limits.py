@@ -37,7 +37,6 @@ STAGES = (
     ("`shard`", "images/s", ("ours sharding", RATE), ("decoding, resizing and encoding alone", RATE)),
     ("`shard`", "images/s", ("ours sharding", RATE), ("decoding photographs alone", RATE)),
     ("loading for training from shards", "images/s", ("ours loading", bench_train.CAPTIONS), ("bare decoding", bench_train.CAPTIONS)),
-    ("`cache-features`, the whole call", "images/s", ("ours caching", RATE), ("bare forward", RATE)),
     ("`cache-features`, without start-up", "images/s", ("ours caching", "steady_images_per_second"), ("bare forward", RATE)),
     ("`train --features`", "captions/s", ("ours cached", bench_train.CAPTIONS), ("matrix products", bench_train.CAPTIONS)),
     ("decoding captions, greedy", "captions/s", ("captions", "greedy"), ("captions", "greedy products")),
@@ -66,7 +65,7 @@ def ways(s: argparse.Namespace, work: Path) -> dict[str, Callable[[], dict[str, 
         return {RATE: whole / bench_shard.limit(s.photographs, whole, cores, decode_only=decode_only)}
 
     # As many images a pass as cache-features takes by itself.
-    batches, batch_size = (20, 256) if pick_device(s.device).type == "cuda" else (4, 32)
+    batches, batch_size = (20, 256) if pick_device(s.device).type == "cuda" else (2, 32)
     network = argparse.Namespace(**vars(s) | {"precision": "auto", "batches": batches, "batch_size": batch_size})
     own = {name: getattr(s, name) for name in ("device", "decode_images", "batch_size", "backbone")}
     return {
@@ -99,21 +98,29 @@ def captions(s: argparse.Namespace) -> dict[str, float]:
 
 
 def machine_limits(s: argparse.Namespace) -> dict[str, float]:
-    """FLOP/s of large matrix products, bytes/s of a copy and of a triad a = b + c * d, and FLOP of the frozen network for an image."""
+    """FLOP/s of large matrix products, at the precisions that the device does well; bytes/s of a copy and of a triad a = b + c * d."""
     device = pick_device(s.device)
     gpu = device.type == "cuda"
     side, numbers = (8192, 1 << 28) if gpu else (2048, 1 << 26)
     found = {}
-    for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    # Without instructions for bfloat16 a single product takes a minute.
+    kinds = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if pick_precision("auto", device) == "bf16" else {})
+    for name, kind in kinds.items():
         one, other = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
         found[f"{name} flops"] = 2 * side**3 / seconds_of(lambda one=one, other=other: one @ other, device)  # type: ignore[misc]
     target, one, other = (torch.ones(numbers, device=device) for _ in range(3))
     found["copy_bytes_per_second"] = 2 * one.nbytes / seconds_of(lambda: target.copy_(one), device)
     found["triad_bytes_per_second"] = 3 * one.nbytes / seconds_of(lambda: torch.add(one, other, alpha=3.0, out=target), device)
-    network = bench_train.tutorial_network(s, open_split(s.work / "shards", "train"), torch.device("cpu")).network
+    return found
+
+
+def flop_per_image(s: argparse.Namespace, work: Path) -> float:
+    """Of the frozen network."""
+    settings = argparse.Namespace(work=work, backbone=s.backbone)
+    network = bench_train.tutorial_network(settings, open_split(work / "shards", "train"), torch.device("cpu")).network
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(torch.zeros(1, 3, 224, 224))
-    return found | {"flop_per_image": float(counter.get_total_flops())}
+        network(torch.zeros(1, 3, bench_train.CROP, bench_train.CROP))
+    return float(counter.get_total_flops())
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
@@ -152,7 +159,7 @@ def summary(s: argparse.Namespace, work: Path, found: Found) -> dict[str, Any]:
         }
         for stage, unit, own, limit in STAGES
     ]
-    machine = {key: statistics.median(values("machine", key)) for key in found["machine"][0]}
+    machine = {key: statistics.median(values("machine", key)) for key in found["machine"][0]} | {"flop_per_image": flop_per_image(s, work)}
     precision = "bf16" if pick_precision("auto", device) == "bf16" else "fp32"
     tokens = bench_train.tokens_per_caption(work)
     medians = {stage: statistics.median(values(*own)) for stage, _, own, _ in STAGES}
@@ -177,9 +184,10 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     ]
     yield from table(["Stage", "Reaches", "", "Its limit", "which is", "Share"], rows)
     m = report["machine"]
+    products = [f"{m[f'{kind} flops'] / 1e9:,.0f} GFLOP/s in {kind}" for kind in ("fp32", "bf16") if f"{kind} flops" in m]
     yield from (
         "",
-        f"The machine: {m['fp32 flops'] / 1e9:,.0f} GFLOP/s in fp32 and {m['bf16 flops'] / 1e9:,.0f} in bf16 (large matrix products), "
+        f"The machine: {' and '.join(products)} (large matrix products), "
         f"{m['copy_bytes_per_second'] / 1e9:,.1f} GB/s copying, {m['triad_bytes_per_second'] / 1e9:,.1f} GB/s in a triad. "
         f"An image is {m['flop_per_image'] / 1e9:.1f} GFLOP.",
         "",

@@ -35,12 +35,10 @@ import torch
 from benchmarks import bench_shard, bench_train
 from benchmarks.generated import write_words
 from benchmarks.machine import spread, table
-from benchmarks.peer_ways import BATCH, GZIP_ROWS, SIZE, WORKERS, Pass, serve
+from benchmarks.peer_ways import BATCH, GZIP_ROWS, WORKERS, Pass, serve
 from benchmarks.peers import PEERS, NotInstalledError, interpreter, version
 from benchmarks.tutorial import unpack
 from benchmarks.workload import PATIENCE, ROOT, Served, ServedError, last_line, shard_photographs, take_turns
-from model.encoder import with_crop
-from model.networks import random_info
 from pipeline.batches import Encoded, training_batches
 from pipeline.sources import FeatureSource, ShardSource, Source
 from pipeline.vocab import read_vocabulary
@@ -103,8 +101,7 @@ def ours_pass(work: Path, kind: str) -> Pass:
     source: Source
     if kind == "loading":
         split = open_split(work / "shards", "train")
-        preprocessing = with_crop(random_info(SIZE), **{name: split.config["resize"][name] for name in ("size", "mode", "filter")})
-        source, epochs = ShardSource(split, table_of_split(split), preprocessing, "tutorial", threads=WORKERS), 1
+        source, epochs = ShardSource(split, table_of_split(split), bench_train.shard_preprocessing(split), "tutorial", threads=WORKERS), 1
     else:
         source, epochs = FeatureSource(open_features(work / "features" / "train.h5")), OUR_EPOCHS
     encoded = Encoded(source.table, read_vocabulary(work / "vocab.json"))

@@ -51,8 +51,11 @@ SECTIONS = {
 RAW_CACHED = ("tutorial raw", "ours raw", "ours cached", "ours caching")
 # A step of the tutorial's takes half a minute on two cores, and a few milliseconds on a GPU.
 SIZES = {
-    "cpu": {"images": 500, "raw_steps": 1, "raw_warm_up": 0, "cached_steps": 40, "loading_batches": 40, "shard_images": 1000},
-    "cuda": {"images": 20_000, "raw_steps": 20, "raw_warm_up": 3, "cached_steps": 400, "loading_batches": 60, "shard_images": 4000},
+    "cpu": {"images": 400, "cache_images": 200, "raw_steps": 1, "raw_warm_up": 0, "cached_steps": 30, "loading_batches": 40, "shard_images": 1000},
+    "cuda": {
+        **{"images": 20_000, "cache_images": 20_000, "raw_steps": 20, "raw_warm_up": 3},
+        **{"cached_steps": 400, "loading_batches": 60, "shard_images": 4000},
+    },
 }
 
 
@@ -72,11 +75,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=int, default=128, help="captions per training step")
     add("--feature-images", type=int, default=bench_train.COCO_IMAGES, help="images of the generated feature file")
     add("--feature-dim", type=int, default=2048, help="features of an image in it")
-    add("--train-steps", type=int, default=100, help="of the captioner whose decoding is measured")
+    add("--train-steps", type=int, default=60, help="of the captioner whose decoding is measured")
     add("--decode-images", type=int, default=256, help="images that it decodes each time")
-    add("--peer-images", type=int, default=1000, help="images of the section peers")
+    add("--peer-images", type=int, default=600, help="images of the section peers")
     add("--peer-features", type=int, default=8000, help="rows of features of the section peers")
-    add("--growth-images", type=int, default=100, help="images of the section growth")
+    add("--growth-images", type=int, default=75, help="images of the section growth")
     add("--growth-times", type=int, nargs="+", default=[1, 4, 16], help="how many times as many, one after the other")
     add("--growth-workers", type=int, nargs="+", default=[1, 2], help="numbers of worker processes of the section growth")
     add("--growth-backbone", default="squeezenet1_1", help="network of the section growth")
@@ -175,7 +178,7 @@ def markdown(report: Mapping[str, Any], name: str) -> str:
         "raw-cached": lambda found: [
             f"{s['backbone']}, batches of {s['batch_size']}, one caption per unit, {found['tokens_per_caption']:.1f} tokens a caption, ours in "
             f"{found['precision']}; {s['raw_steps']} timed raw steps and {s['cached_steps']} cached ones a measurement, after a small batch of the "
-            f"tutorial's, {1 + s['raw_warm_up']} of our raw and 10 of our cached steps that are not timed; caching of {s['images']} images. "
+            f"tutorial's, {1 + s['raw_warm_up']} of our raw and 10 of our cached steps that are not timed; caching of {s['cache_images']} images. "
             "A raw step puts an image through the network for every caption, so that its images/s are its captions/s.",
             "",
             *bench_train.summary_lines(found),

@@ -66,11 +66,13 @@ class Usage:
         seconds: From the interpreter's start to its end.
         peak_bytes: The most memory of its largest process.
         together_bytes: The most memory of all its processes at a time, pages that they share counted once; None where nobody watched.
+        said: What it wrote to standard output.
     """
 
     seconds: float
     peak_bytes: int
     together_bytes: int | None = None
+    said: str = ""
 
 
 def run_command(*arguments: object, watch: bool = False) -> Usage:
@@ -95,15 +97,15 @@ def run_python(*arguments: object, watch: bool = False) -> Usage:
     watcher = threading.Thread(target=look)
     if watch:
         watcher.start()
-    said, _ = launcher.communicate()
+    said = launcher.communicate()[0].decode()
     ended.set()
     if watch:
         watcher.join()
-    # The command's own words come before.
-    seconds, code, kilobytes = json.loads(said.splitlines()[-1])
+    *own, last = said.splitlines()
+    seconds, code, kilobytes = json.loads(last)
     if code != 0:
         raise RuntimeError(f"{' '.join(map(str, arguments))} ended with exit code {code}")
-    return Usage(seconds=seconds, peak_bytes=kilobytes * 1024, together_bytes=max(seen) or None)
+    return Usage(seconds=seconds, peak_bytes=kilobytes * 1024, together_bytes=max(seen) or None, said="\n".join(own))
 
 
 def children(process: int) -> list[int]:
@@ -170,8 +172,9 @@ def take_turns(ways: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, l
     found: dict[str, list[T]] = {way: [] for way in ways}
     for repeat in range(repeats):
         for way, measure in ways.items():
+            began = time.perf_counter()
             found[way].append(measure())
-            say(f"repeat {repeat + 1} of {repeats}: {way}: {found[way][-1]}")
+            say(f"repeat {repeat + 1} of {repeats}: {way}: {found[way][-1]}, {time.perf_counter() - began:.0f} s")
     return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench_precisions, bench_train
+from benchmarks.workload import Usage
 
 TINY = "--backbone squeezenet1_1 --feature-images 60 --feature-dim 16 --batch-size 8 --raw-steps 1 --cached-steps 10 --loading-batches 2"
 WAYS = ["ours cached", "tutorial decoder"]  # test_run.py measures the others
@@ -40,8 +41,9 @@ def test_the_cache_is_paid_back_by_the_time_that_each_epoch_saves() -> None:
     assert bench_train.break_even({"ours cached": 100.0, "ours raw": 90.0}, 8278.3) == {}
 
 
-def test_an_image_costs_what_the_larger_call_took_more() -> None:
-    assert bench_train.seconds_of_an_image({"few": 5.0, "train": 9.0}, {"few": 10, "train": 30}) == pytest.approx(0.2)
-    # Too few images to tell: the whole call.
-    assert bench_train.seconds_of_an_image({"few": 5.0, "train": 4.5}, {"few": 10, "train": 30}) == pytest.approx(0.15)
-    assert bench_train.seconds_of_an_image({"few": 5.0, "train": 5.0}, {"few": 10, "train": 10}) == pytest.approx(0.5)
+def test_what_the_told_rate_does_not_explain_is_start_up() -> None:
+    said = "out/some.h5: 3000 images, 2048 features each, fp32 (1,000.0 images/s).\nNext: ..."
+    found = bench_train.caching_rates(Usage(seconds=15.0, peak_bytes=0, said=said), 3000)
+    assert found == pytest.approx(
+        {"images_per_second": 200.0, "start_up_seconds": 12.0, "steady_images_per_second": 1000.0, "coco_seconds": 12 + 82.783}
+    )
