@@ -51,7 +51,7 @@ SECTIONS = {
 RAW_CACHED = ("tutorial raw", "ours raw", "ours cached", "ours caching")
 # A step of the tutorial's takes half a minute on two cores, and a few milliseconds on a GPU.
 SIZES = {
-    "cpu": {"images": 400, "cache_images": 200, "raw_steps": 1, "raw_warm_up": 0, "cached_steps": 30, "loading_batches": 40, "shard_images": 1000},
+    "cpu": {"images": 300, "cache_images": 200, "raw_steps": 1, "raw_warm_up": 0, "cached_steps": 30, "loading_batches": 40, "shard_images": 1000},
     "cuda": {
         **{"images": 20_000, "cache_images": 20_000, "raw_steps": 20, "raw_warm_up": 3},
         **{"cached_steps": 400, "loading_batches": 60, "shard_images": 4000},
