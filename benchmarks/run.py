@@ -18,6 +18,7 @@ their spread; a ratio is never from two runs. Page cache warm unless a figure sa
 
 import argparse
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -38,7 +39,7 @@ from benchmarks import bench_growth, bench_limits, bench_peers, bench_train, gpu
 from benchmarks.bench_decode import CAPTIONS
 from benchmarks.machine import device_name, machine, machine_line, table, write_report
 from benchmarks.peers import PEERS
-from benchmarks.workload import say, take_turns
+from benchmarks.workload import ROOT, say, take_turns
 from pipeline.backbones import pick_device
 from shards.errors import CapstreamError
 
@@ -51,7 +52,7 @@ SECTIONS = {
 RAW_CACHED = ("tutorial raw", "ours raw", "ours cached", "ours caching")
 # A step of the tutorial's takes half a minute on two cores, and a few milliseconds on a GPU.
 SIZES = {
-    "cpu": {"images": 300, "cache_images": 200, "raw_steps": 1, "raw_warm_up": 0, "cached_steps": 30, "loading_batches": 40, "shard_images": 1000},
+    "cpu": {"images": 300, "cache_images": 128, "raw_steps": 1, "raw_warm_up": 0, "cached_steps": 20, "loading_batches": 40, "shard_images": 1000},
     "cuda": {
         **{"images": 20_000, "cache_images": 20_000, "raw_steps": 20, "raw_warm_up": 3},
         **{"cached_steps": 400, "loading_batches": 60, "shard_images": 4000},
@@ -217,6 +218,11 @@ def readme_table(report: Mapping[str, Any]) -> list[str]:
     return table(["Way", "captions/s", "Hours per COCO epoch", "Times as fast", "The cache is paid back after epochs", "GB for COCO"], rows)
 
 
+def without_home(argument: str) -> str:
+    """A command's argument as a report may show it: an absolute path tells where somebody keeps his files."""
+    return os.path.relpath(argument, ROOT) if Path(argument).is_absolute() else argument
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the suite, print its report, write it where --out says with its plots, and return it."""
     settings = parse(argv)
@@ -229,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     shown = ("device", "repeats", "backbone", "batch_size", "feature_images", "feature_dim", "train_steps", "decode_images", *SIZES["cpu"])
     report |= {
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "-m", "benchmarks.run", *(sys.argv[1:] if argv is None else argv)]),
+        "command": shlex.join(["python", "-m", "benchmarks.run", *map(without_home, sys.argv[1:] if argv is None else argv)]),
         "settings": {name: getattr(settings, name) for name in (*shown, "peer_images", "peer_features", "growth_images", "growth_backbone")},
         "machine": machine("torch", "torchvision", "numpy", "h5py", "webdataset", "simplejpeg", "pillow", "pillow-simd")
         | {"torch_threads": torch.get_num_threads(), "device": device_name(pick_device(settings.device))},

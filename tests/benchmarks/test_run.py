@@ -100,6 +100,12 @@ def test_time_and_memory_of_each_image_more_are_differences() -> None:
     assert found["bytes_per_image_more"] == 10.0
 
 
+def test_a_report_does_not_tell_where_somebody_keeps_his_files() -> None:
+    assert [run.without_home(argument) for argument in ("--captions", str(ROOT / "docs" / "a.json"), "b.json", "3")] == [
+        *("--captions", "docs/a.json", "b.json", "3")
+    ]
+
+
 @pytest.mark.parametrize("command", [["benchmarks/run.py"], ["-m", "benchmarks.run"]], ids=["script", "module"])
 def test_the_suite_starts_as_a_script_and_as_a_module_and_names_its_sections(command: list[str]) -> None:
     done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
