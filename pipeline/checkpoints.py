@@ -2,6 +2,9 @@
 
 ``RUN/checkpoints/step-00000048/{model.safetensors, training.pt, state.json}``. A folder under its final name is complete, and its
 hashes say whether it still is. ``latest.json`` and ``best.json`` point to two of them, for people and other programs.
+
+``model.safetensors`` is what captions are made with. Where that is a mean of weights (``--average-from``), those that the training goes
+on with are in ``training.pt``, beside the optimizer's state.
 """
 
 import shutil
@@ -35,15 +38,19 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a training stands: the next batch is ``step_in_epoch`` of ``epoch``; ``step`` batches are done."""
+    """Where a training stands: the next batch is ``step_in_epoch`` of ``epoch``; ``step`` batches are done.
+
+    The weights that caption are the mean of those at the ends of ``averaged`` epochs; 0: they are the newest.
+    """
 
     epoch: int
     step_in_epoch: int
     step: int
+    averaged: int = 0
     best: Best | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epoch", "step_in_epoch", "step"):
+        for name in ("epoch", "step_in_epoch", "step", "averaged"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise ValueError(f"{name} is {value!r}, it must be a number of at least 0")
@@ -54,8 +61,14 @@ def checkpoint_folder(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step-{step:08d}"
 
 
-def save_checkpoint(folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, position: Position, *, keep: int = 3) -> Path:
+def save_checkpoint(
+    folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, position: Position, *, mean: Captioner | None = None, keep: int = 3
+) -> Path:
     """Commit a checkpoint and the pointers, and remove older ones but for the newest ``keep`` and the best.
+
+    Args:
+        captioner: What is trained.
+        mean: What captions, where that is another.
 
     Raises:
         ResourceError: Disk full, not allowed.
@@ -66,14 +79,17 @@ def save_checkpoint(folder: Path, captioner: Captioner, optimizer: torch.optim.O
         for left in target.parent.glob(".step-*.tmp"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         staged.mkdir(parents=True)
-        state = {key: value.detach().cpu().clone() for key, value in captioner.state_dict().items()}  # tied weights stand there twice
+        training: dict[str, Any] = {"optimizer": optimizer.state_dict()}
+        if mean is not None:
+            training["weights"] = captioner.state_dict()
+        state = {key: value.detach().cpu().clone() for key, value in (mean or captioner).state_dict().items()}  # tied weights stand there twice
         with committed_file(staged / MODEL_FILE) as file:
             file.write(save(state))
         with committed_file(staged / TRAINING_FILE) as file:
-            torch.save({"optimizer": optimizer.state_dict()}, file)
+            torch.save(training, file)
         hashes = {name: file_sha256(staged / name) for name in FILES}
         write_json(staged / "state.json", {"format_version": FORMAT_VERSION, "position": asdict(position), "sha256": hashes})
-        if _is_whole(target):  # of the same step, saved before its validation: only the position is another, and the folder is never away
+        if _holds(target, hashes):  # of the same step, saved before its validation: only the position is another, and the folder is never away
             (staged / "state.json").replace(target / "state.json")
             shutil.rmtree(staged, ignore_errors=True)
         else:
@@ -164,6 +180,11 @@ def load_average(folder: Path, captioner: Captioner) -> None:
         captioner.state_dict()[key].copy_(total / len(whole))
 
 
+def _holds(path: Path, hashes: dict[str, str]) -> bool:
+    """Whether a checkpoint is there that is whole and has these files."""
+    return _is_whole(path) and all(file_sha256(path / name) == sha256 for name, sha256 in hashes.items())
+
+
 def _is_whole(path: Path) -> bool:
     try:
         _check_checkpoint(path)
@@ -204,8 +225,8 @@ def load_model(path: Path, captioner: Captioner) -> None:
         raise MismatchError(f"{path}: the weights do not fit the run's config: {str(error)[:800]}") from None
 
 
-def load_training(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer's state.
+def load_training(path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer's state; and into ``captioner``, which has the weights that caption, those that are trained where they are others.
 
     Raises:
         DamageError: Unreadable, or of another model.
@@ -216,6 +237,8 @@ def load_training(path: Path, optimizer: torch.optim.Optimizer) -> None:
     except Exception as error:  # torch and its unpickler raise many kinds for strangers' bytes
         raise DamageError(f"{place}: cannot be read ({str(error)[:200]}).") from None
     try:
+        if "weights" in content:
+            captioner.load_state_dict(content["weights"])
         optimizer.load_state_dict(content["optimizer"])
         for parameter, state in optimizer.state.items():
             if any(isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape for value in state.values()):

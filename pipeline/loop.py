@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from model.decoder import Captioner
 from model.vocabulary import Vocabulary
@@ -91,9 +93,12 @@ def run_training(
         path, position, passed_over = find_checkpoint(out)
         notes += passed_over
         load_model(path, captioner)
-        load_training(path, optimizer)
-    elif start is not None:
-        load_model(start, captioner)
+        mean = averaged_model(captioner, position)
+        load_training(path, captioner, optimizer)
+    else:
+        if start is not None:
+            load_model(start, captioner)
+        mean = averaged_model(captioner, position)
     world.wait()  # nobody removes a checkpoint that another is reading
     features_of = features_function(data)
     encoded = Encoded(data.source.table, vocabulary, device)
@@ -119,11 +124,15 @@ def run_training(
     epoch_seconds: list[float] = []
     saved, saved_at, meter = position, time.monotonic(), Meter(world, rewarded=settings.self_critical)
 
+    def speaker() -> Captioner:
+        """What captions."""
+        return cast("Captioner", mean.module) if position.averaged else captioner
+
     def save() -> None:
         nonlocal saved, saved_at
         check_finite(captioner, position)
         if world.first:
-            save_checkpoint(out, captioner, optimizer, position, keep=settings.keep_checkpoints)
+            save_checkpoint(out, captioner, optimizer, position, mean=speaker() if position.averaged else None, keep=settings.keep_checkpoints)
         saved, saved_at = position, time.monotonic()
 
     captioner.train()
@@ -185,8 +194,11 @@ def run_training(
             if whole:
                 epoch_seconds.append(time.perf_counter() - began)
             check_finite(captioner, position)
+            if settings.average_from is not None and position.epoch + 1 >= settings.average_from:
+                mean.update_parameters(captioner)
+                position = replace(position, averaged=position.averaged + 1)
             if validation is not None:
-                found = validation.measure(captioner)
+                found = validation.measure(speaker())
                 val_loss = found.loss
                 if log is not None:
                     log.validated(position, found)
@@ -210,6 +222,13 @@ def run_training(
         waited_share=meter.waited_share,
         notes=tuple(notes),
     )
+
+
+def averaged_model(captioner: Captioner, position: Position) -> AveragedModel:
+    """A copy of a captioner, as the mean that it is at a position; BatchNorm's running averages are averaged too."""
+    mean = AveragedModel(captioner, use_buffers=True)
+    mean.n_averaged.fill_(position.averaged)
+    return mean
 
 
 def adamw(captioner: Captioner, settings: TrainConfig) -> torch.optim.Optimizer:
