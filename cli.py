@@ -632,7 +632,7 @@ def import_features(
 @click.option("--own-words-epochs", type=int, default=None, help="Epochs in which that share rises from 0. [default: 10]")
 @click.option("--patience", type=int, default=None, help="End after so many epochs without better captions of val. [default: never]")
 @click.option(
-    "--average-from", type=int, default=None, help="From this epoch's end on, caption with the mean of the epochs' weights. [default: never]"
+    "--average-last", type=int, default=None, help="Caption with the mean of the weights at the ends of so many last epochs. [default: never]"
 )
 @click.option("--embedding-dim", type=int, default=None, help="Size of word and image embeddings. [default: 256]")
 @click.option("--hidden-dim", type=int, default=None, help="Size of the LSTM's state. [default: 512]")

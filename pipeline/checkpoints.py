@@ -3,7 +3,7 @@
 ``RUN/checkpoints/step-00000048/{model.safetensors, training.pt, state.json}``. A folder under its final name is complete, and its
 hashes say whether it still is. ``latest.json`` and ``best.json`` point to two of them, for people and other programs.
 
-``model.safetensors`` is what captions are made with. Where that is a mean of weights (``--average-from``), those that the training goes
+``model.safetensors`` is what captions are made with. Where that is a mean of weights (``--average-last``), those that the training goes
 on with are in ``training.pt``, beside the optimizer's state.
 """
 

@@ -194,9 +194,8 @@ def run_training(
             if whole:
                 epoch_seconds.append(time.perf_counter() - began)
             check_finite(captioner, position)
-            if settings.average_from is not None and position.epoch + 1 >= settings.average_from:
-                mean.update_parameters(captioner)
-                position = replace(position, averaged=position.averaged + 1)
+            if settings.average_last is not None:
+                position = averaged_position(mean, captioner, position, begin=settings.epochs - settings.average_last)
             if validation is not None:
                 found = validation.measure(speaker())
                 val_loss = found.loss
@@ -229,6 +228,15 @@ def averaged_model(captioner: Captioner, position: Position) -> AveragedModel:
     mean = AveragedModel(captioner, use_buffers=True)
     mean.n_averaged.fill_(position.averaged)
     return mean
+
+
+def averaged_position(mean: AveragedModel, captioner: Captioner, position: Position, *, begin: int) -> Position:
+    """At an epoch's end: the mean with this epoch's weights in it, which begins anew with epoch ``begin``."""
+    if position.epoch <= begin:  # before too: a run whose epochs were raised has a mean that is not wanted any more
+        mean.n_averaged.zero_()
+    if position.epoch >= begin:
+        mean.update_parameters(captioner)
+    return replace(position, averaged=int(mean.n_averaged))
 
 
 def adamw(captioner: Captioner, settings: TrainConfig) -> torch.optim.Optimizer:

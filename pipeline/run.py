@@ -42,7 +42,7 @@ COUNTS = (
     "own_words_epochs",
     "patience",
     "samples",
-    "average_from",
+    "average_last",
 )
 SHARES = ("feature_dropout", "input_dropout", "output_dropout", "label_smoothing", "own_words")
 OF_CROSS_ENTROPY = ("label_smoothing", "own_words", "accumulate")
@@ -80,7 +80,7 @@ class TrainConfig:
         label_smoothing, own_words: As for :meth:`model.decoder.Captioner.forward`. The share of own words rises evenly from 0 over the
             first ``own_words_epochs`` epochs.
         patience: End after so many epochs without better captions of val; None: never.
-        average_from: From the end of this epoch on, counted from 1, the weights that caption are the mean of those at the ends of the epochs
+        average_last: In the last so many epochs the weights that caption are the mean of those at the ends of these epochs
             (Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization"); None: the newest ones.
         self_critical: Train for CIDEr-D of drawn captions (Rennie et al., 2017; see :mod:`pipeline.self_critical`) instead of cross-entropy.
         samples: Captions that self-critical training draws of each image.
@@ -108,7 +108,7 @@ class TrainConfig:
     own_words: float = 0.0
     own_words_epochs: int = 10
     patience: int | None = None
-    average_from: int | None = None
+    average_last: int | None = None
     self_critical: bool = False
     samples: int = 5
     seed: int = 0
@@ -152,8 +152,6 @@ class TrainConfig:
         for name in OF_CROSS_ENTROPY if self.self_critical else ():
             if getattr(self, name) != getattr(type(self), name):
                 raise InputError(f"{option(name)} {getattr(self, name)}: --self-critical would not use it. Leave it away.")
-        if self.average_from is not None and self.average_from > self.epochs:
-            raise InputError(f"--average-from {self.average_from}: the training ends with epoch {self.epochs}. Give at most that.")
         if self.self_critical and self.samples < 2:
             raise InputError(f"--samples {self.samples}: must be at least 2; each caption is compared with the others of its image.")
         if not 0 <= self.checkpoint_minutes < math.inf:

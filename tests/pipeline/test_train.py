@@ -218,7 +218,7 @@ def assert_mean(found: dict[str, torch.Tensor], members: list[dict[str, torch.Te
 
 def test_what_captions_is_the_mean_of_the_weights_at_the_epochs_ends(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "epochs": 4, "keep_checkpoints": 100, "checkpoint_every": 6, "lr": 0.01}  # 12 steps an epoch
-    for name, more in (("plain", {}), ("mean", {"average_from": 2})):
+    for name, more in (("plain", {}), ("mean", {"average_last": 3})):
         train(out=tmp_path / name, features=small.features, settings={**settings, **more}, device="cpu")
     ends = [weights_at(tmp_path / "plain", step) for step in (24, 36, 48)]
     assert_mean(weights_at(tmp_path / "mean", 12), [weights_at(tmp_path / "plain", 12)])
@@ -233,7 +233,7 @@ def test_what_captions_is_the_mean_of_the_weights_at_the_epochs_ends(small: Smal
 
 @pytest.mark.parametrize("stop", [30, 36, 40])
 def test_a_training_that_averages_goes_on_as_if_it_had_not_stopped(small: Small, tmp_path: Path, stop: int) -> None:
-    settings = {**TINY_MODEL, "epochs": 4, "lr": 0.01, "average_from": 2}
+    settings = {**TINY_MODEL, "epochs": 4, "lr": 0.01, "average_last": 3}
     train(out=tmp_path / "whole", features=small.features, settings=settings, device="cpu")
     train(out=tmp_path / "stopped", features=small.features, settings=settings, device="cpu", max_steps=stop)
     train(out=tmp_path / "stopped", resume=True, device="cpu")
@@ -244,9 +244,18 @@ def test_a_training_that_averages_goes_on_as_if_it_had_not_stopped(small: Small,
     assert len(scores[0]) == 4
 
 
-def test_a_mean_that_would_begin_behind_the_end_is_refused(small: Small, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--average-from 3: the training ends with epoch 2"):
-        train(out=tmp_path / "run", features=small.features, settings={**TINY_MODEL, "epochs": 2, "average_from": 3}, device="cpu")
+def test_a_mean_begins_anew_when_a_run_goes_on_for_more_epochs(small: Small, tmp_path: Path) -> None:
+    settings = {**TINY_MODEL, "keep_checkpoints": 100, "checkpoint_every": 12, "lr": 0.01}
+    train(out=tmp_path / "plain", features=small.features, settings={**settings, "epochs": 5}, device="cpu")
+    out = tmp_path / "mean"
+    train(out=out, features=small.features, settings={**settings, "epochs": 2, "average_last": 2}, device="cpu")
+    ends = [weights_at(tmp_path / "plain", 12 * epoch) for epoch in range(1, 6)]
+    assert_mean(weights_at(out, 24), ends[:2])
+    train(out=out, resume=True, settings={"epochs": 5}, device="cpu")
+    assert_mean(weights_at(out, 36), ends[2:3])
+    assert_mean(weights_at(out, 48), ends[3:4])
+    assert_mean(weights_at(out, 60), ends[3:])
+    assert open_run(out, device=torch.device("cpu")).position.averaged == 2
 
 
 def test_checkpoints_come_by_the_clock_too(small: Small, tmp_path: Path) -> None:
