@@ -4,6 +4,8 @@ Measured by benchmarks/bench_cache.py --steps on two cores: torch.compile brings
 ResNet-18 a twentieth after 3; both have paid for it after 10,000 images.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +70,25 @@ def prepare_device(device: torch.device) -> None:
             torch.cuda.set_device(device)
     elif device.type == "cpu":
         keep_freed_memory()
+
+
+@contextmanager
+def decoder_arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """Run the decoder's matrix products in ``fp32`` or ``bf16``.
+
+    oneDNN has no bfloat16 LSTM for processors without instructions for it, and fails: there torch's own is taken, which is slow but works.
+    """
+    without_onednn = precision == "bf16" and device.type == "cpu" and pick_precision("auto", device) != "bf16"
+    onednn: Any = torch.backends.mkldnn
+    before = onednn.enabled
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        try:
+            if without_onednn:
+                onednn.enabled = False
+            yield
+        finally:
+            if without_onednn:
+                onednn.enabled = before
 
 
 def choose_arithmetic(exact: FrozenBackbone, *, precision: str, device: torch.device, sample: Tensor) -> Arithmetic:

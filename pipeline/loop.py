@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from model.decoder import Captioner
 from model.vocabulary import Vocabulary
+from pipeline.arithmetic import decoder_arithmetic
 from pipeline.batches import CaptionBatch, Encoded, to_device, training_batches
 from pipeline.checkpoints import Best, Position, find_checkpoint, holds_checkpoints, load_model, load_training, save_checkpoint
 from pipeline.metrics_log import Meter, MetricsLog
@@ -314,7 +315,7 @@ class Step:
         return loss
 
     def _loss(self, images: Tensor, piece: tuple[Tensor, Tensor, Tensor], own_words: float) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        with decoder_arithmetic(self.settings.precision, images.device):
             loss: Tensor = self.model(images, *piece, label_smoothing=self.settings.label_smoothing, own_words=own_words)
         return loss
 

@@ -8,7 +8,6 @@ What it trades: captions are drawn without dropout and without gradients, word a
 places at once: the second pass costs less than keeping the first one's gradients.
 """
 
-import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +20,7 @@ from model.decoder import Captioner
 from model.decoding import MAX_WORDS, drawn_captions
 from model.ptb import ptb_tokens
 from model.vocabulary import END, PAD, START, Vocabulary
+from pipeline.arithmetic import decoder_arithmetic
 from pipeline.batches import CaptionBatch
 from pipeline.training_data import Features
 from pipeline.world import World
@@ -107,7 +107,7 @@ class SelfCriticalStep:
         rows = np.zeros(units, np.int64)
         rows[batch.unit_rows.cpu().numpy()] = self.table.image_rows[batch.captions.numpy()]
         owners = torch.arange(units, device=images.device).repeat_interleave(self.samples)
-        with self._autocast(images.device):
+        with decoder_arithmetic(self.precision, images.device):
             tokens, lengths = drawn_captions(self.captioner.decoder, images.detach()[owners], self.vocabulary, max_words=MAX_WORDS)
         rewards = self.reward(tokens.cpu().numpy(), lengths.numpy(), rows[owners.cpu().numpy()]).reshape(units, self.samples)
         gains = torch.from_numpy(advantages(rewards).reshape(-1).astype(np.float32))
@@ -115,11 +115,8 @@ class SelfCriticalStep:
         # Of each caption all but <start> counts.
         drawn, everyone = self.world.total(float((lengths - 1).sum()), float(len(lengths)))
         there = longest_first.to(images.device)
-        with self._autocast(images.device):
+        with decoder_arithmetic(self.precision, images.device):
             loss = self.model(images, owners[there], tokens[there], lengths[longest_first], weights=gains.to(images.device)[there])
         # DistributedDataParallel takes the mean over processes, and a sum is wanted.
         (loss * (self.world.size / drawn)).backward()
         return torch.tensor(-rewards.sum() / everyone, dtype=torch.float32, device=images.device)
-
-    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
