@@ -22,7 +22,7 @@ from benchmarks.generated import WORDS, synchronized
 from benchmarks.machine import spread, table
 from benchmarks.tutorial import EMBEDDING, HIDDEN
 from benchmarks.workload import measured_apart, replicate
-from pipeline.arithmetic import pick_precision, prepare_device
+from pipeline.arithmetic import decoder_precision, prepare_device
 from pipeline.backbones import pick_device
 from pipeline.executors import default_workers
 from pipeline.run import open_run
@@ -104,7 +104,7 @@ def machine_limits(s: argparse.Namespace) -> dict[str, float]:
     side, numbers = (8192, 1 << 28) if gpu else (2048, 1 << 26)
     found = {}
     # Without instructions for bfloat16 a single product takes a minute.
-    kinds = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if pick_precision("auto", device) == "bf16" else {})
+    kinds = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if decoder_precision("auto", device) == "bf16" else {})
     for name, kind in kinds.items():
         one, other = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
         found[f"{name} flops"] = 2 * side**3 / seconds_of(lambda one=one, other=other: one @ other, device)  # type: ignore[misc]
@@ -160,7 +160,7 @@ def summary(s: argparse.Namespace, work: Path, found: Found) -> dict[str, Any]:
         for stage, unit, own, limit in STAGES
     ]
     machine = {key: statistics.median(values("machine", key)) for key in found["machine"][0]} | {"flop_per_image": flop_per_image(s, work)}
-    precision = "bf16" if pick_precision("auto", device) == "bf16" else "fp32"
+    precision = decoder_precision("auto", device)
     tokens = bench_train.tokens_per_caption(work)
     medians = {stage: statistics.median(values(*own)) for stage, _, own, _ in STAGES}
     peak = machine[f"{precision} flops"]

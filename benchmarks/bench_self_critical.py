@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.generated import synchronized, train_a_little
 from benchmarks.machine import machine, machine_line, table, write_report
-from pipeline.arithmetic import pick_precision, prepare_device
+from pipeline.arithmetic import decoder_precision, prepare_device
 from pipeline.backbones import pick_device
 from pipeline.batches import CaptionBatch, Encoded, to_device, training_batches
 from pipeline.loop import Step, adamw
@@ -85,7 +85,7 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     run, data = open_run(folder / "run", device=device), open_cached(folder / "features", device)
     source, captioner = data.source, run.captioner.train()
     said = {"self_critical": True, "batch_size": settings.batch_size, "samples": settings.samples}
-    config = TrainConfig(**chosen_settings({**said, "precision": pick_precision("auto", device)}, start=run.config.train))
+    config = TrainConfig(**chosen_settings({**said, "precision": decoder_precision("auto", device)}, start=run.config.train))
     reward = TimedReward(source.table, run.vocabulary)
     critical = SelfCriticalStep(
         captioner, captioner, lambda batch: batch.images, config.precision, World(), source.table, reward, run.vocabulary, config.samples

@@ -51,7 +51,7 @@ from model.encoder import FrozenBackbone, with_crop
 from model.networks import random_info
 from model.preprocessing import Preprocessing
 from model.vocabulary import SPECIAL
-from pipeline.arithmetic import pick_precision, prepare_device
+from pipeline.arithmetic import decoder_precision, prepare_device
 from pipeline.backbones import open_backbone, pick_device
 from pipeline.batches import Encoded, training_batches
 from pipeline.executors import default_workers
@@ -314,7 +314,7 @@ def matrix_products(s: argparse.Namespace) -> dict[str, float]:
     """Forward and backward of the vocabulary projection, the LSTM's two products and the projection, as large as they can be."""
     device = pick_device(s.device)
     prepare_device(device)
-    kind = torch.bfloat16 if pick_precision("auto", device) == "bf16" else torch.float32
+    kind = torch.bfloat16 if decoder_precision("auto", device) == "bf16" else torch.float32
     tokens = round(s.batch_size * tokens_per_caption(s.work))
 
     def product(rows: int, inner: int, outer: int) -> Callable[[], Any]:
@@ -370,7 +370,7 @@ def summary(s: argparse.Namespace, work: Path, found: dict[str, list[dict[str, f
         "ratios": {f"{one} / {other}": medians[one] / medians[other] for one, other in RATIOS if one in medians and other in medians},
         "data_wait": {way: statistics.median(run["data_wait"] for run in runs) for way, runs in found.items() if "data_wait" in runs[0]},
         "tokens_per_caption": tokens_per_caption(work),
-        "precision": "bf16" if pick_precision("auto", pick_device(s.device)) == "bf16" else "fp32",
+        "precision": decoder_precision("auto", pick_device(s.device)),
         "disk": disk(work),
     }
     if "ours caching" in found:

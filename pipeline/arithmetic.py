@@ -7,7 +7,7 @@ ResNet-18 a twentieth after 3; both have paid for it after 10,000 images.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -72,13 +72,22 @@ def prepare_device(device: torch.device) -> None:
         keep_freed_memory()
 
 
+def decoder_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What a decoder is computed in: as :func:`pick_precision`, but never fp16, whose gradients vanish without a scale.
+
+    Raises:
+        InputError: No such precision.
+    """
+    return "bf16" if pick_precision(precision, device) == "bf16" else "fp32"
+
+
 @contextmanager
 def decoder_arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """Run the decoder's matrix products in ``fp32`` or ``bf16``.
 
     oneDNN has no bfloat16 LSTM for processors without instructions for it, and fails: there torch's own is taken, which is slow but works.
     """
-    without_onednn = precision == "bf16" and device.type == "cpu" and pick_precision("auto", device) != "bf16"
+    without_onednn = precision == "bf16" and device.type == "cpu" and decoder_precision("auto", device) != "bf16"
     onednn: Any = torch.backends.mkldnn
     before = onednn.enabled
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from model.decoder import Captioner
 from model.vocabulary import Vocabulary
 from pipeline.arithmetic import decoder_arithmetic
+from pipeline.averaging import with_this_end, without_earlier_ends
 from pipeline.batches import CaptionBatch, Encoded, to_device, training_batches
 from pipeline.checkpoints import Best, Position, find_checkpoint, holds_checkpoints, load_model, load_training, save_checkpoint
 from pipeline.metrics_log import Meter, MetricsLog
@@ -94,12 +95,13 @@ def run_training(
         path, position, passed_over = find_checkpoint(out)
         notes += passed_over
         load_model(path, captioner)
-        mean = averaged_model(captioner, position)
+        mean = AveragedModel(captioner, use_buffers=True)  # what captions, before what is trained takes its place
         load_training(path, captioner, optimizer)
+        position = without_earlier_ends(position, settings)
     else:
         if start is not None:
             load_model(start, captioner)
-        mean = averaged_model(captioner, position)
+        mean = AveragedModel(captioner, use_buffers=True)
     world.wait()  # nobody removes a checkpoint that another is reading
     features_of = features_function(data)
     encoded = Encoded(data.source.table, vocabulary, device)
@@ -195,8 +197,7 @@ def run_training(
             if whole:
                 epoch_seconds.append(time.perf_counter() - began)
             check_finite(captioner, position)
-            if settings.average_last is not None:
-                position = averaged_position(mean, captioner, position, begin=settings.epochs - settings.average_last)
+            position = with_this_end(mean, captioner, position, settings)
             if validation is not None:
                 found = validation.measure(speaker())
                 val_loss = found.loss
@@ -222,22 +223,6 @@ def run_training(
         waited_share=meter.waited_share,
         notes=tuple(notes),
     )
-
-
-def averaged_model(captioner: Captioner, position: Position) -> AveragedModel:
-    """A copy of a captioner, as the mean that it is at a position; BatchNorm's running averages are averaged too."""
-    mean = AveragedModel(captioner, use_buffers=True)
-    mean.n_averaged.fill_(position.averaged)
-    return mean
-
-
-def averaged_position(mean: AveragedModel, captioner: Captioner, position: Position, *, begin: int) -> Position:
-    """At an epoch's end: the mean with this epoch's weights in it, which begins anew with epoch ``begin``."""
-    if position.epoch <= begin:  # before too: a run whose epochs were raised has a mean that is not wanted any more
-        mean.n_averaged.zero_()
-    if position.epoch >= begin:
-        mean.update_parameters(captioner)
-    return replace(position, averaged=int(mean.n_averaged))
 
 
 def adamw(captioner: Captioner, settings: TrainConfig) -> torch.optim.Optimizer:

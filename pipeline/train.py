@@ -11,7 +11,7 @@ from typing import Any
 
 from model.decoder import DecoderConfig
 from model.vocabulary import Vocabulary
-from pipeline.arithmetic import pick_precision, prepare_device
+from pipeline.arithmetic import decoder_precision, prepare_device
 from pipeline.backbones import KEPT_FILE, RANDOM, pick_device
 from pipeline.batches import check_units
 from pipeline.checkpoints import MODEL_FILE, best_checkpoint, find_checkpoint, holds_checkpoints
@@ -102,7 +102,7 @@ def train(
 
         asked = world.together(read)
         stored, config = asked.stored, asked.config
-        config = replace(config, precision="bf16" if pick_precision(config.precision, torch_device) == "bf16" else "fp32")
+        config = replace(config, precision=decoder_precision(config.precision, torch_device))
         with exclusive(out, "train", "training") if world.first else nullcontext():
 
             def prepare() -> tuple[RunConfig, Data, Vocabulary]:

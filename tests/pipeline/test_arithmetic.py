@@ -9,7 +9,7 @@ import torch
 
 from model.encoder import build_backbone, with_crop
 from model.networks import random_info, random_state
-from pipeline.arithmetic import choose_arithmetic, compile_where_it_pays, pick_precision
+from pipeline.arithmetic import choose_arithmetic, compile_where_it_pays, decoder_arithmetic, pick_precision
 from shards.errors import InputError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,6 +28,20 @@ def test_auto_takes_bf16_on_processors_that_have_it_in_hardware(monkeypatch: pyt
     assert pick_precision("fp16", CPU) == "fp16"
     with pytest.raises(InputError, match=r"--precision tf32: must be one of auto, fp32, bf16, fp16"):
         pick_precision("tf32", CPU)
+
+
+@pytest.mark.parametrize(("capabilities", "precision", "onednn"), [({}, "bf16", False), ({}, "fp32", True), ({"avx512_bf16": True}, "bf16", True)])
+def test_a_bf16_decoder_leaves_onednn_out_where_the_processor_has_no_bfloat16_and_only_there(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, Any], precision: str, onednn: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    backend: Any = torch.backends.mkldnn
+    with pytest.raises(ZeroDivisionError), decoder_arithmetic(precision, CPU):
+        assert backend.enabled is onednn
+        assert torch.is_autocast_enabled("cpu") is (precision == "bf16")
+        raise ZeroDivisionError
+    assert backend.enabled is True
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_what_was_decided_is_said_and_recorded() -> None:

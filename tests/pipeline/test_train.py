@@ -206,58 +206,6 @@ def test_the_best_captions_and_the_newest_checkpoints_are_kept(small: Small, tmp
     assert open_run(out, device=torch.device("cpu")).position.step == 72
 
 
-def weights_at(out: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint_folder(out, step) / "model.safetensors")
-
-
-def assert_mean(found: dict[str, torch.Tensor], members: list[dict[str, torch.Tensor]]) -> None:
-    for key, value in found.items():
-        if value.is_floating_point():
-            torch.testing.assert_close(value, torch.stack([member[key] for member in members]).mean(dim=0), msg=key)
-
-
-def test_what_captions_is_the_mean_of_the_weights_at_the_epochs_ends(small: Small, tmp_path: Path) -> None:
-    settings = {**TINY_MODEL, "epochs": 4, "keep_checkpoints": 100, "checkpoint_every": 6, "lr": 0.01}  # 12 steps an epoch
-    for name, more in (("plain", {}), ("mean", {"average_last": 3})):
-        train(out=tmp_path / name, features=small.features, settings={**settings, **more}, device="cpu")
-    ends = [weights_at(tmp_path / "plain", step) for step in (24, 36, 48)]
-    assert_mean(weights_at(tmp_path / "mean", 12), [weights_at(tmp_path / "plain", 12)])
-    for step, epochs in ((24, 1), (30, 1), (36, 2), (42, 2), (48, 3)):
-        assert_mean(weights_at(tmp_path / "mean", step), ends[:epochs])
-    trained = torch.load(checkpoint_folder(tmp_path / "mean", 48) / "training.pt", weights_only=True)["weights"]
-    assert all(torch.equal(trained[key], value) for key, value in ends[-1].items())
-    losses = [[line["val_loss"] for line in lines(tmp_path / name) if "val_loss" in line] for name in ("plain", "mean")]
-    assert losses[0][:2] == losses[1][:2]
-    assert losses[0][2] != losses[1][2]
-
-
-@pytest.mark.parametrize("stop", [30, 36, 40])
-def test_a_training_that_averages_goes_on_as_if_it_had_not_stopped(small: Small, tmp_path: Path, stop: int) -> None:
-    settings = {**TINY_MODEL, "epochs": 4, "lr": 0.01, "average_last": 3}
-    train(out=tmp_path / "whole", features=small.features, settings=settings, device="cpu")
-    train(out=tmp_path / "stopped", features=small.features, settings=settings, device="cpu", max_steps=stop)
-    train(out=tmp_path / "stopped", resume=True, device="cpu")
-    whole, stopped = (weights_at(tmp_path / name, 48) for name in ("whole", "stopped"))
-    assert all(torch.equal(stopped[key], value) for key, value in whole.items())
-    scores = [[line["val_cider"] for line in lines(tmp_path / name) if "val_cider" in line] for name in ("whole", "stopped")]
-    assert scores[0] == scores[1]
-    assert len(scores[0]) == 4
-
-
-def test_a_mean_begins_anew_when_a_run_goes_on_for_more_epochs(small: Small, tmp_path: Path) -> None:
-    settings = {**TINY_MODEL, "keep_checkpoints": 100, "checkpoint_every": 12, "lr": 0.01}
-    train(out=tmp_path / "plain", features=small.features, settings={**settings, "epochs": 5}, device="cpu")
-    out = tmp_path / "mean"
-    train(out=out, features=small.features, settings={**settings, "epochs": 2, "average_last": 2}, device="cpu")
-    ends = [weights_at(tmp_path / "plain", 12 * epoch) for epoch in range(1, 6)]
-    assert_mean(weights_at(out, 24), ends[:2])
-    train(out=out, resume=True, settings={"epochs": 5}, device="cpu")
-    assert_mean(weights_at(out, 36), ends[2:3])
-    assert_mean(weights_at(out, 48), ends[3:4])
-    assert_mean(weights_at(out, 60), ends[3:])
-    assert open_run(out, device=torch.device("cpu")).position.averaged == 2
-
-
 def test_checkpoints_come_by_the_clock_too(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "keep_checkpoints": 100, "checkpoint_minutes": 1e-9}
     train(out=tmp_path / "clock", features=small.features, settings=settings, device="cpu", max_steps=5)
