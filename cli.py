@@ -35,6 +35,7 @@ from pipeline.options import (
     place,
     shard_cache_options,
     shards_options,
+    training_options,
     typed,
     workers_option,
 )
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from pipeline.scores import ScoreFile
     from pipeline.scoring import Ptb
     from pipeline.verify import FeatureReport, SplitReport
-    from shards.tar import OnError
+    from shards.errors import OnError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -601,82 +602,14 @@ def import_features(
 @shards_options("Raw images from shards, a folder or a URL, through the frozen network at every step.")
 @click.option("--out", type=Folder, required=True, help="The run's folder.")
 @click.option("--vocab", type=Folder, default=None, help="A vocabulary file. [default: built from the training captions]")
-@click.option(
-    "--recipe", default=None, help="tutorial, strong, or self-critical: what the options below are, where they are not given. [default: tutorial]"
-)
-@click.option("--config", "config_file", type=Folder, default=None, help="A TOML file of such options, by the same names; given ones go over it.")
+@click.option("--config", "config_file", type=Folder, default=None, help="A TOML file of the options from --recipe on; given ones go over it.")
 @click.option("--from", "start", type=Folder, default=None, help="A run whose best weights are those of the first step; sizes and vocabulary too.")
-@click.option(
-    "--self-critical/--cross-entropy",
-    default=None,
-    help="Train for CIDEr-D of drawn captions, from a run that speaks already (--from), instead of for the captions' words. [default: cross-entropy]",
-)
-@click.option("--samples", type=int, default=None, help="With --self-critical: captions drawn of each image. [default: 5]")
-@click.option("--min-count", type=int, default=None, help="Without --vocab: keep words that occur this often. [default: 4]")
-@click.option("--epochs", type=int, default=None, help="Passes over all captions. [default: 5]")
-@click.option("--batch-size", type=int, default=None, help="Units per step: images with up to --captions-per-image captions. [default: 128]")
-@click.option("--lr", type=float, default=None, help="Adam's learning rate. [default: 0.001]")
-@click.option(
-    "--schedule",
-    type=click.Choice(["constant", "step", "cosine"]),
-    default=None,
-    help="How the rate changes: step: by --lr-decay every --lr-decay-epochs; cosine: down to 0 at the end. [default: constant]",
-)
-@click.option("--lr-decay", type=float, default=None, help="With --schedule step: what the rate is multiplied by. [default: 0.8]")
-@click.option("--lr-decay-epochs", type=int, default=None, help="With --schedule step: epochs between two falls. [default: 3]")
-@click.option("--warmup-steps", type=int, default=None, help="Steps in which the rate rises from nearly 0. [default: 0]")
-@click.option("--weight-decay", type=float, default=None, help="AdamW's decay of matrices. [default: 0]")
-@click.option("--clip-norm", type=float, default=None, help="Cut the gradients' norm to this; 0: never. [default: 0]")
-@click.option("--label-smoothing", type=float, default=None, help="Share of each target that all words have in common. [default: 0]")
-@click.option("--own-words", type=float, default=None, help="Scheduled sampling: share of input words that the model draws itself. [default: 0]")
-@click.option("--own-words-epochs", type=int, default=None, help="Epochs in which that share rises from 0. [default: 10]")
-@click.option("--patience", type=int, default=None, help="End after so many epochs without better captions of val. [default: never]")
-@click.option(
-    "--average-last", type=int, default=None, help="Caption with the mean of the weights at the ends of so many last epochs. [default: never]"
-)
-@click.option("--embedding-dim", type=int, default=None, help="Size of word and image embeddings. [default: 256]")
-@click.option("--hidden-dim", type=int, default=None, help="Size of the LSTM's state. [default: 512]")
-@click.option("--layers", type=int, default=None, help="LSTM layers. [default: 1]")
-@click.option("--feature-dropout", type=float, default=None, help="Share of an image's features that a step leaves out. [default: 0]")
-@click.option("--input-dropout", type=float, default=None, help="Share of the LSTM's inputs that a step leaves out. [default: 0]")
-@click.option(
-    "--output-dropout", type=float, default=None, help="Share of the LSTM's outputs that a step leaves out, between layers too. [default: 0]"
-)
-@click.option(
-    "--image-input",
-    type=click.Choice(["once", "every_step"]),
-    default=None,
-    help="The image is the LSTM's first input, or stands beside every word too. [default: once]",
-)
-@click.option("--tie-weights/--no-tie-weights", default=None, help="Scores of words are products with their own embeddings. [default: no]")
-@click.option("--captions-per-image", type=int, default=None, help="Captions that share one image in a step. [default: 1]")
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
-    default=None,
-    help="Arithmetic of the decoder, and of the network beside it; auto: bf16 where the device does it well. [default: auto]",
-)
-@click.option("--accumulate", type=int, default=None, help="Pieces of a batch that go through the decoder one by one, for memory. [default: 1]")
-@click.option("--checkpoint-minutes", type=float, default=None, help="Minutes between checkpoints; 0: only by steps and at the end. [default: 10]")
-@click.option("--checkpoint-every", type=int, default=None, help="Steps between checkpoints, beside those by the clock.")
-@click.option("--keep-checkpoints", type=int, default=None, help="How many of the newest are kept, beside the best. [default: 3]")
-@click.option("--val-images", type=int, default=None, help="Val images that are captioned and scored after each epoch. [default: 5000]")
-@click.option("--log-every", type=int, default=None, help="Steps between lines of metrics.jsonl. [default: 10]")
-@click.option("--seed", type=int, default=None, help="Of initial weights and of the order of training. [default: 0]")
 @click.option("--backbone", default=None, help="With --shards: the frozen network. [default: resnet152]")
 @click.option("--weights", default=None, help="With --shards: as for cache-features. [default: IMAGENET1K_V1, or the network's first ones]")
-@click.option(
-    "--augment", type=click.Choice(["tutorial", "none"]), default=None, help="With --shards: random crop and flip, or none. [default: tutorial]"
-)
-@click.option(
-    "--on-error",
-    type=click.Choice(["fail", "skip"]),
-    default=None,
-    help="With --shards: what to do about damaged samples; skipped ones are counted and named. [default: fail]",
-)
 @click.option("--resume", is_flag=True, help="Go on where the run stopped, or start it.")
 @click.option("--workers", type=click.IntRange(1), default=None, show_default="all cores", help="With --shards: threads that decode images.")
 @device_option
+@training_options
 def train(
     features: Path | None,
     shards: Path | str | None,

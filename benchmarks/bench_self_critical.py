@@ -30,9 +30,10 @@ from pipeline.backbones import pick_device
 from pipeline.batches import CaptionBatch, Encoded, to_device, training_batches
 from pipeline.loop import Step, adamw
 from pipeline.recipes import chosen_settings
-from pipeline.run import TrainConfig, open_run
+from pipeline.run import open_run
 from pipeline.self_critical import Reward, SelfCriticalStep
 from pipeline.tokenizer import tokenize
+from pipeline.train_config import TrainConfig
 from pipeline.training_data import open_cached
 from pipeline.world import World
 from shards.caption_table import CaptionTable, table_from_records

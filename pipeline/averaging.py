@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from model.decoder import Captioner
 from pipeline.checkpoints import Position
-from pipeline.run import TrainConfig
+from pipeline.train_config import TrainConfig
 
 
 def without_earlier_ends(position: Position, settings: TrainConfig) -> Position:

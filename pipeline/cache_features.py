@@ -43,11 +43,11 @@ from pipeline.samples import ENDING, samples_path, write_samples
 from pipeline.shares import Share, writing
 from pipeline.views import CENTER, view_names
 from shards.atomic import exclusive
-from shards.errors import DamageError, InputError, MismatchError, OccupiedError
+from shards.errors import DamageError, InputError, MismatchError, OccupiedError, OnError
 from shards.features import FeatureFile, Provenance, feature_path, open_features
 from shards.manifest import SPLIT_NAME, DatasetFile, Sample, Shard, Split, library_versions, read_dataset_file
 from shards.output import Output, opened_output
-from shards.tar import OnError, open_samples
+from shards.tar import open_samples
 
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64

@@ -28,8 +28,9 @@ from pipeline.checkpoints import Best, Position, find_checkpoint, holds_checkpoi
 from pipeline.metrics_log import Meter, MetricsLog
 from pipeline.order import steps_per_epoch
 from pipeline.progress import Progress
-from pipeline.run import RunConfig, TrainConfig
+from pipeline.run import RunConfig
 from pipeline.self_critical import Reward, SelfCriticalStep
+from pipeline.train_config import TrainConfig
 from pipeline.training_data import Data, Features, features_function
 from pipeline.validation import Validation
 from pipeline.world import World

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -14,9 +15,11 @@ import click
 from click.core import ParameterSource
 
 from pipeline.messages import note
+from pipeline.train_config import KINDS, TrainConfig, option
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from dataclasses import Field
 
     from model.decoding import Decoding
     from pipeline.caption_files import CaptionSource
@@ -81,8 +84,8 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Callable[P, R]], Calla
     """Several options as one decorator, in the order of the help."""
 
     def add(function: Callable[P, R]) -> Callable[P, R]:
-        for option in reversed(options):
-            function = option(function)
+        for add_one in reversed(options):
+            function = add_one(function)
         return function
 
     return add
@@ -147,11 +150,11 @@ def captions_options(help_text: str, *, several: bool = False) -> Callable[[Call
     )
 
 
-def pair(option: str, value: str) -> tuple[str, str]:
+def pair(written: str, value: str) -> tuple[str, str]:
     """The two sides of NAME=VALUE."""
     name, equals, rest = value.partition("=")
     if not (name and equals and rest):
-        raise click.UsageError(f"{option} {value}: two things with = between them are expected.")
+        raise click.UsageError(f"{written} {value}: two things with = between them are expected.")
     return name, rest
 
 
@@ -198,7 +201,6 @@ decoding_options = together(
 def chosen_decoding(settings: dict[str, Any]) -> "Decoding":
     """The decoding that the options of :func:`decoding_options` ask for."""
     from model.decoding import Decoding
-    from pipeline.run import option
     from shards.errors import InputError
 
     if settings["groups"] == 1 and typed("diversity"):
@@ -212,8 +214,24 @@ def chosen_decoding(settings: dict[str, Any]) -> "Decoding":
         raise InputError(f"{said}.") from None
 
 
+def _training_option(setting: "Field[Any]") -> Callable[[Any], Any]:
+    kind, otherwise = KINDS[setting.name], setting.metadata["otherwise"]
+    default = f"{setting.default:g}" if isinstance(setting.default, float) else setting.default
+    shown = otherwise if setting.default is None or setting.default is False else default
+    return click.option(
+        f"{option(setting.name)}/--{otherwise}" if kind is bool else option(setting.name),
+        type=kind if isinstance(kind, type) else click.Choice(kind),
+        default=None,
+        help=f"{setting.metadata['purpose']} [default: {shown}]",
+    )
+
+
+# Each setting of :class:`pipeline.train_config.TrainConfig`. What is not given is None, so that a recipe and a resumed run can tell it.
+training_options = together(*(_training_option(setting) for setting in fields(TrainConfig)))
+
+
 def typed(*names: str) -> list[str]:
     """Those of this command's options that were typed, by the names of their parameters."""
     context = click.get_current_context()
     there = [(parameter.name or "", parameter.opts[0]) for parameter in context.command.params]
-    return [option for name, option in there if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    return [written for name, written in there if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE]

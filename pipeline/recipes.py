@@ -1,15 +1,13 @@
 """Recipes: settings of a training under one name, or in a TOML file; what else is said goes over them.
 
-The tutorial's recipe is :class:`pipeline.run.TrainConfig` as it stands. docs/recipes.md has the measurements that chose the others.
+The tutorial's recipe is :class:`pipeline.train_config.TrainConfig` as it stands. docs/recipes.md has the measurements that chose the others.
 """
 
 import tomllib
-from dataclasses import fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from pipeline.run import TrainConfig, option
+from pipeline.train_config import KINDS, TrainConfig, option
 from shards.errors import InputError
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -79,22 +77,20 @@ def read_settings(path: Path) -> dict[str, Any]:
             content = tomllib.loads(file.read(MAX_BYTES).decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not a TOML file that can be read ({error}). A line is, for example: batch-size = 64") from None
-    types = get_type_hints(TrainConfig)
     settings = {}
     for written, value in content.items():
         name = written.replace("-", "_")
-        if name not in types:
-            names = ", ".join(field.name.replace("_", "-") for field in fields(TrainConfig))
+        if name not in KINDS:
+            names = ", ".join(known.replace("_", "-") for known in KINDS)
             raise InputError(f"{path}: there is no setting {written!r}. There are {names}.")
-        settings[name] = _of_type(path, written, value, types[name])
+        settings[name] = _of_type(path, written, value, KINDS[name])
     return settings
 
 
-def _of_type(path: Path, written: str, value: Any, wanted: Any) -> Any:
-    kinds = [kind for kind in (get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)) if kind is not NoneType]
-    kind = kinds[0] if kinds[0] in (int, float, bool, str) else str  # choices are texts
-    if kind is float and type(value) is int:
+def _of_type(path: Path, written: str, value: Any, kind: type | tuple[str, ...]) -> Any:
+    wanted = kind if isinstance(kind, type) else str
+    if wanted is float and type(value) is int:
         return float(value)
-    if type(value) is not kind:  # not isinstance(): a bool is an int
-        raise InputError(f"{path}: {written} is {value!r}, it must be of type {kind.__name__}, as for {option(written)}.")
+    if type(value) is not wanted:  # not isinstance(): a bool is an int
+        raise InputError(f"{path}: {written} is {value!r}, it must be of type {wanted.__name__}, as for {option(written)}.")
     return value

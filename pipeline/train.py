@@ -5,11 +5,11 @@ Run under torchrun, the processes it started train together; only the first writ
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from model.decoder import DecoderConfig
+from model.decoder_config import DecoderConfig
 from model.vocabulary import Vocabulary
 from pipeline.arithmetic import decoder_precision, prepare_device
 from pipeline.backbones import KEPT_FILE, RANDOM, pick_device
@@ -18,7 +18,8 @@ from pipeline.checkpoints import MODEL_FILE, best_checkpoint, find_checkpoint, h
 from pipeline.loop import TrainSummary, run_training
 from pipeline.order import units_of
 from pipeline.recipes import ARCHITECTURE, chosen_settings, read_settings
-from pipeline.run import CONFIG_FILE, RunConfig, TrainConfig, holds_run, option, read_config, refuse_differences, write_config
+from pipeline.run import CONFIG_FILE, RunConfig, holds_run, read_config, refuse_differences, write_config
+from pipeline.train_config import KINDS, TrainConfig, option
 from pipeline.training_data import Data, open_cached, open_raw
 from pipeline.vocab import read_vocabulary, vocabulary_digest, vocabulary_of
 from pipeline.world import World, joined_world, own_device
@@ -221,18 +222,8 @@ def _identified(
             vocabulary = read_vocabulary(vocab) if vocab else vocabulary_of(data.source.table, min_count=config.min_count).vocabulary
         if data.kind == "features" and data.network.weights == RANDOM and world.first:
             _keep_weights(data.path, out)
-    decoder = DecoderConfig(
-        feature_dim=data.feature_dim,
-        vocabulary_size=len(vocabulary),
-        embedding_dim=config.embedding_dim,
-        hidden_dim=config.hidden_dim,
-        layers=config.layers,
-        image_input=config.image_input,
-        feature_dropout=config.feature_dropout,
-        input_dropout=config.input_dropout,
-        output_dropout=config.output_dropout,
-        tie_weights=config.tie_weights,
-    )
+    shape = {known.name: getattr(config, known.name) for known in fields(DecoderConfig) if known.name in KINDS}
+    decoder = DecoderConfig(feature_dim=data.feature_dim, vocabulary_size=len(vocabulary), **shape)
     run_config = RunConfig(
         train=config,
         decoder=decoder,

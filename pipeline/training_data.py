@@ -21,11 +21,11 @@ from pipeline.progress import Progress
 from pipeline.samples import sample_pictures, split_pictures
 from pipeline.sources import Augmentation, FeatureSource, ShardSource, Source
 from shards.caption_table import CaptionTable, table_from_records
-from shards.errors import InputError
+from shards.errors import InputError, OnError
 from shards.features import check_same_network, feature_path, open_features
 from shards.manifest import Shard, Split, read_dataset_file
 from shards.remote import check_cache_holds
-from shards.tar import OnError, open_samples, read_records
+from shards.tar import open_samples, read_records
 
 Pictures = Callable[[Sequence[int]], list[NDArray[np.uint8] | None]]
 

@@ -9,6 +9,11 @@ CapstreamError
 └── SaidElsewhereError  another process of the same training reports what went wrong
 """
 
+from typing import Literal
+
+# What is done about a damaged sample.
+OnError = Literal["fail", "skip"]
+
 
 class CapstreamError(Exception):
     """Base of all expected failures: the command line prints the message and exits with 1."""

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from tarfile import BLOCKSIZE, RECORDSIZE, USTAR_FORMAT, TarInfo
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from shards.atomic import committed_file, digest
-from shards.errors import DamageError
+from shards.errors import DamageError, OnError
 from shards.manifest import Member, Sample, Shard, Split, open_split, records_path
 from shards.mirror import CACHE_OPTION, fetching
 
@@ -88,9 +88,6 @@ def read_member(file: IO[bytes], shard: Shard, key: str, ending: str, member: Me
     """
     file.seek(member.offset)
     return check_member(shard, key, ending, member, file.read(member.size))
-
-
-OnError = Literal["fail", "skip"]
 
 
 def open_samples(folder: Path, name: str, on_error: OnError) -> Split:

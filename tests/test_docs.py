@@ -9,7 +9,6 @@ import click
 import pytest
 
 from cli import cli
-from pipeline.run import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(p.relative_to(ROOT) for folder in ("model", "pipeline", "shards") for p in (ROOT / folder).glob("*.py") if p.stem != "__init__")
@@ -55,15 +54,3 @@ def test_every_link_leads_to_a_file_and_to_a_heading_that_is_there(path: Path) -
 def test_commands_are_listed_in_the_order_data_flows() -> None:
     data = ["download", "synth", "shard", "index", "verify", "stats", "vocab", "backbones", "cache-features", "import-features"]
     assert list(cli.commands) == [*data, "train", "curves", "caption", "evaluate", "report", "demo", "doctor"]
-
-
-@pytest.mark.parametrize("option", [option for option in cli.commands["train"].params if option.name in TrainConfig.__dataclass_fields__])
-def test_the_help_of_train_says_the_defaults_that_its_config_has(option: click.Option) -> None:
-    default = getattr(TrainConfig, str(option.name))
-    assert option.default is None  # so that a run knows what was said
-    if default is None:
-        return
-    words = {True: "yes", False: "cross-entropy" if option.name == "self_critical" else "no"} if isinstance(default, bool) else {}
-    shown = words.get(default, f"{default:g}" if isinstance(default, (int, float)) else default)
-    assert option.help is not None
-    assert f"[default: {shown}]" in option.help

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.decoder import Captioner, DecoderConfig, Ensemble
+from model.decoder import Captioner, Ensemble
+from model.decoder_config import DecoderConfig
 from model.decoding import Decoding, Hypothesis, decode, drawn_captions, greedy
 from model.vocabulary import END, PAD, SPECIAL, START, Vocabulary
 

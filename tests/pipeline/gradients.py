@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from model.decoder import Captioner, DecoderConfig
+from model.decoder import Captioner
+from model.decoder_config import DecoderConfig
 from pipeline.backbones import KEPT_FILE
 from pipeline.batches import Encoded, to_device, training_batches
 from pipeline.loop import Step
-from pipeline.run import TrainConfig
+from pipeline.train_config import TrainConfig
 from pipeline.training_data import Data, features_function, open_cached, open_raw
 from pipeline.validation import Validation
 from pipeline.vocab import vocabulary_of

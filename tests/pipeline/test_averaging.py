@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from model.decoder import Captioner
 from pipeline import loop
 from pipeline.checkpoints import Position, checkpoint_folder, find_checkpoint, load_model, load_training, save_checkpoint
-from pipeline.run import TrainConfig, open_run
+from pipeline.run import open_run
 from pipeline.train import train
+from pipeline.train_config import TrainConfig
 from tests.conftest import TINY_MODEL, Small
 from tests.pipeline.test_train import lines
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.recipes import RECIPES, chosen_settings, read_settings
-from pipeline.run import TrainConfig
+from pipeline.train_config import TrainConfig
 from shards.errors import InputError
 
 

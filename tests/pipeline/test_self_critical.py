@@ -11,7 +11,8 @@ from click.testing import Result
 from pycocoevalcap.cider.cider import Cider
 from torch.nn.utils.rnn import pad_sequence
 
-from model.decoder import Captioner, DecoderConfig
+from model.decoder import Captioner
+from model.decoder_config import DecoderConfig
 from model.decoding import drawn_captions
 from model.ptb import ptb_tokens
 from model.vocabulary import END, START, UNK, Vocabulary

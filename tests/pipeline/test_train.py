@@ -22,8 +22,9 @@ from pipeline import loop
 from pipeline.batches import CaptionBatch
 from pipeline.cache_features import cache_features
 from pipeline.checkpoints import Best, Position, best_checkpoint, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
-from pipeline.run import TrainConfig, open_run
+from pipeline.run import open_run
 from pipeline.train import train
+from pipeline.train_config import TrainConfig
 from pipeline.vocab import write_vocabulary
 from shards.atomic import file_sha256
 from shards.errors import InputError, MismatchError, OccupiedError

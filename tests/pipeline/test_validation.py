@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.decoder import Captioner, DecoderConfig
+from model.decoder import Captioner
+from model.decoder_config import DecoderConfig
 from model.decoding import greedy, sentence
 from model.metrics import cider
 from model.ptb import ptb_tokens

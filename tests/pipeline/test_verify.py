@@ -22,10 +22,10 @@ from pipeline.train import train
 from pipeline.verify import verify
 from shards.atomic import digest
 from shards.caption_table import table_of_split
-from shards.errors import DamageError, MismatchError
+from shards.errors import DamageError, MismatchError, OnError
 from shards.features import open_features
 from shards.manifest import Sample, open_split, read_sidecar
-from shards.tar import OnError, open_samples
+from shards.tar import open_samples
 from tests.conftest import TINY_MODEL, Small, shard_small
 
 TAR = "train-000001.tar"

@@ -1,8 +1,11 @@
 from typing import Any
 
+import click
 import pytest
 
-from pipeline.run import TrainConfig
+from cli import cli
+from pipeline.settings import options_of
+from pipeline.train_config import KINDS, TrainConfig
 from shards.errors import InputError
 
 
@@ -58,3 +61,24 @@ def test_the_share_of_own_words_rises_evenly_and_stays() -> None:
 def test_impossible_settings_are_refused_by_their_option(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--" + list(wrong)[-1].replace("_", "-")):
         TrainConfig(**wrong)
+
+
+def test_every_setting_is_an_option_of_train_that_is_not_given_unless_somebody_types_it() -> None:
+    options = {str(option.name): option for option in options_of(cli.commands["train"])}
+    assert set(KINDS) < set(options)
+    assert {options[name].default for name in KINDS} == {None}
+    assert "[default: 0.001]" in str(options["lr"].help)
+    assert "[default: never]" in str(options["patience"].help)
+    assert "[default: cross-entropy]" in str(options["self_critical"].help)
+    assert options["tie_weights"].secondary_opts == ["--no-tie-weights"]
+    schedule = options["schedule"].type
+    assert isinstance(schedule, click.Choice)
+    assert schedule.choices == ("constant", "step", "cosine")
+
+
+@pytest.mark.parametrize(
+    ("typed", "settings"), [("--lr 0.5 --tie-weights", {"lr": 0.5, "tie_weights": True}), ("--cross-entropy", {"self_critical": False})]
+)
+def test_settings_that_are_typed_are_told_from_those_that_are_not(typed: str, settings: dict[str, Any]) -> None:
+    given = cli.commands["train"].make_context("train", ["--out", "run", *typed.split()]).params
+    assert {name: given[name] for name in KINDS if given[name] is not None} == settings
