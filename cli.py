@@ -627,7 +627,7 @@ def train(
     **settings: Any,
 ) -> None:
     """Train the captioner, from cached features or from raw shards: the same loop, batches and log."""
-    from pipeline.loop import Interrupted
+    from pipeline.interruption import Interrupted
     from pipeline.train import train
 
     try:

@@ -28,7 +28,8 @@ from benchmarks.machine import machine, machine_line, table, write_report
 from pipeline.arithmetic import decoder_precision, prepare_device
 from pipeline.backbones import pick_device
 from pipeline.batches import CaptionBatch, Encoded, to_device, training_batches
-from pipeline.loop import Step, adamw
+from pipeline.cross_entropy import CrossEntropyStep
+from pipeline.learner import adamw
 from pipeline.recipes import chosen_settings
 from pipeline.run import open_run
 from pipeline.self_critical import Reward, SelfCriticalStep
@@ -91,7 +92,7 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     critical = SelfCriticalStep(
         captioner, captioner, lambda batch: batch.images, config.precision, World(), source.table, reward, run.vocabulary, config.samples
     )
-    given = Step(captioner, captioner, lambda batch: batch.images, config, 1, World())
+    given = CrossEntropyStep(captioner, captioner, lambda batch: batch.images, config, 1, World())
     optimizer, encoded = adamw(captioner, config), Encoded(source.table, run.vocabulary, device)
 
     def batches(units: int, captions_per_image: int) -> list[CaptionBatch]:

@@ -84,7 +84,7 @@ class SelfCriticalStep:
     """Forward and backward of one batch's images: gradients of minus the expected reward, over all processes, in the parameters.
 
     Args:
-        captioner, model, features_of, precision, world: As for :class:`pipeline.loop.Step`.
+        captioner, model, features_of, precision, world: As for :class:`pipeline.cross_entropy.CrossEntropyStep`.
         table, reward: The split that is trained on, and its reward.
         vocabulary: Of the captioner.
         samples: Captions that are drawn of each image.

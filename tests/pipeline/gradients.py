@@ -14,7 +14,7 @@ from model.decoder import Captioner
 from model.decoder_config import DecoderConfig
 from pipeline.backbones import KEPT_FILE
 from pipeline.batches import Encoded, to_device, training_batches
-from pipeline.loop import Step
+from pipeline.cross_entropy import CrossEntropyStep
 from pipeline.train_config import TrainConfig
 from pipeline.training_data import Data, features_function, open_cached, open_raw
 from pipeline.validation import Validation
@@ -40,7 +40,7 @@ def gradients(kind: str, path: Path, *, pieces: int, units: int, world: World) -
     captioner = Captioner(DecoderConfig(feature_dim=data.feature_dim, vocabulary_size=len(vocabulary), embedding_dim=16, hidden_dim=24))
     model = captioner if world.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
     features_of = features_function(data)
-    step = Step(captioner, model, features_of, TrainConfig(accumulate=pieces, precision="fp32"), 1, world)
+    step = CrossEntropyStep(captioner, model, features_of, TrainConfig(accumulate=pieces, precision="fp32"), 1, world)
     encoded = Encoded(data.source.table, vocabulary)
     batch = next(training_batches(data.source, encoded, seed=1, epoch=0, batch_size=units, captions_per_image=2, part=world.part))
     loss = summed(step(to_device(batch, CPU)), world)

@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from model.decoder import Captioner
-from pipeline import loop
 from pipeline.checkpoints import Position, checkpoint_folder, find_checkpoint, load_model, load_training, save_checkpoint
+from pipeline.interruption import Interrupted
+from pipeline.learner import adamw
 from pipeline.run import open_run
 from pipeline.train import train
 from pipeline.train_config import TrainConfig
 from tests.conftest import TINY_MODEL, Small
-from tests.pipeline.test_train import lines
+from tests.pipeline.test_train import interrupted_at, lines
 
 
 def weights_at(out: Path, step: int) -> dict[str, torch.Tensor]:
@@ -70,7 +71,7 @@ def test_a_mean_begins_anew_when_a_run_goes_on_for_more_epochs(small: Small, tmp
 
 def test_a_checkpoint_saved_before_its_epoch_was_validated_gets_the_mean(small: Small, tmp_path: Path) -> None:
     run = open_run(small.run, device=torch.device("cpu"))
-    optimizer = loop.adamw(run.captioner, TrainConfig())
+    optimizer = adamw(run.captioner, TrainConfig())
     mean = copy.deepcopy(run.captioner)
     with torch.no_grad():
         mean.decoder.output.bias.add_(1)
@@ -83,5 +84,23 @@ def test_a_checkpoint_saved_before_its_epoch_was_validated_gets_the_mean(small: 
     found = Captioner(run.config.decoder)
     load_model(path, found)
     assert torch.equal(found.decoder.output.bias, mean.decoder.output.bias)
-    load_training(path, found, loop.adamw(found, TrainConfig()))
+    load_training(path, found, adamw(found, TrainConfig()))
     assert torch.equal(found.decoder.output.bias, run.captioner.decoder.output.bias)
+
+
+def test_a_training_stopped_in_its_last_step_captions_with_the_mean_after_it_went_on(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Captions stay the same, so that the last epoch is not the best one, which would be saved in any case.
+    settings = {**TINY_MODEL, "epochs": 3, "lr": 1e-12, "average_last": 2}
+    with monkeypatch.context() as patched:
+        interrupted_at(36, patched)
+        with pytest.raises(Interrupted):
+            train(out=tmp_path, features=small.features, settings=settings, device="cpu")
+    assert find_checkpoint(tmp_path)[1].averaged == 1
+    train(out=tmp_path, resume=True, device="cpu")
+    position = find_checkpoint(tmp_path)[1]
+    assert (position.epoch, position.averaged) == (3, 2)
+    assert position.best is not None
+    assert position.best.step < position.step
+    assert "weights" in torch.load(checkpoint_folder(tmp_path, 36) / "training.pt", weights_only=True)

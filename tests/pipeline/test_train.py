@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 
 from model.decoder import Captioner
 from model.vocabulary import Vocabulary
-from pipeline import loop
 from pipeline.batches import CaptionBatch
 from pipeline.cache_features import cache_features
 from pipeline.checkpoints import Best, Position, best_checkpoint, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
+from pipeline.cross_entropy import CrossEntropyStep
+from pipeline.interruption import Interrupted
+from pipeline.learner import adamw
 from pipeline.run import open_run
 from pipeline.train import train
 from pipeline.train_config import TrainConfig
@@ -275,7 +277,7 @@ def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path
     captioner = open_run(out, device=torch.device("cpu")).captioner
     with torch.no_grad():
         captioner.decoder.output.bias.fill_(float("inf"))  # what a step too far leaves behind
-    optimizer = loop.adamw(captioner, TrainConfig())
+    optimizer = adamw(captioner, TrainConfig())
     load_training(find_checkpoint(out)[0], captioner, optimizer)
     save_checkpoint(out, captioner, optimizer, Position(epoch=0, step_in_epoch=3, step=3))
     with pytest.raises(InputError, match=r"the training diverged.*smaller --lr than 1000000"):
@@ -358,14 +360,14 @@ def test_a_config_file_and_options_are_taken_together_and_kept_by_the_run(small:
 
 def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C is pressed while a step is computed."""
-    compute = loop.Step.__call__
+    compute = CrossEntropyStep.__call__
 
-    def call(self: loop.Step, batch: CaptionBatch) -> torch.Tensor:
+    def call(self: CrossEntropyStep, batch: CaptionBatch) -> torch.Tensor:
         if batch.epoch * self.per_epoch + batch.step == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
         return compute(self, batch)
 
-    monkeypatch.setattr(loop.Step, "__call__", call)
+    monkeypatch.setattr(CrossEntropyStep, "__call__", call)
 
 
 @pytest.mark.parametrize("step", [12, 24])
@@ -375,7 +377,7 @@ def test_an_epoch_that_was_stopped_in_its_last_step_is_validated_once(
     settings = {**TINY_MODEL, "epochs": 2}
     with monkeypatch.context() as patched:
         interrupted_at(step, patched)
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(Interrupted):
             train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
     train(out=tmp_path / "whole", features=small.features, settings=settings, device="cpu")
     for _ in range(2):  # the second time there is nothing left to do
@@ -388,15 +390,15 @@ def test_an_epoch_that_was_stopped_in_its_last_step_is_validated_once(
 
 
 def test_weights_that_are_no_numbers_are_neither_kept_nor_scored(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compute = loop.Step.__call__
+    compute = CrossEntropyStep.__call__
 
-    def call(self: loop.Step, batch: CaptionBatch) -> torch.Tensor:
+    def call(self: CrossEntropyStep, batch: CaptionBatch) -> torch.Tensor:
         loss, number = compute(self, batch), batch.epoch * self.per_epoch + batch.step
         if number == 11 or (number == 5 and self.settings.checkpoint_every == 1):
             self.captioner.decoder.output.bias.grad.fill_(torch.nan)  # type: ignore[union-attr]
         return loss
 
-    monkeypatch.setattr(loop.Step, "__call__", call)
+    monkeypatch.setattr(CrossEntropyStep, "__call__", call)
     for name, every, newest in (("at a checkpoint", 1, 5), ("at the epoch's end", 5, 10)):
         settings = {**TINY_MODEL, "epochs": 2, "checkpoint_every": every, "log_every": 100}
         with pytest.raises(InputError, match="training diverged"):
