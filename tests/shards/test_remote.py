@@ -1,4 +1,4 @@
-"""Shards at URLs, from a real HTTP server and a real S3-compatible one, both on 127.0.0.1."""
+"""Shards at URLs, from a real web server on 127.0.0.1."""
 
 import dataclasses
 import json
@@ -11,12 +11,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import Result
 
@@ -26,115 +24,19 @@ from pipeline.batches import CaptionBatch, Encoded, training_batches
 from pipeline.pixels import _without_samples
 from pipeline.sources import ShardSource
 from pipeline.train import train
-from pipeline.vocab import make_vocabulary, vocabulary_of
-from shards import fetch as fetch_module
+from pipeline.vocab import vocabulary_of
 from shards.caption_table import table_of_split
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
 from shards.fetch import _file_system
-from shards.manifest import DATASET_FILE, DatasetFile, Shard, Split, open_split, read_dataset_file, records_path, sidecar_path
+from shards.manifest import DATASET_FILE, DatasetFile, Split, open_split, read_dataset_file, records_path, sidecar_path
 from shards.mirror import MIRROR_FILE
-from shards.remote import FetchAhead, check_cache_holds, localize, mirror_name, origin
+from shards.remote import check_cache_holds, localize, mirror_name, origin
 from shards.tar import open_samples
-from tests.conftest import TINY_MODEL, Small, shard_small
-from tests.local_server import LocalServer
+from tests.conftest import Small
+from tests.shards.shard_server import LARGE, Server, largest, opened, tar_bytes, wait_until
 
 ROOT = Path(__file__).parents[2]
-LARGE = 10**9
 Run = Callable[..., Result]
-
-
-class Server(LocalServer):
-    """A web server over a folder that counts what it is asked for, and misbehaves where a test says so.
-
-    Attributes:
-        gets: How often each name was asked for.
-        cut: Names whose answer ends in the middle, and how often still.
-        longer: Names that get bytes behind their end, without a length in the header.
-        hang: Names that stop in the middle until ``released`` is set.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.gets: Counter[str] = Counter()
-        self.cut: Counter[str] = Counter()
-        self.longer: set[str] = set()
-        self.hang: set[str] = set()
-        self.released = threading.Event()
-        super().__init__()
-
-    @property
-    def url(self) -> str:
-        return f"{self.origin}/data/shards"
-
-    def tar_gets(self) -> dict[str, int]:
-        return {name: count for name, count in self.gets.items() if name.endswith(".tar")}
-
-    def close(self) -> None:
-        self.released.set()
-        super().close()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        name = request.path.rpartition("/")[2]
-        path = self.root / name
-        with self.lock:
-            self.gets[name] += 1
-            cut = self.cut[name] > 0
-            self.cut[name] -= cut
-        if not path.is_file() or request.path != f"/data/shards/{name}":
-            request.send_error(404)
-            return
-        content = path.read_bytes()
-        request.send_response(200)
-        if name in self.longer:
-            content += bytes(10_000)
-        else:
-            request.send_header("Content-Length", str(len(content)))
-        request.end_headers()
-        half = len(content) // 2
-        request.wfile.write(content[:half])
-        request.wfile.flush()
-        if name in self.hang:
-            self.released.wait(60)
-        if not cut:
-            request.wfile.write(content[half:])
-
-
-@pytest.fixture(scope="session")
-def fine(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small dataset in 18 train shards of two images, and a val shard."""
-    folder = tmp_path_factory.mktemp("fine") / "shards"
-    shard_small(small.source, folder, "train", shard_size=2)
-    shard_small(small.source, folder, "val")
-    return folder
-
-
-@pytest.fixture
-def server(fine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(fetch_module, "BACKOFF_SECONDS", (0.01, 0.01, 0.01))
-    server = Server(fine)
-    yield server
-    server.close()
-
-
-def opened(server: Server, cache: Path, cache_bytes: int = LARGE, split: str = "train") -> Split:
-    return open_split(localize(server.url, cache=cache, cache_bytes=cache_bytes), split)
-
-
-def tar_bytes(folder: Path) -> int:
-    """What stands on the disk as a tar, whole or half fetched."""
-    total = 0
-    for pattern in ("*.tar", ".*.tar.tmp"):
-        for path in folder.glob(pattern):
-            try:
-                total += path.stat().st_size
-            except FileNotFoundError:
-                continue
-    return total
-
-
-def largest(folder: Path) -> int:
-    return max(tar.stat().st_size for tar in folder.glob("train-*.tar"))
 
 
 def read_all(split: Split) -> list[bytes]:
@@ -157,13 +59,6 @@ def assert_same(found: list[CaptionBatch], wanted: list[CaptionBatch]) -> None:
     for one, other in zip(found, wanted, strict=True):
         assert (one.images == other.images).all()
         assert (one.tokens == other.tokens).all()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.01)
 
 
 def python(code: str, *arguments: object) -> "subprocess.Popen[str]":
@@ -420,75 +315,6 @@ def test_after_a_kill_in_the_middle_of_a_tar_all_goes_on(server: Server, tmp_pat
     assert server.gets["train-000000.tar"] == 2
 
 
-def names(shards: tuple[Shard, ...] | list[Shard]) -> set[str]:
-    return {shard.path.name for shard in shards}
-
-
-def there(split: Split) -> set[str]:
-    return {path.name for path in split.folder.glob("*.tar")}
-
-
-def test_fetching_ahead_keeps_within_the_bound_and_fetches_nothing_twice(server: Server, fine: Path, tmp_path: Path) -> None:
-    bound = 5 * largest(fine)
-    split = opened(server, tmp_path, bound)
-    visited = np.random.default_rng(0).permutation(len(split.shards))
-    order = [split.shards[index] for index in visited]
-    with FetchAhead(order, window=2) as ahead:
-        for position in range(0, len(order), 2):
-            ahead.at(position)
-            for shard in order[position : position + 2] * 3:
-                shard.open().close()
-                assert tar_bytes(split.folder) <= bound
-            wait_until(lambda first=position: names(order[first : first + 4]) <= there(split))  # type: ignore[misc]
-    assert not ahead._thread.is_alive()
-    assert server.tar_gets() == dict.fromkeys(names(order), 1)
-
-
-def test_fetching_ahead_stops_at_a_bounded_number_and_never_removes_what_is_in_use(server: Server, fine: Path, tmp_path: Path) -> None:
-    bound = 3 * largest(fine) + 10
-    split = opened(server, tmp_path, bound)
-    order = split.shards
-    with FetchAhead(order, window=2) as ahead:
-        wait_until(lambda: names(order[:3]) <= there(split))
-        time.sleep(0.2)
-        assert there(split) == names(order[:3])
-        assert names(order[:2]) <= there(split)
-        for shard in order[:2]:  # as if they had not been used for long
-            os.utime(shard.path, (0, 0))
-        ahead.at(1)
-        wait_until(lambda: names(order[1:4]) <= there(split))
-    time.sleep(0.1)
-    assert set(server.tar_gets().values()) == {1}
-    assert sum(server.tar_gets().values()) == 4
-
-
-def test_what_cannot_be_fetched_ahead_is_an_error_where_it_is_read(server: Server, fine: Path, tmp_path: Path) -> None:
-    server.root = shutil.copytree(fine, tmp_path / "part")
-    (server.root / "train-000001.tar").unlink()
-    split = opened(server, tmp_path / "cache")
-    with FetchAhead(split.shards, window=2):
-        wait_until(lambda: names([split.shards[0], *split.shards[2:4]]) <= there(split))
-        with pytest.raises(InputError, match=r"train-000001\.tar: there is no such file"):
-            split.shards[1].open()
-
-
-def test_closing_gives_up_a_tar_that_is_half_there(server: Server, tmp_path: Path) -> None:
-    server.cut["train-000000.tar"] = 99
-    split = opened(server, tmp_path)
-    ahead = FetchAhead(split.shards, window=2)
-    wait_until(lambda: server.gets["train-000000.tar"] > 0)
-    ahead.close()
-    assert not ahead._thread.is_alive()
-
-
-def test_fetching_ahead_of_local_shards_starts_nothing(fine: Path) -> None:
-    shards = open_split(fine, "train").shards
-    before = threading.active_count()
-    with FetchAhead(shards, window=2) as ahead:
-        ahead.at(3)
-        assert threading.active_count() == before
-
-
 def test_a_cache_too_small_for_a_window_is_refused_with_what_is_needed(server: Server, fine: Path, tmp_path: Path) -> None:
     split = opened(server, tmp_path, 400_000)
     sizes = sorted((shard.sidecar.tar_bytes for shard in split.shards), reverse=True)
@@ -525,61 +351,3 @@ def test_the_cache_stands_where_xdg_says(server: Server, tmp_path: Path, monkeyp
     result = run_cli("vocab", "--shards", server.url, "--out", tmp_path / "vocab.json")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "capstream" / mirror_name(server.url) / DATASET_FILE).is_file()
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The address of an S3-compatible server."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3: str, small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The small dataset in that server; what a user would set is set."""
-    import boto3
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="photographs")
-    for path in small.shards.iterdir():
-        if path.is_file():
-            client.upload_file(str(path), "photographs", f"a/shards/{path.name}")
-    _file_system.cache_clear()
-    yield "s3://photographs/a/shards"
-    _file_system.cache_clear()
-
-
-def test_shards_in_s3_are_cached_and_trained_on(bucket: str, small: Small, tmp_path: Path, run_cli: Run) -> None:
-    cache = ["--shard-cache", tmp_path / "cache", "--device", "cpu"]
-    network = ["--backbone", "squeezenet1_1", "--weights", "random"]
-    result = run_cli("cache-features", "--shards", bucket, "--out", tmp_path / "remote", *network, *cache)
-    assert result.exit_code == 0, result.output
-    result = run_cli("cache-features", "--shards", small.shards, "--out", tmp_path / "local", *network, "--device", "cpu")
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "remote/train.h5").read_bytes() == (tmp_path / "local/train.h5").read_bytes()
-    model = [f"--{name.replace('_', '-')}={value}" for name, value in TINY_MODEL.items()]
-    result = run_cli("train", "--shards", bucket, "--out", tmp_path / "run", "--epochs", 1, "--captions-per-image", 5, *model, *network, *cache)
-    assert result.exit_code == 0, result.output
-    assert json.loads((tmp_path / "run/config.json").read_text())["data"] == bucket
-
-
-def test_what_is_not_in_s3_is_named_by_its_url(bucket: str, tmp_path: Path) -> None:
-    for url in (f"{bucket}/no", "s3://nowhere/shards"):
-        with pytest.raises(InputError, match=f"{url}/dataset.json: there is no such file"):
-            localize(url, cache=tmp_path, cache_bytes=LARGE)
-
-
-def test_a_vocabulary_of_shards_in_s3_is_that_of_the_local_ones(bucket: str, small: Small, tmp_path: Path) -> None:
-    folder = localize(bucket, cache=tmp_path / "cache", cache_bytes=LARGE)
-    make_vocabulary(shards=folder, split="train", min_count=1, out=tmp_path / "remote.json")
-    make_vocabulary(shards=small.shards, split="train", min_count=1, out=tmp_path / "local.json")
-    assert (tmp_path / "remote.json").read_bytes() == (tmp_path / "local.json").read_bytes()
