@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench_cache, bench_decode, bench_shard, bench_train
+from benchmarks import bench_cache, bench_decode, bench_shard, bench_train, training_ways
 from benchmarks.generated import WORDS, synchronized
 from benchmarks.machine import spread, table
 from benchmarks.tutorial import EMBEDDING, HIDDEN
@@ -117,9 +117,9 @@ def machine_limits(s: argparse.Namespace) -> dict[str, float]:
 def flop_per_image(s: argparse.Namespace, work: Path) -> float:
     """Of the frozen network."""
     settings = argparse.Namespace(work=work, backbone=s.backbone)
-    network = bench_train.tutorial_network(settings, open_split(work / "shards", "train"), torch.device("cpu")).network
+    network = training_ways.tutorial_network(settings, open_split(work / "shards", "train"), torch.device("cpu")).network
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(torch.zeros(1, 3, bench_train.CROP, bench_train.CROP))
+        network(torch.zeros(1, 3, training_ways.CROP, training_ways.CROP))
     return float(counter.get_total_flops())
 
 
@@ -161,7 +161,7 @@ def summary(s: argparse.Namespace, work: Path, found: Found) -> dict[str, Any]:
     ]
     machine = {key: statistics.median(values("machine", key)) for key in found["machine"][0]} | {"flop_per_image": flop_per_image(s, work)}
     precision = decoder_precision("auto", device)
-    tokens = bench_train.tokens_per_caption(work)
+    tokens = training_ways.tokens_per_caption(work)
     medians = {stage: statistics.median(values(*own)) for stage, _, own, _ in STAGES}
     peak = machine[f"{precision} flops"]
     return {

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from benchmarks import bench_shard, bench_train
+from benchmarks import bench_shard, bench_train, training_ways
 from benchmarks.generated import write_words
 from benchmarks.machine import spread, table
 from benchmarks.peer_ways import BATCH, GZIP_ROWS, WORKERS, Pass, serve
@@ -101,7 +101,7 @@ def ours_pass(work: Path, kind: str) -> Pass:
     source: Source
     if kind == "loading":
         split = open_split(work / "shards", "train")
-        source, epochs = ShardSource(split, table_of_split(split), bench_train.shard_preprocessing(split), "tutorial", threads=WORKERS), 1
+        source, epochs = ShardSource(split, table_of_split(split), training_ways.shard_preprocessing(split), "tutorial", threads=WORKERS), 1
     else:
         source, epochs = FeatureSource(open_features(work / "features" / "train.h5")), OUR_EPOCHS
     encoded = Encoded(source.table, read_vocabulary(work / "vocab.json"))

@@ -35,7 +35,7 @@ if __package__ in (None, ""):  # started as `python benchmarks/run.py`
 
 import torch
 
-from benchmarks import bench_growth, bench_limits, bench_peers, bench_train, gpu, plots
+from benchmarks import bench_growth, bench_limits, bench_peers, bench_train, gpu, plots, training_ways
 from benchmarks.bench_decode import CAPTIONS
 from benchmarks.machine import device_name, machine, machine_line, table, write_report
 from benchmarks.peers import PEERS
@@ -74,7 +74,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--captions", type=Path, default=CAPTIONS, help="real captions, COCO's JSON: lengths, and words to train on")
     add("--backbone", default="resnet152", help="torchvision's name of a classification network")
     add("--batch-size", type=int, default=128, help="captions per training step")
-    add("--feature-images", type=int, default=bench_train.COCO_IMAGES, help="images of the generated feature file")
+    add("--feature-images", type=int, default=training_ways.COCO_IMAGES, help="images of the generated feature file")
     add("--feature-dim", type=int, default=2048, help="features of an image in it")
     add("--train-steps", type=int, default=60, help="of the captioner whose decoding is measured")
     add("--decode-images", type=int, default=256, help="images that it decodes each time")
@@ -211,7 +211,7 @@ def readme_table(report: Mapping[str, Any]) -> list[str]:
             f"{hours[way]:.2f}",
             f"{hours['tutorial raw'] / hours[way]:.1f}",
             f"{found['break_even_epochs'][way]:.2f}" if way in found["break_even_epochs"] else "",
-            f"{found['disk'][disk[way]]['bytes_per_image'] * bench_train.COCO_IMAGES / 1e9:.2f}",
+            f"{found['disk'][disk[way]]['bytes_per_image'] * training_ways.COCO_IMAGES / 1e9:.2f}",
         ]
         for way, name in names.items()
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench_precisions, bench_train
+from benchmarks import bench_precisions, bench_train, training_ways
 from benchmarks.workload import Usage
 
 TINY = "--backbone squeezenet1_1 --feature-images 60 --feature-dim 16 --batch-size 8 --raw-steps 1 --cached-steps 10 --loading-batches 2"
@@ -43,7 +43,7 @@ def test_the_cache_is_paid_back_by_the_time_that_each_epoch_saves() -> None:
 
 def test_what_the_told_rate_does_not_explain_is_start_up() -> None:
     said = "out/some.h5: 3000 images, 2048 features each, fp32 (1,000.0 images/s).\nNext: ..."
-    found = bench_train.caching_rates(Usage(seconds=15.0, peak_bytes=0, said=said), 3000)
+    found = training_ways.caching_rates(Usage(seconds=15.0, peak_bytes=0, said=said), 3000)
     assert found == pytest.approx(
         {"images_per_second": 200.0, "start_up_seconds": 12.0, "steady_images_per_second": 1000.0, "coco_seconds": 12 + 82.783}
     )
