@@ -4,7 +4,6 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 """
 
 import contextlib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -33,8 +32,10 @@ FILTER = click.Choice(["lanczos", "bicubic", "bilinear", "box"])
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many worker processes there are by default."""
+    from pipeline.executors import default_workers
+
+    return default_workers()
 
 
 def place(value: str) -> Path | str:

@@ -114,11 +114,19 @@ def file_size(url: str) -> int | None:
 
 
 def tried(
-    attempt: Callable[[], R], url: str, *, stop: threading.Event | None = None, again: str = AGAIN, got_on: Callable[[], bool] = lambda: False
+    attempt: Callable[[], R],
+    url: str,
+    *,
+    done: str = "fetched",
+    stop: threading.Event | None = None,
+    again: str = AGAIN,
+    got_on: Callable[[], bool] = lambda: False,
 ) -> R:
     """Do something with a URL, again after a pause where the connection breaks, as :func:`foreign_errors` tells.
 
     Args:
+        done: What the attempt does, for the message: the URL could not be fetched, written ...
+        again: What to do when it has failed.
         got_on: Whether an attempt that broke brought something all the same: those before it are forgotten then.
 
     Raises:
@@ -138,7 +146,7 @@ def tried(
         if (stop or threading.Event()).wait(BACKOFF_SECONDS[failed - 1]):
             raise Stopped
     kind = ResourceError if broken.status is None else RefusedError
-    raise kind(f"{url}: could not be fetched in {failed} attempts ({broken}). Check the network and the credentials. {again}".rstrip())
+    raise kind(f"{url}: could not be {done} in {failed} attempts ({broken}). Check the network and the credentials. {again}".rstrip())
 
 
 def url_parts(url: str, advice: str = CHECK) -> SplitResult:

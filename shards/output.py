@@ -18,6 +18,7 @@ from shards.fetch import MissingError, download, file_system, foreign_errors, is
 AT_ONCE = 8
 MARK = "capstream"
 MAX_BYTES = 5 << 40  # the largest object that S3 keeps
+AGAIN = "Run the same command again: what was written is kept."
 ADVICE = "Give a folder, or a place in S3 like s3://bucket/path."
 
 
@@ -62,7 +63,7 @@ class Output:
                     return []
                 return sorted(name for path in found if (name := path.rstrip("/").rpartition("/")[2]) and path.rstrip("/") != url.partition("://")[2])
 
-        return tried(ask, url)
+        return tried(ask, url, done="looked at", again=AGAIN)
 
     def bring(self, names: Iterable[str]) -> None:
         """Fetch files into the folder, those that are not there at all left out. Of a local output they are there already.
@@ -94,7 +95,7 @@ class Output:
             with foreign_errors(url, ADVICE):
                 file_system(url).put_file(str(path), url, Metadata={MARK: mark})
 
-        tried(put, url)
+        tried(put, url, done="written", again=AGAIN)
 
     def stat(self, name: str) -> tuple[int, str] | None:
         """Size and mark of a file at a URL, asked without fetching it; None where there is none.
@@ -114,7 +115,7 @@ class Output:
                     return None
                 return int(found["ContentLength"]), str(found["Metadata"].get(MARK, ""))
 
-        return tried(ask, url)
+        return tried(ask, url, done="looked at", again=AGAIN)
 
     def remove(self, name: str) -> None:
         """Remove a file, here and there, if it is there.
@@ -132,7 +133,7 @@ class Output:
             with foreign_errors(url, ADVICE), contextlib.suppress(FileNotFoundError):
                 file_system(url).rm_file(url)
 
-        tried(discard, url)
+        tried(discard, url, done="removed", again=AGAIN)
 
 
 def checked_output(place: Path | str) -> Path | str:

@@ -16,8 +16,10 @@ from click.testing import Result
 from pipeline.cache_features import cache_features
 from pipeline.shares import Share
 from pipeline.train import train
+from shards import fetch as fetch_module
 from shards.errors import InputError, OccupiedError, ResourceError
 from shards.features import open_features
+from shards.fetch import _file_system
 from shards.manifest import open_split
 from shards.output import Output, checked_output, opened_output
 from shards.remote import localize
@@ -215,6 +217,21 @@ def test_a_place_that_holds_something_else_is_refused_by_its_url(place: Place, d
 def test_a_bucket_that_is_not_there_is_named(place: Place, drawn: Path) -> None:
     with pytest.raises((InputError, ResourceError), match="s3://no-such-bucket-here/x"):
         shard(drawn, "s3://no-such-bucket-here/x")
+
+
+def test_a_server_that_is_gone_is_named_with_what_could_not_be_done(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, _ = place
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # nobody listens there
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # ours count
+    monkeypatch.setattr(fetch_module, "BACKOFF_SECONDS", (0.01,))
+    _file_system.cache_clear()
+    (tmp_path / "x").write_bytes(b"1")
+    output = Output(folder=tmp_path, url=url)
+    for action, done in ((output.names, "looked at"), (lambda: output.stat("x"), "looked at"), (lambda: output.send("x"), "written")):
+        with pytest.raises(ResourceError, match=f"{url}.* could not be {done} in 2 attempts .* what was written is kept"):
+            action()
+    with pytest.raises(ResourceError, match=f"{url}/x: could not be removed in 2 attempts"):
+        output.remove("x")
 
 
 @pytest.mark.parametrize(
