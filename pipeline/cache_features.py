@@ -33,9 +33,9 @@ from pipeline.feature_parts import (
     finished_parts,
     join_parts,
     out_of_memory,
-    part_is_whole,
     part_name,
     recipe_of,
+    whole_parts,
 )
 from pipeline.pixels import decode_into
 from pipeline.progress import Progress
@@ -394,13 +394,14 @@ def _make_parts(split: Split, plan: Plan, run: Run, share: Share | None, report:
     own = every if share is None else share.of(every)
     total = sum(len(shard.sidecar.samples) for shard, _ in own)
     with Progress(f"Caching {split.name}", total=total, unit="images", quiet=quiet) as progress:
-        tasks, there = [], set(plan.parts.names())
-        for shard, name in own:
-            if name in there and part_is_whole(plan.parts, name, shard, plan.provenance):
-                progress.advance(len(shard.sidecar.samples), note="kept from the last run")
-            else:
-                tasks.append((shard, name))
-        again = sum(name in there for _, name in tasks)
+        names = set(plan.parts.names())
+        there = [task for task in own if task[1] in names]
+        whole = {name for (_, name), is_whole in zip(there, whole_parts(plan.parts, there, plan.provenance), strict=True) if is_whole}
+        tasks = [task for task in own if task[1] not in whole]
+        kept = sum(len(shard.sidecar.samples) for shard, name in own if name in whole)
+        if kept:
+            progress.advance(kept, note="kept from the last run")
+        again = len(there) - len(whole)
         if again:
             place = plan.parts.at("")
             report(f"{place}: {again} parts of an earlier run are damaged or were made in another way; they are made again.")
@@ -420,8 +421,8 @@ def _join(output: Output, split: Split, parts: Output, *, dim: int, provenance: 
 
 def _discard(parts: Output) -> None:
     """Remove what has been joined."""
-    for name in parts.names() if parts.url is not None else ():
-        parts.remove(name)
+    if parts.url is not None:
+        parts.each(parts.remove, parts.names())
     shutil.rmtree(parts.folder, ignore_errors=True)
 
 

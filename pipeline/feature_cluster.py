@@ -19,7 +19,7 @@ from torch import Tensor
 from model.encoder import FrozenBackbone, feature_dim
 from pipeline.arithmetic import choose_arithmetic, prepare_device
 from pipeline.executors import Cluster
-from pipeline.feature_parts import Plan, Recipe, Task, cache_parts, out_of_memory, part_is_whole
+from pipeline.feature_parts import Plan, Recipe, Task, cache_parts, out_of_memory, whole_parts
 from shards.errors import InputError
 
 # Shards that a task has at the most: starting to decode costs a second, and a task that dies is done again as a whole.
@@ -102,7 +102,7 @@ def _make_parts(recipe: Recipe, needs: Needs, plan: Plan, tasks: Sequence[Task])
     found = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if found != planned:
         raise InputError(f"The cluster has devices of several kinds, {planned} and {found}, whose features differ. Use machines of one kind.")
-    missing = [(shard, name) for shard, name in tasks if not part_is_whole(plan.parts, name, shard, plan.provenance)]
+    missing = [task for task, whole in zip(tasks, whole_parts(plan.parts, tasks, plan.provenance), strict=True) if not whole]
     with tempfile.TemporaryDirectory(prefix="capstream-") as scratch:
         if plan.parts.url is not None:  # the command's own scratch folder is on another machine
             plan = replace(plan, parts=replace(plan.parts, folder=Path(scratch)))

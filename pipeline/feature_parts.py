@@ -108,8 +108,12 @@ def _mark(shard: Shard, provenance: Provenance) -> str:
     return digest([asdict(provenance), _keys(shard)])
 
 
-def part_is_whole(parts: Output, name: str, shard: Shard, provenance: Provenance) -> bool:
-    """Whether a part is there, undamaged, and made from this shard in this way. In S3 its mark says so."""
+def whole_parts(parts: Output, tasks: Sequence[Task], provenance: Provenance) -> list[bool]:
+    """Whether each part is there, undamaged, and made from its shard in this way. In S3 its mark says so."""
+    return parts.each(lambda task: _is_whole(parts, *task, provenance), tasks)
+
+
+def _is_whole(parts: Output, shard: Shard, name: str, provenance: Provenance) -> bool:
     if parts.url is not None:
         found = parts.stat(name)
         return found is not None and found[1] == _mark(shard, provenance)
@@ -124,7 +128,8 @@ def part_is_whole(parts: Output, name: str, shard: Shard, provenance: Provenance
 
 def finished_parts(parts: Output, split: Split) -> tuple[Provenance, int] | None:
     """How the parts of a split were made, and their features per view, if all are there, whole, and made in one way; else None."""
-    names = [part_name(index) for index in range(len(split.shards))]
+    tasks = [(shard, part_name(index)) for index, shard in enumerate(split.shards)]
+    names = [name for _, name in tasks]
     if not set(names) <= set(parts.names()):
         return None
     parts.bring(names[:1])
@@ -132,7 +137,7 @@ def finished_parts(parts: Output, split: Split) -> tuple[Provenance, int] | None
         first = open_features(parts.folder / names[0])
     except CapstreamError:
         return None
-    if not all(part_is_whole(parts, name, shard, first.provenance) for name, shard in zip(names, split.shards, strict=True)):
+    if not all(whole_parts(parts, tasks, first.provenance)):
         return None
     return first.provenance, first.dim
 

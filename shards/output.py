@@ -6,15 +6,18 @@ our choice (user metadata): what it holds, so that a later run knows without fet
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from shards.atomic import committed, disk_errors
 from shards.errors import CapstreamError, InputError
 from shards.fetch import MissingError, download, file_system, foreign_errors, is_url, tried, url_parts
 
+T = TypeVar("T")
+R = TypeVar("R")
 AT_ONCE = 8
 MARK = "capstream"
 MAX_BYTES = 5 << 40  # the largest object that S3 keeps
@@ -65,17 +68,21 @@ class Output:
 
         return tried(ask, url, done="looked at", again=AGAIN)
 
+    def each(self, action: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """What ``action`` gives for each item; at a URL, where each is a round trip, several at a time."""
+        if self.url is None:
+            return [action(item) for item in items]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(action, items))
+
     def bring(self, names: Iterable[str]) -> None:
         """Fetch files into the folder, those that are not there at all left out. Of a local output they are there already.
 
         Raises:
             ResourceError: The connection breaks, not allowed, disk full.
         """
-        if self.url is None:
-            return
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for _ in pool.map(self._bring, names):
-                pass
+        if self.url is not None:
+            self.each(self._bring, names)
 
     def _bring(self, name: str) -> None:
         with contextlib.suppress(MissingError), committed(self.folder / name) as temporary:
