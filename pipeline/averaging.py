@@ -13,16 +13,16 @@ from pipeline.checkpoints import Position
 from pipeline.train_config import TrainConfig
 
 
-def without_earlier_ends(position: Position, settings: TrainConfig) -> Position:
+def without_earlier_ends(position: Position, settings: TrainConfig, per_epoch: int) -> Position:
     """Where a training stands, without a mean that has ends of epochs in it that are not among the last: ``--epochs`` was raised.
 
     >>> position = Position(epoch=4, step_in_epoch=0, step=48, averaged=3)
-    >>> without_earlier_ends(position, TrainConfig(epochs=4, average_last=3)).averaged
+    >>> without_earlier_ends(position, TrainConfig(epochs=4, average_last=3), 12).averaged
     3
-    >>> without_earlier_ends(position, TrainConfig(epochs=5, average_last=3)).averaged
+    >>> without_earlier_ends(position, TrainConfig(epochs=5, average_last=3), 12).averaged
     0
     """
-    most = max(0, position.epoch - _first(settings))
+    most = max(0, position.step // per_epoch - _first(settings))
     return position if position.averaged <= most else replace(position, averaged=0)
 
 

@@ -396,12 +396,13 @@ def _make_parts(split: Split, plan: Plan, run: Run, share: Share | None, report:
     with Progress(f"Caching {split.name}", total=total, unit="images", quiet=quiet) as progress:
         names = set(plan.parts.names())
         there = [task for task in own if task[1] in names]
-        whole = {name for (_, name), is_whole in zip(there, whole_parts(plan.parts, there, plan.provenance), strict=True) if is_whole}
-        tasks = [task for task in own if task[1] not in whole]
-        kept = sum(len(shard.sidecar.samples) for shard, name in own if name in whole)
-        if kept:
-            progress.advance(kept, note="kept from the last run")
-        again = len(there) - len(whole)
+        kept = set()
+        for (shard, name), whole in zip(there, whole_parts(plan.parts, there, plan.provenance), strict=True):
+            if whole:
+                kept.add(name)
+                progress.advance(len(shard.sidecar.samples), note="kept from the last run")
+        tasks = [task for task in own if task[1] not in kept]
+        again = len(there) - len(kept)
         if again:
             place = plan.parts.at("")
             report(f"{place}: {again} parts of an earlier run are damaged or were made in another way; they are made again.")
@@ -421,8 +422,8 @@ def _join(output: Output, split: Split, parts: Output, *, dim: int, provenance: 
 
 def _discard(parts: Output) -> None:
     """Remove what has been joined."""
-    if parts.url is not None:
-        parts.each(parts.remove, parts.names())
+    for _ in parts.each(parts.remove, parts.names() if parts.url is not None else ()):
+        pass
     shutil.rmtree(parts.folder, ignore_errors=True)
 
 

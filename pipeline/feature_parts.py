@@ -108,7 +108,7 @@ def _mark(shard: Shard, provenance: Provenance) -> str:
     return digest([asdict(provenance), _keys(shard)])
 
 
-def whole_parts(parts: Output, tasks: Sequence[Task], provenance: Provenance) -> list[bool]:
+def whole_parts(parts: Output, tasks: Sequence[Task], provenance: Provenance) -> Iterator[bool]:
     """Whether each part is there, undamaged, and made from its shard in this way. In S3 its mark says so."""
     return parts.each(lambda task: _is_whole(parts, *task, provenance), tasks)
 

@@ -22,13 +22,15 @@ from shards.errors import InputError
 
 
 class Learner:
-    """What is trained, from the newest checkpoint of ``out`` on, or from its start.
+    """What is trained: as the newest checkpoint of ``out`` has it, or as it is before the first step.
 
     Args:
         out: The run's folder.
+        per_epoch: Steps of an epoch.
         start: A checkpoint's folder, whose weights are those of the first step; None: they are drawn at random.
 
     Attributes:
+        captioner: With the newest weights.
         position: Where it stands.
         notes: A line for each damaged checkpoint that was passed over.
 
@@ -36,15 +38,15 @@ class Learner:
         DamageError, MismatchError: The checkpoint cannot be read, or is of another captioner.
     """
 
-    def __init__(self, out: Path, config: RunConfig, device: torch.device, world: World, *, start: Path | None) -> None:
-        self.out, self.settings, self.world = out, config.train, world
+    def __init__(self, out: Path, config: RunConfig, device: torch.device, world: World, *, per_epoch: int, start: Path | None) -> None:
+        self.out, self.settings, self.world, self.per_epoch = out, config.train, world, per_epoch
         torch.manual_seed(config.train.seed)
         self.captioner = Captioner(config.decoder).to(device)
         self.optimizer = adamw(self.captioner, config.train)
         self.position, self.notes, newest = Position(epoch=0, step_in_epoch=0, step=0), list[str](), None
         if holds_checkpoints(out):
             newest, position, self.notes = find_checkpoint(out)
-            self.position = without_earlier_ends(position, config.train)
+            self.position = without_earlier_ends(position, config.train, per_epoch)
         first_weights = newest or start
         if first_weights is not None:
             load_model(first_weights, self.captioner)
@@ -61,8 +63,13 @@ class Learner:
             return self.captioner
         return cast("Captioner", self._mean.module)
 
+    def begin(self) -> None:
+        """The steps begin now: what comes before is no time between checkpoints."""
+        self.captioner.train()
+        self._saved_at = time.monotonic()
+
     def learn(self, gradients: Callable[[CaptionBatch], Tensor], batch: CaptionBatch, lr: float) -> Tensor:
-        """One step of the optimizer: the loss of this process, float32 ().
+        """One step of the optimizer: the loss of this process, float32 (). An epoch's last step settles what captions from there on.
 
         Args:
             gradients: Fills the parameters' gradients, and gives the loss.
@@ -76,17 +83,9 @@ class Learner:
             torch.nn.utils.clip_grad_norm_(self.captioner.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         self.position = replace(self.position, step_in_epoch=self.position.step_in_epoch + 1, step=self.position.step + 1)
-        return loss
-
-    def end_epoch(self) -> None:
-        """All steps of the epoch are done: what captions from here on is settled.
-
-        Raises:
-            InputError: Weights are no numbers.
-        """
-        self._check_finite()
-        if self._mean is not None:
+        if self._mean is not None and self.position.step_in_epoch == self.per_epoch:
             self.position = with_this_end(self._mean, self.captioner, self.position, self.settings)
+        return loss
 
     def begin_next_epoch(self, cider: float | None) -> None:
         """Go on to the next epoch; ``cider`` is what the captions of this one scored on val, if they were scored."""
@@ -97,7 +96,10 @@ class Learner:
 
     @property
     def save_is_due(self) -> bool:
-        """Whether the next checkpoint is due: by steps, by the clock, or since this is the best one so far."""
+        """Whether the next checkpoint is due: by steps, by the clock, or since this is the best one so far.
+
+        Processes may differ, each having a clock of its own: :meth:`save` asks none of the others for anything.
+        """
         position, settings = self.position, self.settings
         if position.best is not None and position.best.step == position.step:
             return True
@@ -117,13 +119,18 @@ class Learner:
             InputError: Weights are no numbers.
             ResourceError: Disk full, not allowed.
         """
-        self._check_finite()
+        self.check_finite()
         if self.world.first:
             mean = self.speaker if self.speaker is not self.captioner else None
             save_checkpoint(self.out, self.captioner, self.optimizer, self.position, mean=mean, keep=self.settings.keep_checkpoints)
         self._saved, self._saved_at = self.position, time.monotonic()
 
-    def _check_finite(self) -> None:
+    def check_finite(self) -> None:
+        """Refuse to keep or to score weights that are no numbers.
+
+        Raises:
+            InputError: Says that the training diverged.
+        """
         if not all(bool(parameter.isfinite().all()) for parameter in self.captioner.parameters()):
             raise InputError(
                 f"Weights became infinite or no numbers by step {self.position.step}: the training diverged. Checkpoints from before are kept; "

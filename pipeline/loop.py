@@ -26,7 +26,7 @@ from pipeline.progress import Progress
 from pipeline.run import RunConfig
 from pipeline.self_critical import Reward, SelfCriticalStep
 from pipeline.train_config import TrainConfig
-from pipeline.training_data import Data, features_function
+from pipeline.training_data import Data, Features, features_function
 from pipeline.validation import Validation
 from pipeline.world import World
 from shards.errors import DamageError
@@ -73,12 +73,12 @@ def run_training(
         DamageError, ResourceError: As the parts say.
     """
     settings = config.train
-    learner = Learner(out, config, device, world, start=start)
-    world.wait()  # nobody removes a checkpoint that another is reading
-    encoded = Encoded(data.source.table, vocabulary, device)
-    validation = _validation(data, vocabulary, settings, device, world, quiet=quiet)
     per_epoch = steps_per_epoch(data.source.table, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image)
-    gradients = _gradients(learner.captioner, data, vocabulary, settings, per_epoch, world)
+    learner = Learner(out, config, device, world, per_epoch=per_epoch, start=start)
+    world.wait()  # nobody removes a checkpoint that another is reading
+    encoded, features_of = Encoded(data.source.table, vocabulary, device), features_function(data)
+    validation = _validation(data, vocabulary, features_of, settings, device, world, quiet=quiet)
+    gradients = _gradients(learner.captioner, data, vocabulary, features_of, settings, per_epoch, world)
     total = per_epoch * settings.epochs if max_steps is None else min(per_epoch * settings.epochs, max_steps)
     position = learner.position
     if position.step != position.epoch * per_epoch + position.step_in_epoch or position.step_in_epoch > per_epoch:
@@ -123,7 +123,7 @@ def run_training(
                 if stop:
                     raise Interrupted(f"Stopped after step {step} of {total}; all of it is saved.")
 
-    learner.captioner.train()
+    learner.begin()
     with (
         contextlib.closing(log) if log is not None else contextlib.nullcontext(),
         interruptible(world, device) as interrupted,
@@ -136,7 +136,7 @@ def run_training(
                 break
             if whole:
                 epoch_seconds.append(time.perf_counter() - began)
-            learner.end_epoch()
+            learner.check_finite()
             found = validation.measure(learner.speaker) if validation is not None else None
             if found is not None:
                 val_loss = found.loss
@@ -160,18 +160,19 @@ def run_training(
     )
 
 
-def _validation(data: Data, vocabulary: Vocabulary, settings: TrainConfig, device: torch.device, world: World, *, quiet: bool) -> Validation | None:
+def _validation(
+    data: Data, vocabulary: Vocabulary, features_of: Features, settings: TrainConfig, device: torch.device, world: World, *, quiet: bool
+) -> Validation | None:
     if data.val is None:
         return None
-    images, features_of = settings.val_images, features_function(data)
+    images = settings.val_images
     return Validation(data.val, vocabulary, features_of, data.val_pictures, images=images, device=device, world=world, quiet=quiet)
 
 
 def _gradients(
-    captioner: Captioner, data: Data, vocabulary: Vocabulary, settings: TrainConfig, per_epoch: int, world: World
+    captioner: Captioner, data: Data, vocabulary: Vocabulary, features_of: Features, settings: TrainConfig, per_epoch: int, world: World
 ) -> Callable[[CaptionBatch], Tensor]:
     """What fills the parameters' gradients from a batch, and gives its loss."""
-    features_of = features_function(data)
     model = captioner if world.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
     if not settings.self_critical:
         return CrossEntropyStep(captioner, model, features_of, settings, per_epoch, world)

@@ -216,11 +216,15 @@ def chosen_decoding(settings: dict[str, Any]) -> "Decoding":
 
 
 def _training_option(setting: "Field[Any]") -> Callable[[Any], Any]:
-    kind, otherwise = KINDS[setting.name], setting.metadata["otherwise"]
-    default = f"{setting.default:g}" if isinstance(setting.default, float) else setting.default
-    shown = otherwise if setting.default is None or setting.default is False else default
+    kind, opposite = KINDS[setting.name], setting.metadata["opposite"]
+    if setting.default is None:
+        shown = setting.metadata["absent"]
+    elif kind is bool:
+        shown = opposite.removeprefix("--")
+    else:
+        shown = f"{setting.default:g}" if kind is float else setting.default
     return click.option(
-        f"{option(setting.name)}/--{otherwise}" if kind is bool else option(setting.name),
+        f"{option(setting.name)}/{opposite}" if kind is bool else option(setting.name),
         type=kind if isinstance(kind, type) else click.Choice(kind),
         default=None,
         help=f"{setting.metadata['purpose']} [default: {shown}]",

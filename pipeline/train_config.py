@@ -35,19 +35,20 @@ MINUTES = Limits(lambda value: 0 <= value < math.inf, "0 (never by the clock) or
 BATCH = Limits(lambda value: 2 <= value <= MAX_COUNT, f"at least 2, for BatchNorm to normalise, and at most {MAX_COUNT}")
 
 
-def setting(default: Any, purpose: str, limits: Limits | None = None, *, otherwise: str | None = None) -> Any:
+def setting(default: Any, purpose: str, limits: Limits | None = None, *, absent: str | None = None, opposite: str | None = None) -> Any:
     """A field of :class:`TrainConfig`.
 
     Args:
         purpose: One sentence for ``--help``.
-        otherwise: Where the default is None or False: what it means, in a word.
+        absent: Where the default is None: what that comes to.
+        opposite: Of a switch: the option that says no.
     """
-    return field(default=default, metadata={"purpose": purpose, "limits": limits, "otherwise": otherwise})
+    return field(default=default, metadata={"purpose": purpose, "limits": limits, "absent": absent, "opposite": opposite})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training's settings; the defaults are the tutorial's recipe. docs/recipes.md has the source of each.
+    """A training's settings; the defaults are the tutorial's recipe. docs/recipes.md has the sources of those that come from papers.
 
     Attributes:
         recipe: The recipe that the settings came from; what else was said stands in its field.
@@ -72,7 +73,7 @@ class TrainConfig:
     self_critical: bool = setting(
         False,
         "Train for CIDEr-D of drawn captions, from a run that speaks already (--from), instead of for the captions' words.",
-        otherwise="cross-entropy",
+        opposite="--cross-entropy",
     )
     samples: int = setting(5, "With --self-critical: captions drawn of each image.", COUNT)
     min_count: int = setting(4, "Without --vocab: keep words that occur this often.", COUNT)
@@ -90,10 +91,8 @@ class TrainConfig:
     label_smoothing: float = setting(0.0, "Share of each target that all words have in common.", SHARE)
     own_words: float = setting(0.0, "Scheduled sampling: share of input words that the model draws itself.", SHARE)
     own_words_epochs: int = setting(10, "Epochs in which that share rises from 0.", COUNT)
-    patience: int | None = setting(None, "End after so many epochs without better captions of val.", COUNT, otherwise="never")
-    average_last: int | None = setting(
-        None, "Caption with the mean of the weights at the ends of so many last epochs.", COUNT, otherwise="the newest weights"
-    )
+    patience: int | None = setting(None, "End after so many epochs without better captions of val.", COUNT, absent="never")
+    average_last: int | None = setting(None, "Caption with the mean of the weights at the ends of so many last epochs.", COUNT, absent="never")
     embedding_dim: int = setting(DecoderConfig.embedding_dim, "Size of word and image embeddings.", COUNT)
     hidden_dim: int = setting(DecoderConfig.hidden_dim, "Size of the LSTM's state.", COUNT)
     layers: int = setting(DecoderConfig.layers, "LSTM layers.", COUNT)
@@ -101,14 +100,14 @@ class TrainConfig:
     input_dropout: float = setting(DecoderConfig.input_dropout, "Share of the LSTM's inputs that a step leaves out.", SHARE)
     output_dropout: float = setting(DecoderConfig.output_dropout, "Share of the LSTM's outputs that a step leaves out, between layers too.", SHARE)
     image_input: ImageInput = setting(DecoderConfig.image_input, "The image is the LSTM's first input, or stands beside every word too.")
-    tie_weights: bool = setting(DecoderConfig.tie_weights, "Scores of words are products with their own embeddings.", otherwise="no-tie-weights")
+    tie_weights: bool = setting(DecoderConfig.tie_weights, "Scores of words are products with their own embeddings.", opposite="--no-tie-weights")
     captions_per_image: int = setting(1, "Captions that share one image in a step.", COUNT)
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "Arithmetic of the decoder, and of the network beside it; auto: bf16 where the device does it well."
     )
     accumulate: int = setting(1, "Pieces of a batch that go through the decoder one by one, for memory.", COUNT)
     checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints; 0: only by steps and at the end.", MINUTES)
-    checkpoint_every: int | None = setting(None, "Steps between checkpoints, beside those by the clock.", COUNT, otherwise="by the clock alone")
+    checkpoint_every: int | None = setting(None, "Steps between checkpoints, beside those by the clock.", COUNT, absent="by the clock alone")
     keep_checkpoints: int = setting(3, "How many of the newest are kept, beside the best.", COUNT)
     val_images: int = setting(5000, "Val images that are captioned and scored after each epoch.", COUNT)
     log_every: int = setting(10, "Steps between lines of metrics.jsonl.", COUNT)
@@ -119,10 +118,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for known in fields(self):
             value, limits, kind = getattr(self, known.name), known.metadata["limits"], KINDS[known.name]
-            if limits is not None and value is not None and not limits.hold(value):
+            if value is None and known.default is None:
+                continue
+            if not isinstance(kind, type):
+                if value not in kind:
+                    raise InputError(f"{option(known.name)} {value}: must be {', '.join(kind[:-1])} or {kind[-1]}.")
+            elif type(value) is not kind and not (kind is float and type(value) is int):  # not isinstance(): a bool is an int
+                raise InputError(f"{option(known.name)} {value!r}: must be of type {kind.__name__}.")
+            elif limits is not None and not limits.hold(value):
                 raise InputError(f"{option(known.name)} {value}: must be {limits.words}.")
-            if not isinstance(kind, type) and value not in kind:
-                raise InputError(f"{option(known.name)} {value}: must be {', '.join(kind[:-1])} or {kind[-1]}.")
         for name in OF_CROSS_ENTROPY if self.self_critical else ():
             if getattr(self, name) != getattr(type(self), name):
                 raise InputError(f"{option(name)} {getattr(self, name)}: --self-critical would not use it. Leave it away.")
@@ -155,7 +159,9 @@ def option(name: str) -> str:
 def _kind(hint: Any) -> type | tuple[str, ...]:
     if get_origin(hint) is Literal:
         return get_args(hint)
-    kind: type = next(one for one in get_args(hint) if one is not NoneType) if isinstance(hint, UnionType) else hint
+    if isinstance(hint, UnionType):
+        return _kind(next(one for one in get_args(hint) if one is not NoneType))
+    kind: type = hint
     return kind
 
 

@@ -37,7 +37,7 @@ class ShownCaption:
 
 @dataclass(frozen=True, kw_only=True)
 class Validated:
-    """What a validation found; ``cider`` and ``shown`` in the first process alone."""
+    """What a validation found; ``shown`` in the first process alone, ``cider`` None where there are no images."""
 
     loss: float
     cider: float | None
@@ -100,10 +100,11 @@ class Validation:
         mine = [words for batch in self.batches for words in greedy(captioner, batch.images, self.vocabulary)]
         captioner.train()
         words = self.world.gathered(mine)
-        if not (self.world.first and words):
+        if not words:
             return Validated(loss=total / max(tokens, 1), cider=None, shown=())
-        scored = cider([ptb_tokens(sentence(caption)) for caption in words], self.references)
-        return Validated(loss=total / max(tokens, 1), cider=scored, shown=tuple(self._shown(words)))
+        mine_alone = cider([ptb_tokens(sentence(caption)) for caption in words], self.references) if self.world.first else 0.0
+        (scored,) = self.world.total(mine_alone)  # all have to agree on which captions are the best, and when patience ends
+        return Validated(loss=total / max(tokens, 1), cider=scored, shown=tuple(self._shown(words)) if self.world.first else ())
 
     def _shown(self, words: list[list[str]]) -> Iterator[ShownCaption]:
         rows = [row for row in spread_rows(self.table.images, SAMPLES).tolist() if self.table.caption_counts[row]]

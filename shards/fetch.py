@@ -110,7 +110,7 @@ def file_size(url: str) -> int | None:
                 return None
             return None if size is None else int(size)
 
-    return tried(ask, url)
+    return tried(ask, url, done="looked at")
 
 
 def tried(

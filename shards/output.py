@@ -68,12 +68,13 @@ class Output:
 
         return tried(ask, url, done="looked at", again=AGAIN)
 
-    def each(self, action: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """What ``action`` gives for each item; at a URL, where each is a round trip, several at a time."""
+    def each(self, action: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """What ``action`` gives for each item, as it is asked for; at a URL, where each is a round trip, several at a time."""
         if self.url is None:
-            return [action(item) for item in items]
+            yield from map(action, items)
+            return
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(action, items))
+            yield from pool.map(action, items)
 
     def bring(self, names: Iterable[str]) -> None:
         """Fetch files into the folder, those that are not there at all left out. Of a local output they are there already.
@@ -82,7 +83,8 @@ class Output:
             ResourceError: The connection breaks, not allowed, disk full.
         """
         if self.url is not None:
-            self.each(self._bring, names)
+            for _ in self.each(self._bring, names):
+                pass
 
     def _bring(self, name: str) -> None:
         with contextlib.suppress(MissingError), committed(self.folder / name) as temporary:

@@ -69,7 +69,7 @@ def test_a_mean_begins_anew_when_a_run_goes_on_for_more_epochs(small: Small, tmp
         assert_mean(weights_at(out, 12 * epoch), ends[epoch - count : epoch])
 
 
-def test_a_checkpoint_saved_before_its_epoch_was_validated_gets_the_mean(small: Small, tmp_path: Path) -> None:
+def test_a_step_that_is_saved_again_with_a_mean_captions_with_it(small: Small, tmp_path: Path) -> None:
     run = open_run(small.run, device=torch.device("cpu"))
     optimizer = adamw(run.captioner, TrainConfig())
     mean = copy.deepcopy(run.captioner)
@@ -97,8 +97,10 @@ def test_a_training_stopped_in_its_last_step_captions_with_the_mean_after_it_wen
         interrupted_at(36, patched)
         with pytest.raises(Interrupted):
             train(out=tmp_path, features=small.features, settings=settings, device="cpu")
-    assert find_checkpoint(tmp_path)[1].averaged == 1
+    assert find_checkpoint(tmp_path)[1].averaged == 2
+    before = weights_at(tmp_path, 36)
     train(out=tmp_path, resume=True, device="cpu")
+    assert all(torch.equal(value, before[key]) for key, value in weights_at(tmp_path, 36).items())
     position = find_checkpoint(tmp_path)[1]
     assert (position.epoch, position.averaged) == (3, 2)
     assert position.best is not None

@@ -1,12 +1,19 @@
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
 from cli import cli
+from pipeline.run import read_config
 from pipeline.settings import options_of
-from pipeline.train_config import KINDS, TrainConfig
-from shards.errors import InputError
+from pipeline.train_config import KINDS, TrainConfig, option
+from shards.errors import DamageError, InputError
+from tests.conftest import Small
+
+TABLE = (Path(__file__).parents[2] / "README.md").read_text().split("Options of `train` (")[1].split("\n\n")[1]
 
 
 def test_the_rate_falls_by_steps_of_epochs() -> None:
@@ -55,12 +62,37 @@ def test_the_share_of_own_words_rises_evenly_and_stays() -> None:
         {"image_input": "twice"},
         {"schedule": "steps"},
         {"seed": 2**70},
+        {"seed": True},
+        {"batch_size": None},
+        {"lr": None},
+        {"lr": "fast"},
+        {"epochs": 2.5},
+        {"tie_weights": "yes"},
         {"captions_per_image": 2**70},
     ],
 )
 def test_impossible_settings_are_refused_by_their_option(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--" + list(wrong)[-1].replace("_", "-")):
         TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr_decay", None), ("epochs", None), ("batch_size", "many"), ("tie_weights", 1), ("schedule", ["step"])]
+)
+def test_a_runs_config_with_values_that_no_training_has_is_damaged(small: Small, tmp_path: Path, name: str, value: object) -> None:
+    config = json.loads((small.run / "config.json").read_text())
+    config["train"][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DamageError, match=f"config.json: not a run's config .*--{name.replace('_', '-')}"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "recipe"])
+def test_the_readme_names_every_setting_with_its_default(name: str) -> None:
+    default = getattr(TrainConfig, name)
+    rows = re.findall(rf"^\|.*`{option(name)}`.*", TABLE, flags=re.MULTILINE)
+    shown = "" if default in (None, False) else rf"\b{re.escape(f'{default:g}' if isinstance(default, float) else str(default))}\b"
+    assert any(re.search(shown, row) for row in rows), rows
 
 
 def test_every_setting_is_an_option_of_train_that_is_not_given_unless_somebody_types_it() -> None:

@@ -118,6 +118,16 @@ def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(small: Small,
     assert train(out=tmp_path / "run", resume=True, device="cpu", max_steps=step + 3).steps == step + 3
 
 
+def test_patience_ends_all_processes_in_the_same_epoch(small: Small, tmp_path: Path) -> None:
+    # At so small a rate captions stay the same: the first epoch's are the best.
+    settings = {**TINY_MODEL, "lr": 1e-12, "epochs": 9, "patience": 2}
+    child = torchrun(2, "cli.py", "train", "--features", small.features, "--out", tmp_path / "run", "--device", "cpu", *options(**settings))
+    output, errors = finished(child)
+    assert child.returncode == 0, errors
+    assert "trained to step 36" in output
+    assert "came after step 12" in output
+
+
 def test_ctrl_c_ends_all_processes_after_a_checkpoint(small: Small, tmp_path: Path) -> None:
     child = long_training(small, tmp_path / "run")
     os.killpg(child.pid, signal.SIGINT)
