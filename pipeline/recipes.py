@@ -27,11 +27,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "self-critical": {
         "self_critical": True,
-        "epochs": 12,
+        "epochs": 18,
         "batch_size": 32,
         "lr": 4e-4,
         "schedule": "constant",
-        "average_last": 6,
+        "average_last": 12,
         "clip_norm": 5.0,
         "feature_dropout": 0.3,
         "captions_per_image": 1000,
