@@ -15,7 +15,7 @@ from pipeline.run import open_run
 from pipeline.train import train
 from pipeline.train_config import TrainConfig
 from tests.conftest import TINY_MODEL, Small
-from tests.pipeline.test_train import interrupted_at, lines
+from tests.pipeline.runs import interrupted_at, lines
 
 
 def weights_at(out: Path, step: int) -> dict[str, torch.Tensor]:

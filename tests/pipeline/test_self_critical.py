@@ -28,7 +28,7 @@ from pipeline.world import World
 from shards.caption_table import table_from_records
 from shards.errors import InputError, MismatchError
 from tests.conftest import Small
-from tests.pipeline.test_train import lines, same
+from tests.pipeline.runs import lines, same
 
 CPU = torch.device("cpu")
 TEXTS = [["A dog runs .", "The brown dog is running, fast!"], ["A cat sleeps", "the cat's asleep ."], ["Two men on a boat", "A boat with two men ."]]

@@ -1,12 +1,5 @@
-import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +7,24 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from safetensors.torch import load_file
 
 from model.decoder import Captioner
 from model.vocabulary import Vocabulary
 from pipeline.batches import CaptionBatch
 from pipeline.cache_features import cache_features
-from pipeline.checkpoints import Best, Position, best_checkpoint, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
+from pipeline.checkpoints import Position, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
 from pipeline.cross_entropy import CrossEntropyStep
-from pipeline.interruption import Interrupted
 from pipeline.learner import adamw
 from pipeline.run import open_run
 from pipeline.train import train
 from pipeline.train_config import TrainConfig
 from pipeline.vocab import write_vocabulary
-from shards.atomic import file_sha256
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.features import open_features, write_features
 from tests.conftest import TINY_MODEL, Small, table_with
+from tests.pipeline.runs import lines, weights
 
-ROOT = Path(__file__).parent.parent.parent
-SETTINGS = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 3}
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    torch.set_num_threads(2)
-    yield
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    """The log without what depends on the clock."""
-    clock = ("captions_per_second", "data_wait")
-    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(find_checkpoint(run)[0] / "model.safetensors")
-
-
-def same(first: Path, second: Path) -> None:
-    one, other = weights(first), weights(second)
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert torch.equal(value, other[key]), key
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def test_a_run_logs_every_ten_steps_and_val_after_each_epoch(small: Small) -> None:
@@ -101,90 +68,6 @@ def test_augmentation_changes_raw_training(small: Small, tmp_path: Path) -> None
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("stop", [1, 12, 17])
-def test_a_training_stopped_anywhere_and_resumed_equals_one_that_was_not(small: Small, tmp_path: Path, stop: int) -> None:
-    train(out=tmp_path / "whole", features=small.features, settings=SETTINGS, device="cpu")
-    train(out=tmp_path / "parts", features=small.features, settings=SETTINGS, device="cpu", max_steps=stop)
-    train(out=tmp_path / "parts", resume=True, device="cpu")
-    same(tmp_path / "whole", tmp_path / "parts")
-    assert lines(tmp_path / "parts")[-1] == lines(tmp_path / "whole")[-1]
-
-
-def start(small: Small, out: Path, source: str) -> "subprocess.Popen[bytes]":
-    settings = {**SETTINGS, "epochs": 6 if source == "features" else 2, "log_every": 1, "precision": "fp32"}
-    data = {"features": "features=Path(sys.argv[2])", "shards": "shards=Path(sys.argv[3]), backbone='resnet18', weights='random'"}
-    code = (
-        "import sys, torch; torch.set_num_threads(2); from pathlib import Path; from pipeline.train import train\n"
-        f"train(out=Path(sys.argv[1]), {data[source]}, settings={settings!r}, resume=True, device='cpu')"
-    )
-    return subprocess.Popen([sys.executable, "-c", code, str(out), str(small.features), str(small.shards)], cwd=ROOT)
-
-
-def steps_logged(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    return path.read_bytes().count(b"mean_loss") if path.is_file() else 0
-
-
-def kill_at(child: "subprocess.Popen[bytes]", run: Path, step: int, seconds: float) -> bool:
-    """End a training some seconds after it has logged a step; False if it was done by then."""
-    deadline = time.monotonic() + 60
-    while steps_logged(run) < step and child.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    time.sleep(seconds)
-    running = child.poll() is None
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    return running
-
-
-@pytest.mark.parametrize("source", ["features", "shards"])
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.full)])
-def test_a_training_killed_at_random_moments_equals_one_that_was_not_bit_for_bit(small: Small, tmp_path: Path, source: str, kills: int) -> None:
-    for name in ("whole", "killed"):
-        shutil.copytree(small.features, tmp_path / name, ignore=shutil.ignore_patterns("*.h5", "*.tar"))  # the same random weights
-    assert start(small, tmp_path / "whole", source).wait() == 0
-    steps = steps_logged(tmp_path / "whole")
-    draw = random.Random(kills)
-    killed = 0
-    for step in sorted(draw.randrange(steps - 4) for _ in range(kills)):
-        killed += kill_at(start(small, tmp_path / "killed", source), tmp_path / "killed", step, draw.uniform(0, 0.03))
-    assert killed == kills
-    assert start(small, tmp_path / "killed", source).wait() == 0
-    same(tmp_path / "whole", tmp_path / "killed")
-    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(small: Small, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    command = [sys.executable, "cli.py", "train", "--features", str(small.features), "--out", str(out), "--epochs", "2000", "--min-count", "1"]
-    child = subprocess.Popen([*command, "--embedding-dim", "16", "--hidden-dim", "32"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (out / "metrics.jsonl").is_file() or not (out / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        assert child.poll() is None
-        time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 130
-    assert f"python cli.py train --out {out} --resume" in errors
-    assert "Traceback" not in errors
-    assert find_checkpoint(out)[1].step > 0
-
-
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(small: Small, tmp_path: Path) -> None:
-    train(out=tmp_path / "run", features=small.features, settings=SETTINGS, device="cpu", max_steps=8)
-    newest, position, _ = find_checkpoint(tmp_path / "run")
-    assert position.step == 8
-    data = bytearray((newest / "model.safetensors").read_bytes())
-    data[-5] ^= 1
-    (newest / "model.safetensors").write_bytes(bytes(data))
-    summary = train(out=tmp_path / "run", resume=True, device="cpu")
-    assert any("step-00000008" in note and "before it" in note for note in summary.notes)
-    train(out=tmp_path / "whole", features=small.features, settings=SETTINGS, device="cpu")
-    same(tmp_path / "whole", tmp_path / "run")
-
-
 def test_epochs_may_be_raised_on_resuming_and_nothing_else_changed(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(out=out, features=small.features, settings={**TINY_MODEL, "epochs": 1}, device="cpu")
@@ -192,29 +75,6 @@ def test_epochs_may_be_raised_on_resuming_and_nothing_else_changed(small: Small,
     for setting, message in (({"lr": 0.5}, r"--lr 0\.001, now 0\.5"), ({"hidden_dim": 33}, "--hidden-dim 32, now 33")):
         with pytest.raises(MismatchError, match=message):
             train(out=out, resume=True, settings=setting, device="cpu")
-
-
-def test_the_best_captions_and_the_newest_checkpoints_are_kept(small: Small, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    settings = {**TINY_MODEL, "epochs": 6, "keep_checkpoints": 2, "checkpoint_every": 5, "lr": 0.01}
-    summary = train(out=out, features=small.features, settings=settings, device="cpu")
-    scores = {line["step"]: line["val_cider"] for line in lines(out) if "val_cider" in line}
-    assert summary.best is not None
-    assert summary.best.cider == max(scores.values()) == scores[summary.best.step]
-    assert json.loads((out / "best.json").read_text())["checkpoint"] == checkpoint_folder(out, summary.best.step).name
-    assert json.loads((out / "latest.json").read_text())["checkpoint"] == "step-00000072"
-    found = {path.name for path in (out / "checkpoints").iterdir()}
-    assert len(found - {checkpoint_folder(out, summary.best.step).name}) <= 2
-    assert open_run(out, device=torch.device("cpu"), checkpoint="best").position.step == summary.best.step
-    assert open_run(out, device=torch.device("cpu")).position.step == 72
-
-
-def test_checkpoints_come_by_the_clock_too(small: Small, tmp_path: Path) -> None:
-    settings = {**TINY_MODEL, "keep_checkpoints": 100, "checkpoint_minutes": 1e-9}
-    train(out=tmp_path / "clock", features=small.features, settings=settings, device="cpu", max_steps=5)
-    assert len(list((tmp_path / "clock" / "checkpoints").iterdir())) == 5
-    train(out=tmp_path / "never", features=small.features, settings={**settings, "checkpoint_minutes": 0}, device="cpu", max_steps=5)
-    assert len(list((tmp_path / "never" / "checkpoints").iterdir())) == 1
 
 
 def test_a_run_without_a_val_split_has_no_best_and_says_so(small: Small, tmp_path: Path) -> None:
@@ -302,21 +162,6 @@ def test_impossible_settings_are_refused_by_their_options_name(small: Small, tmp
         train(out=tmp_path / "run", features=small.features, settings=setting)
 
 
-STRONG = {"recipe": "strong", "own_words": 0.3, "own_words_epochs": 2, "epochs": 2, "batch_size": 16, "min_count": 1, "hidden_dim": 32, "layers": 2}
-
-
-def test_dropout_and_own_words_do_not_depend_on_where_a_training_was_stopped(small: Small, tmp_path: Path) -> None:
-    for name, stops in (("whole", []), ("parts", [5, 9])):
-        for stop in stops:
-            train(out=tmp_path / name, features=small.features, settings=STRONG, resume=True, device="cpu", max_steps=stop)
-            torch.rand(stop)  # whatever else was drawn
-        train(out=tmp_path / name, features=small.features, settings=STRONG, resume=True, device="cpu")
-    # Where it stopped, the first line of the log after it is a mean of fewer steps.
-    whole, parts = ([{k: v for k, v in line.items() if k != "mean_loss"} for line in lines(tmp_path / name)] for name in ("whole", "parts"))
-    assert [line for line in parts if line["step"] not in (5, 9)] == whole
-    same(tmp_path / "whole", tmp_path / "parts")
-
-
 def test_a_training_ends_when_captions_have_not_got_better_for_its_patience(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "epochs": 9, "lr": 1e-7, "patience": 2}  # nothing is learned
     summary = train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
@@ -358,37 +203,6 @@ def test_a_config_file_and_options_are_taken_together_and_kept_by_the_run(small:
     assert "--label-smoothing 0.1, now 0.2" in refused.output
 
 
-def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C is pressed while a step is computed."""
-    compute = CrossEntropyStep.__call__
-
-    def call(self: CrossEntropyStep, batch: CaptionBatch) -> torch.Tensor:
-        if batch.epoch * self.per_epoch + batch.step == step - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return compute(self, batch)
-
-    monkeypatch.setattr(CrossEntropyStep, "__call__", call)
-
-
-@pytest.mark.parametrize("step", [12, 24])
-def test_an_epoch_that_was_stopped_in_its_last_step_is_validated_once(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    settings = {**TINY_MODEL, "epochs": 2}
-    with monkeypatch.context() as patched:
-        interrupted_at(step, patched)
-        with pytest.raises(Interrupted):
-            train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
-    train(out=tmp_path / "whole", features=small.features, settings=settings, device="cpu")
-    for _ in range(2):  # the second time there is nothing left to do
-        summary = train(out=tmp_path / "run", resume=True, device="cpu")
-        assert [line for line in lines(tmp_path / "run") if "val_loss" in line] == [line for line in lines(tmp_path / "whole") if "val_loss" in line]
-        assert (find_checkpoint(tmp_path / "run")[1].best is None) == (find_checkpoint(tmp_path / "whole")[1].best is None)
-        assert find_checkpoint(tmp_path / "run")[1].best == find_checkpoint(tmp_path / "whole")[1].best
-    assert summary.loss is None
-    same(tmp_path / "run", tmp_path / "whole")
-
-
 def test_weights_that_are_no_numbers_are_neither_kept_nor_scored(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = CrossEntropyStep.__call__
 
@@ -405,64 +219,6 @@ def test_weights_that_are_no_numbers_are_neither_kept_nor_scored(small: Small, t
             train(out=tmp_path / name, features=small.features, settings=settings, device="cpu")
         assert find_checkpoint(tmp_path / name)[1].step == newest
         assert all(value.isfinite().all() for value in weights(tmp_path / name).values())
-
-
-def test_what_an_older_checkpoint_calls_the_best_is_kept_with_it(small: Small, tmp_path: Path) -> None:
-    captioner = open_run(small.run, device=torch.device("cpu")).captioner
-    optimizer = torch.optim.AdamW(captioner.parameters())
-    for step, best in ((10, 10), (20, 10), (30, 30), (30, 30)):
-        save_checkpoint(
-            tmp_path, captioner, optimizer, Position(epoch=0, step_in_epoch=step, step=step, best=Best(step=best, cider=best / 10)), keep=2
-        )
-    (checkpoint_folder(tmp_path, 30) / "model.safetensors").write_bytes(b"damaged")
-    _, position, notes = find_checkpoint(tmp_path)
-    assert position.step == 20
-    assert len(notes) == 1
-    assert best_checkpoint(tmp_path, position)[1].step == 10
-
-
-def test_a_damaged_newest_checkpoint_is_named_to_whoever_captions(small: Small, tmp_path: Path) -> None:
-    shutil.copytree(small.run, tmp_path / "run")
-    train(out=tmp_path / "run", resume=True, settings={"epochs": 3}, device="cpu")
-    newest, _, _ = find_checkpoint(tmp_path / "run")
-    (newest / "model.safetensors").write_bytes(b"damaged")
-    (note,) = open_run(tmp_path / "run", device=torch.device("cpu")).notes
-    assert newest.name in note
-
-
-@pytest.mark.parametrize(("name", "value"), [("step", "24"), ("step", -7), ("step", 1.5), ("epoch", None), ("step_in_epoch", -3), ("epoch", 10**30)])
-def test_a_checkpoint_with_an_impossible_position_is_refused(
-    small: Small, tmp_path: Path, run_cli: Callable[..., Result], name: str, value: object
-) -> None:
-    shutil.copytree(small.run, tmp_path / "run")
-    for path in (tmp_path / "run" / "checkpoints").glob("*/state.json"):
-        state = json.loads(path.read_text())
-        state["position"][name] = value
-        path.write_text(json.dumps(state))
-    result = run_cli("train", "--out", tmp_path / "run", "--resume", "--epochs", 3, "--device", "cpu")
-    assert result.exit_code == 1
-    assert "checkpoint" in result.output
-
-
-class Hostile:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return print, ("executed",)
-
-
-@pytest.mark.parametrize("content", [{"optimizer": Hostile()}, {"optimizer": {}}, [1]], ids=["code", "nothing", "a list"])
-def test_a_hostile_optimizer_state_is_refused_and_nothing_of_it_runs(
-    small: Small, tmp_path: Path, run_cli: Callable[..., Result], content: object
-) -> None:
-    shutil.copytree(small.run, tmp_path / "run")
-    path, _, _ = find_checkpoint(tmp_path / "run")
-    torch.save(content, path / "training.pt")
-    state = json.loads((path / "state.json").read_text())
-    state["sha256"]["training.pt"] = file_sha256(path / "training.pt")
-    (path / "state.json").write_text(json.dumps(state))
-    result = run_cli("train", "--out", tmp_path / "run", "--resume", "--epochs", 3, "--device", "cpu")
-    assert result.exit_code == 1
-    assert "training.pt: cannot be read" in result.output
-    assert "executed" not in result.output.splitlines()
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 0], [1, 0, 0]])

@@ -1,4 +1,4 @@
-"""Shards on a real web server on 127.0.0.1."""
+"""Real servers on 127.0.0.1: shards on the web, and an S3-compatible one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 from shards import fetch as fetch_module
 from tests.conftest import Small, shard_small
+from tests.servers import s3_server
 from tests.shards.shard_server import Server
 
 
@@ -26,3 +27,9 @@ def server(fine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server = Server(fine)
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with s3_server() as address:
+        yield address

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from shards.manifest import open_split
 from shards.output import Output, checked_output, opened_output
 from shards.remote import localize
 from tests.conftest import TINY_MODEL
-from tests.servers import contents, draw, objects, s3_bucket, s3_server, shard
+from tests.servers import contents, draw, objects, s3_bucket, shard
 
 ROOT = Path(__file__).parents[2]
 NAMES = [f"{number}.jpg" for number in range(10)]
@@ -33,15 +34,9 @@ Place = tuple[str, Any]
 Run = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
 @pytest.fixture
-def place(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    with s3_bucket(server, monkeypatch) as (url, client):
+def place(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    with s3_bucket(s3, monkeypatch) as (url, client):
         yield f"{url}/a/data", client
 
 
@@ -246,6 +241,16 @@ def test_a_server_that_is_gone_is_named_with_what_could_not_be_done(place: Place
 def test_a_url_that_cannot_be_written_to_is_refused(url: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         checked_output(url)
+
+
+def test_round_trips_are_made_several_at_a_time_and_answer_in_order(tmp_path: Path) -> None:
+    together = threading.Barrier(4, timeout=10)
+
+    def answer(item: int) -> int:
+        together.wait()  # breaks where fewer than four are under way
+        return 2 * item
+
+    assert list(Output(folder=tmp_path, url="s3://bucket/x").each(answer, range(8))) == list(range(0, 16, 2))
 
 
 def test_a_folder_is_its_own_place(tmp_path: Path) -> None:

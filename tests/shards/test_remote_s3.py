@@ -11,22 +11,16 @@ from pipeline.vocab import make_vocabulary
 from shards.errors import InputError
 from shards.remote import localize
 from tests.conftest import TINY_MODEL, Small
-from tests.servers import s3_bucket, s3_server
+from tests.servers import s3_bucket
 from tests.shards.shard_server import LARGE
 
 Run = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
 @pytest.fixture
-def bucket(server: str, small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket(s3: str, small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The small dataset in that server."""
-    with s3_bucket(server, monkeypatch) as (url, client):
+    with s3_bucket(s3, monkeypatch) as (url, client):
         for path in small.shards.iterdir():
             if path.is_file():
                 client.upload_file(str(path), url.removeprefix("s3://"), f"a/shards/{path.name}")

@@ -1,0 +1,11 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Sums of floats depend on the number of threads."""
+    torch.set_num_threads(2)
+    yield
