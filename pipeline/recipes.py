@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pipeline.train_config import KINDS, TrainConfig, option
+from pipeline.train_config import KINDS, TrainConfig, kind_name, of_its_type, option
 from shards.errors import InputError
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -83,14 +83,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         if name not in KINDS:
             names = ", ".join(known.replace("_", "-") for known in KINDS)
             raise InputError(f"{path}: there is no setting {written!r}. There are {names}.")
-        settings[name] = _of_type(path, written, value, KINDS[name])
+        if not of_its_type(name, value):
+            raise InputError(f"{path}: {written} is {value!r}, it must be of type {kind_name(name)}, as for {option(written)}.")
+        settings[name] = value
     return settings
-
-
-def _of_type(path: Path, written: str, value: Any, kind: type | tuple[str, ...]) -> Any:
-    wanted = kind if isinstance(kind, type) else str
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is not wanted:  # not isinstance(): a bool is an int
-        raise InputError(f"{path}: {written} is {value!r}, it must be of type {wanted.__name__}, as for {option(written)}.")
-    return value

@@ -120,12 +120,11 @@ class TrainConfig:
             value, limits, kind = getattr(self, known.name), known.metadata["limits"], KINDS[known.name]
             if value is None and known.default is None:
                 continue
-            if not isinstance(kind, type):
-                if value not in kind:
-                    raise InputError(f"{option(known.name)} {value}: must be {', '.join(kind[:-1])} or {kind[-1]}.")
-            elif type(value) is not kind and not (kind is float and type(value) is int):  # not isinstance(): a bool is an int
-                raise InputError(f"{option(known.name)} {value!r}: must be of type {kind.__name__}.")
-            elif limits is not None and not limits.hold(value):
+            if not of_its_type(known.name, value):
+                raise InputError(f"{option(known.name)} {value!r}: must be of type {kind_name(known.name)}.")
+            if not isinstance(kind, type) and value not in kind:
+                raise InputError(f"{option(known.name)} {value}: must be {', '.join(kind[:-1])} or {kind[-1]}.")
+            if limits is not None and not limits.hold(value):
                 raise InputError(f"{option(known.name)} {value}: must be {limits.words}.")
         for name in OF_CROSS_ENTROPY if self.self_critical else ():
             if getattr(self, name) != getattr(type(self), name):
@@ -154,6 +153,25 @@ def option(name: str) -> str:
     '--batch-size'
     """
     return f"--{name.replace('_', '-')}"
+
+
+def _type(name: str) -> type:
+    kind = KINDS[name]
+    return kind if isinstance(kind, type) else str
+
+
+def of_its_type(name: str, value: object) -> bool:
+    """Whether a value can be this setting's, as far as its type goes; a whole number will do for a float.
+
+    >>> of_its_type("lr", 1), of_its_type("epochs", 1.0), of_its_type("epochs", True), of_its_type("schedule", "never")
+    (True, False, False, True)
+    """
+    return type(value) is _type(name) or (type(value) is int and _type(name) is float)  # not isinstance(): a bool is an int
+
+
+def kind_name(name: str) -> str:
+    """The type of a setting's value, in a word."""
+    return _type(name).__name__
 
 
 def _kind(hint: Any) -> type | tuple[str, ...]:
