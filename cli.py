@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
-from pipeline.messages import Telling, log_line, next_step, note, say, show_rejects, tell_as
-from pipeline.options import (
+from pipeline.console.options import (
     FILTER,
     RESIZE_MODE,
     Folder,
@@ -39,15 +38,16 @@ from pipeline.options import (
     typed,
     workers_option,
 )
-from pipeline.settings import PREFIX, SettableCommand, read_defaults
+from pipeline.console.settings import PREFIX, SettableCommand, read_defaults
+from pipeline.execution.messages import Telling, log_line, next_step, note, say, show_rejects, tell_as
 from shards.errors import CapstreamError, SaidElsewhereError
 
 if TYPE_CHECKING:
-    from pipeline.cache_features import CacheSummary
-    from pipeline.checkpoints import Which
-    from pipeline.scores import ScoreFile
-    from pipeline.scoring import Ptb
-    from pipeline.verify import FeatureReport, SplitReport
+    from pipeline.evaluation.score_file import ScoreFile
+    from pipeline.evaluation.scoring import Ptb
+    from pipeline.features.cache_features import CacheSummary
+    from pipeline.inspection.verify import FeatureReport, SplitReport
+    from pipeline.runs.checkpoints import Which
     from shards.errors import OnError
 
 P = ParamSpec("P")
@@ -157,7 +157,7 @@ def cli(**_: object) -> None:
 @click.option("--base-url", default=None, show_default="the publisher's", help="A mirror's address, with the same folders below it.")
 def download(dataset: str, root: Path, parts: str | None, base_url: str | None) -> None:
     """Fetch DATASET's archives from where they are published, check and unpack them. Run again, it goes on where it stopped."""
-    from pipeline.download import download
+    from pipeline.datasets.download import download
 
     chosen = [part.strip() for part in parts.split(",")] if parts is not None else []
     summary = download(dataset, root=root, parts=chosen, base_url=base_url, quiet=False)
@@ -178,7 +178,7 @@ def download(dataset: str, root: Path, parts: str | None, base_url: str | None) 
 @workers_option
 def synth(out: Path, images: int, seed: int, workers: int) -> None:
     """Draw the built-in dataset into OUT: scenes with five true captions each, in COCO's own format."""
-    from pipeline.synthetic import synthesize
+    from pipeline.datasets.synthetic import synthesize
 
     counts = synthesize(out, images=images, seed=seed, workers=workers, quiet=False)
     say(f"Drew {counts['train']} training and {counts['val']} validation images into {out}.")
@@ -235,14 +235,14 @@ def shard(
     num_tasks: int | None,
 ) -> None:
     """Resize images and tokenize captions into WebDataset tars. Run again, it keeps what is whole and makes only the rest."""
-    from pipeline.executors import warm_up
+    from pipeline.execution.executors import warm_up
 
     opening = chosen_cluster(executor, ray_address, workers, task_id)
     if workers > 1 and executor == "local":  # before the slow imports of this process: both go on side by side
-        warm_up("pipeline.shard", "nltk.tokenize")
-    from pipeline.images import Resize
-    from pipeline.shard import ShardConfig, write_splits
-    from pipeline.shares import pick_share
+        warm_up("pipeline.sharding.shard", "nltk.tokenize")
+    from pipeline.execution.task_shares import pick_share
+    from pipeline.images.decode import Resize
+    from pipeline.sharding.shard import ShardConfig, write_splits
     from shards.manifest import REJECTS_FILE
 
     share = pick_share(task_id, num_tasks)
@@ -303,8 +303,8 @@ def below(folder: Path | str, name: str) -> Path | str:
 @workers_option
 def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str, workers: int) -> None:
     """Make the tars of img2dataset in FOLDER usable as --shards: writes sidecars beside them, and leaves the tars as they are."""
-    from pipeline.images import Resize
-    from pipeline.index import index_tars
+    from pipeline.images.decode import Resize
+    from pipeline.sharding.index import index_tars
     from shards.manifest import REJECTS_FILE
 
     summary = index_tars(folder, split=split, tars=tars, resize=Resize(size=size, mode=mode), workers=workers, quiet=False)
@@ -320,7 +320,7 @@ def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str,
 @workers_option
 def verify(path: Path, deep: bool, workers: int) -> None:
     """Check a shard dataset, a feature file or a folder of feature files to the byte."""
-    from pipeline.verify import feature_files, verify, verify_features
+    from pipeline.inspection.verify import feature_files, verify, verify_features
 
     if files := feature_files(path):
         report_features([verify_features(file) for file in files])
@@ -369,9 +369,9 @@ def report_shards(folder: Path, reports: "list[SplitReport]") -> None:
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
 def stats(place: Path | str, shard_cache: Path, shard_cache_gb: float, plot: Path | None, as_json: bool) -> None:
     """Say what is in a shard dataset, a feature file or a folder of feature files: counts, lengths, words, sizes, what was left out."""
-    from pipeline.stats import as_json as document
-    from pipeline.stats import stats
-    from pipeline.verify import feature_files
+    from pipeline.inspection.stats import as_json as document
+    from pipeline.inspection.stats import stats
+    from pipeline.inspection.verify import feature_files
 
     found = stats(local_shards(place, shard_cache, shard_cache_gb), plot=plot, quiet=False)
     if as_json:
@@ -395,7 +395,7 @@ def stats(place: Path | str, shard_cache: Path, shard_cache_gb: float, plot: Pat
 @click.option("--out", type=Folder, required=True, help="The vocabulary file (JSON).")
 def vocab(shards: Path | str, shard_cache: Path, shard_cache_gb: float, split: str, min_count: int, out: Path) -> None:
     """Count the captions' words and number those that occur often enough."""
-    from pipeline.vocab import make_vocabulary
+    from pipeline.captions.vocabulary import make_vocabulary
 
     summary = make_vocabulary(shards=local_shards(shards, shard_cache, shard_cache_gb), split=split, min_count=min_count, out=out)
     size = len(summary.vocabulary)
@@ -408,7 +408,7 @@ def vocab(shards: Path | str, shard_cache: Path, shard_cache_gb: float, split: s
 @click.argument("pattern", default="")
 def backbones(pattern: str) -> None:
     """List the networks that --backbone takes, or those with PATTERN in their name."""
-    from pipeline.backbones import list_backbones
+    from pipeline.backbone.backbones import list_backbones
 
     listed = list_backbones(pattern)
     say(f"{'network':<22}{'features':>9}{'parameters':>13}  published weights")
@@ -470,13 +470,13 @@ def cache_features(
     num_tasks: int | None,
 ) -> None:
     """Put every image through the frozen network once and keep its pooled features."""
-    from pipeline.executors import warm_up
+    from pipeline.execution.executors import warm_up
 
     opening = chosen_cluster(executor, ray_address, workers, task_id)
     if executor == "local":  # before torch's slow import: both go on side by side
-        warm_up("pipeline.pixels")
-    from pipeline.cache_features import cache_features
-    from pipeline.shares import pick_share
+        warm_up("pipeline.features.pixel_batches")
+    from pipeline.execution.task_shares import pick_share
+    from pipeline.features.cache_features import cache_features
 
     share = pick_share(task_id, num_tasks)
     local = local_shards(shards, shard_cache, shard_cache_gb)
@@ -565,7 +565,7 @@ def import_features(
     filter_: str | None,
 ) -> None:
     """Make feature files from features that you have already, and their captions."""
-    from pipeline.import_features import import_features
+    from pipeline.features.import_features import import_features
     from shards.manifest import REJECTS_FILE
 
     summary = import_features(
@@ -627,8 +627,8 @@ def train(
     **settings: Any,
 ) -> None:
     """Train the captioner, from cached features or from raw shards: the same loop, batches and log."""
-    from pipeline.interruption import Interrupted
-    from pipeline.train import train
+    from pipeline.training.interruption import Interrupted
+    from pipeline.training.train import train
 
     try:
         summary = train(
@@ -669,7 +669,7 @@ def train(
 @click.option("--out", type=Folder, required=True, help="The picture to write (.png, .jpg, .pdf, .svg).")
 def curves(runs: tuple[Path, ...], out: Path) -> None:
     """Draw the training curves of RUNS in one picture: loss, scores, learning rate and speed, over epochs."""
-    from pipeline.curves import draw_curves
+    from pipeline.reporting.curves import draw_curves
 
     for run in draw_curves(runs, out):
         last, lowest, highest = run.training[-1], run.best("val_loss", min), run.best("val_cider", max)
@@ -715,9 +715,9 @@ def caption(
     Each line of output is a caption; with more than one photograph its name stands before it, with more than one caption its
     log-probability behind.
     """
-    from pipeline.caption import caption_images
-    from pipeline.photographs import named_photographs
-    from pipeline.pictures import MAX_SHOWN, check_can_draw, draw_captions
+    from pipeline.captioning.caption import caption_images
+    from pipeline.captioning.draw import MAX_SHOWN, check_can_draw, draw_captions
+    from pipeline.captioning.inputs import named_photographs
 
     if out is not None and not show:
         raise click.UsageError("--out writes the picture that --show draws: give --show too.")
@@ -823,7 +823,7 @@ def evaluate(
         of_runs = ("runs", "features", "shards", "shard_cache", "shard_cache_gb", "split", "results", "weights", "batch_size", "checkpoint", "device")
         if unused := typed(*of_runs, *decoding_settings):
             raise click.UsageError(f"With --captions and --references nothing is captioned: leave out {', '.join(unused)}.")
-        from pipeline.score_results import score_results
+        from pipeline.evaluation.evaluate_results import score_results
 
         scored = score_results(captions=captions, references=references, columns=chosen_columns(columns), **scoring)
         show_scores(scored.scores)
@@ -836,8 +836,8 @@ def evaluate(
         raise click.UsageError("Give --run with --features or --shards, or give --captions and --references.")
     if features is not None and typed("weights"):
         raise click.UsageError("--weights is for --shards: cached features need no network.")
-    from pipeline.evaluate import evaluate
-    from pipeline.scores import scores_path
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.score_file import scores_path
 
     run, *others = runs
     result = evaluate(
@@ -887,7 +887,7 @@ def report(
     runs: tuple[Path, ...], out: Path, split: str, images: Path | None, shards: Path | str | None, shard_cache: Path, shard_cache_gb: float
 ) -> None:
     """Write one page that shows RUNS (folders, or score files): scores, curves, every image with its captions. It needs no network."""
-    from pipeline.report import report
+    from pipeline.reporting.report import report
 
     place = local_shards(shards, shard_cache, shard_cache_gb) if shards else None
     made = report(runs=runs, out=out, split=split, shards=place, images=images, quiet=False)
@@ -926,7 +926,7 @@ def demo(out: Path, images: int | None, weights: str, workers: int, device: str)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, to go with a report of a problem.")
 def doctor(root: Path, runs: Path, as_json: bool) -> None:
     """Say what is here to work with, and what to do about what is not: programs, device, disk, data. Exit code 0 in any case."""
-    from pipeline.doctor import doctor
+    from pipeline.inspection.doctor import doctor
 
     diagnosis = doctor(root=root, runs=runs)
     if as_json:

@@ -38,11 +38,11 @@ from benchmarks.workload import Usage, measured_apart, run_command, say, shard_p
 from model.encoder import FrozenBackbone
 from model.precision import folded
 from model.preprocessing import normalize
-from pipeline.allocator import keep_freed_memory
-from pipeline.arithmetic import COMPILE_FROM_IMAGES, choose_arithmetic, compile_where_it_pays
-from pipeline.backbones import open_backbone, pick_device
-from pipeline.cache_features import calibration_batches
-from pipeline.reading import shard_samples
+from pipeline.backbone.backbones import open_backbone
+from pipeline.backbone.precision import COMPILE_FROM_IMAGES, choose_arithmetic, compile_where_it_pays
+from pipeline.execution.devices import keep_freed_memory, pick_device
+from pipeline.features.calibration import calibration_batches
+from pipeline.sharding.read_samples import shard_samples
 from shards.features import open_features
 from shards.manifest import open_split
 

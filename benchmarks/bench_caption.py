@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.workload import run_command, say, shard_photographs
-from pipeline.train import train
+from pipeline.training.train import train
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

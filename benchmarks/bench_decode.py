@@ -35,9 +35,9 @@ from benchmarks.workload import say
 from model.decoder import Captioner
 from model.decoding import Decoding, decode
 from model.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
-from pipeline.backbones import pick_device
-from pipeline.run import Run, open_run
-from pipeline.tokenizer import tokenize
+from pipeline.captions.tokenizer import tokenize
+from pipeline.execution.devices import pick_device
+from pipeline.runs.run import Run, open_run
 from shards.caption_table import table_from_records
 
 LONGEST = 20

@@ -22,10 +22,10 @@ from benchmarks.generated import WORDS, synchronized
 from benchmarks.machine import spread, table
 from benchmarks.tutorial import EMBEDDING, HIDDEN
 from benchmarks.workload import measured_apart, replicate
-from pipeline.arithmetic import decoder_precision, prepare_device
-from pipeline.backbones import pick_device
-from pipeline.executors import default_workers
-from pipeline.run import open_run
+from pipeline.backbone.precision import decoder_precision
+from pipeline.execution.devices import pick_device, prepare_device
+from pipeline.execution.executors import default_workers
+from pipeline.runs.run import open_run
 from shards.features import open_features
 from shards.manifest import open_split
 

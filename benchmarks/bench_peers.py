@@ -39,9 +39,9 @@ from benchmarks.peer_ways import BATCH, GZIP_ROWS, WORKERS, Pass, serve
 from benchmarks.peers import PEERS, NotInstalledError, interpreter, version
 from benchmarks.tutorial import unpack
 from benchmarks.workload import PATIENCE, ROOT, Served, ServedError, last_line, shard_photographs, take_turns
-from pipeline.batches import Encoded, training_batches
-from pipeline.sources import FeatureSource, ShardSource, Source
-from pipeline.vocab import read_vocabulary
+from pipeline.captions.vocabulary import read_vocabulary
+from pipeline.loading.batches import Encoded, training_batches
+from pipeline.loading.sources import FeatureSource, ShardSource, Source
 from shards.caption_table import CaptionTable, table_of_split
 from shards.features import open_features
 from shards.manifest import open_split

@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.workload import say
-from pipeline.caption_files import CaptionSource
-from pipeline.import_features import import_features
-from pipeline.train import train
+from pipeline.captions.read import CaptionSource
+from pipeline.features.import_features import import_features
+from pipeline.training.train import train
 from shards.atomic import write_json
 
 PRECISIONS = ("fp32", "bf16")

@@ -18,7 +18,7 @@ from benchmarks.machine import machine, machine_line, table, write_report
 from model.intervals import mean_bounds, statistic_bounds
 from model.metrics import bleu_of_counts, score_captions
 from model.ptb import PUNCTUATION, ptb_tokens
-from pipeline.java import java_tokens, meteor
+from pipeline.evaluation.java import java_tokens, meteor
 
 PUT_IN = [*"'\".,-/&()!?:;#$%*+=[]_0123456789 ’“”–…é½@", "'s", "n't", " -- ", "...", " 's", " (", "1/2", " St. "]
 WORDS = ["Dr.", "12", "3rd", "$5", "a.m.", "T.V.", "o'clock", "50%"]

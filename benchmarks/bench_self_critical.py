@@ -25,18 +25,18 @@ from torch import Tensor
 
 from benchmarks.generated import synchronized, train_a_little
 from benchmarks.machine import machine, machine_line, table, write_report
-from pipeline.arithmetic import decoder_precision, prepare_device
-from pipeline.backbones import pick_device
-from pipeline.batches import CaptionBatch, Encoded, to_device, training_batches
-from pipeline.cross_entropy import CrossEntropyStep
-from pipeline.learner import adamw
-from pipeline.recipes import chosen_settings
-from pipeline.run import open_run
-from pipeline.self_critical import Reward, SelfCriticalStep
-from pipeline.tokenizer import tokenize
-from pipeline.train_config import TrainConfig
-from pipeline.training_data import open_cached
-from pipeline.world import World
+from pipeline.backbone.precision import decoder_precision
+from pipeline.captions.tokenizer import tokenize
+from pipeline.execution.devices import pick_device, prepare_device
+from pipeline.loading.batches import CaptionBatch, Encoded, to_device, training_batches
+from pipeline.loading.training_data import open_cached
+from pipeline.runs.recipes import chosen_settings
+from pipeline.runs.run import open_run
+from pipeline.runs.train_config import TrainConfig
+from pipeline.training.cross_entropy import CrossEntropyStep
+from pipeline.training.distributed import World
+from pipeline.training.learner import adamw
+from pipeline.training.self_critical import Reward, SelfCriticalStep
 from shards.caption_table import CaptionTable, table_from_records
 
 DIM = 2048

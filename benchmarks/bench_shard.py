@@ -177,7 +177,7 @@ def memory(s: argparse.Namespace, base: Path) -> dict[str, Any]:
 def plan(data: Path) -> Usage:
     """Reading the annotation file alone."""
     code = (
-        "import sys; from pathlib import Path; from pipeline.caption_files import CaptionSource, read_splits; "
+        "import sys; from pathlib import Path; from pipeline.captions.read import CaptionSource, read_splits; "
         "read_splits(CaptionSource(paths=(Path(sys.argv[1]),)))"
     )
     return run_python("-c", code, data / "captions.json")

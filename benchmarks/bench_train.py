@@ -4,9 +4,9 @@ In turns (A B C D ..., again and again), each in a process of its own, at one ca
 hidden 512, 9,956 words, batches of 128):
 
     tutorial raw       a folder of JPEGs, a DataLoader, the frozen network in float32 at every step, Adam
-    ours raw           pipeline.train on shards, as `train --shards` runs it
+    ours raw           pipeline.training.train on shards, as `train --shards` runs it
     tutorial decoder   the tutorial's decoder step in float32, on features and tokens that lie ready in memory
-    ours cached        pipeline.train on a feature file, as `train --features` runs it: reading, gathering, logging and all
+    ours cached        pipeline.training.train on a feature file, as `train --features` runs it: reading, gathering, logging and all
     ours caching       `cache-features` as a user types it, the whole call: what cached training has to pay back first; what is not
                        explained by the images/s that it tells is start-up, so that the time for COCO can be reckoned
     tutorial loading   the DataLoader alone
@@ -42,10 +42,10 @@ from benchmarks.training_ways import COCO_IMAGES, WAYS, tokens_per_caption
 from benchmarks.tutorial import MIN_COUNT, unpack
 from benchmarks.workload import measured_apart, run_command, say, shard_photographs, take_turns, write_weights
 from model.vocabulary import SPECIAL
-from pipeline.arithmetic import decoder_precision
-from pipeline.backbones import pick_device
-from pipeline.tokenizer import tokenize
-from pipeline.vocab import read_vocabulary
+from pipeline.backbone.precision import decoder_precision
+from pipeline.captions.tokenizer import tokenize
+from pipeline.captions.vocabulary import read_vocabulary
+from pipeline.execution.devices import pick_device
 from shards.caption_table import CaptionTable, table_of_split
 from shards.features import open_features
 from shards.manifest import open_split

@@ -24,11 +24,11 @@ from benchmarks.workload import say
 from model.decoding import greedy, sentence
 from model.metrics import cider
 from model.ptb import ptb_tokens
-from pipeline.cache_features import cache_features
-from pipeline.run import open_run
-from pipeline.shard import ShardConfig, write_shards
-from pipeline.synthetic import synthesize
-from pipeline.train import train
+from pipeline.datasets.synthetic import synthesize
+from pipeline.features.cache_features import cache_features
+from pipeline.runs.run import open_run
+from pipeline.sharding.shard import ShardConfig, write_shards
+from pipeline.training.train import train
 from shards.features import open_features
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from benchmarks.workload import say
 from model.vocabulary import Vocabulary
-from pipeline.backbones import IMPORTED
-from pipeline.train import train
-from pipeline.vocab import vocabulary_of, write_vocabulary
+from pipeline.backbone.backbones import IMPORTED
+from pipeline.captions.vocabulary import vocabulary_of, write_vocabulary
+from pipeline.training.train import train
 from shards.caption_table import CaptionTable
 from shards.features import Provenance, feature_path, write_features
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.executors import default_workers
+from pipeline.execution.executors import default_workers
 from shards.atomic import committed_file, write_json
 from shards.manifest import library_versions
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pipeline.pictures import save_figure
+from pipeline.images.figures import save_figure
 
 NAMES = {"tutorial raw": "the tutorial", "ours raw": "raw shards", "ours cached": "cached features"}
 COLOURS = {"tutorial raw": "#b0b0b0", "ours raw": "#6aa5d8", "ours cached": "#1b5e9e"}

@@ -40,7 +40,7 @@ from benchmarks.bench_decode import CAPTIONS
 from benchmarks.machine import device_name, machine, machine_line, table, write_report
 from benchmarks.peers import PEERS
 from benchmarks.workload import ROOT, say, take_turns
-from pipeline.backbones import pick_device
+from pipeline.execution.devices import pick_device
 from shards.errors import CapstreamError
 
 SECTIONS = {

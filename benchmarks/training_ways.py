@@ -24,15 +24,16 @@ from benchmarks.workload import Usage, run_command
 from model.encoder import FrozenBackbone, with_crop
 from model.networks import random_info
 from model.preprocessing import Preprocessing
-from pipeline.arithmetic import decoder_precision, prepare_device
-from pipeline.backbones import open_backbone, pick_device
-from pipeline.batches import Encoded, training_batches
-from pipeline.executors import default_workers
-from pipeline.order import epoch_order
-from pipeline.reading import shard_samples
-from pipeline.sources import FeatureSource, ShardSource
-from pipeline.train import train
-from pipeline.vocab import read_vocabulary
+from pipeline.backbone.backbones import open_backbone
+from pipeline.backbone.precision import decoder_precision
+from pipeline.captions.vocabulary import read_vocabulary
+from pipeline.execution.devices import pick_device, prepare_device
+from pipeline.execution.executors import default_workers
+from pipeline.loading.batches import Encoded, training_batches
+from pipeline.loading.order import epoch_order
+from pipeline.loading.sources import FeatureSource, ShardSource
+from pipeline.sharding.read_samples import shard_samples
+from pipeline.training.train import train
 from shards.caption_table import table_of_split
 from shards.features import open_features
 from shards.manifest import Split, open_split

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.preprocessing import Preprocessing
 from model.vocabulary import END, START, Vocabulary
-from pipeline.reading import shard_samples
+from pipeline.sharding.read_samples import shard_samples
 from shards.manifest import Split
 
 EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT = 256, 512, 1e-3, 4  # the tutorial's

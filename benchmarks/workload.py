@@ -21,8 +21,8 @@ from typing import Any, Self, TypeVar
 from safetensors.torch import save_file
 
 from model.encoder import backbone_state
-from pipeline.backbones import open_backbone
-from pipeline.cache_features import calibration_batches
+from pipeline.backbone.backbones import open_backbone
+from pipeline.features.calibration import calibration_batches
 from shards.manifest import Split, open_split
 
 T = TypeVar("T")

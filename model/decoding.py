@@ -338,3 +338,11 @@ def sentence(words: Sequence[str]) -> str:
 
     text: str = TreebankWordDetokenizer().detokenize(words)
     return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """Another caption that decoding found, and its score (see :class:`model.decoding.Hypothesis`)."""
+
+    caption: str
+    score: float

@@ -15,14 +15,14 @@ from typing import Any
 
 from model.metrics import score_captions
 from model.ptb import ptb_tokens
-from pipeline.cache_features import cache_features
-from pipeline.caption import caption_images
-from pipeline.evaluate import evaluate
-from pipeline.pictures import draw_captions
-from pipeline.shard import ShardConfig, write_shards
-from pipeline.synthetic import named_pairs, synthesize
-from pipeline.train import train
-from pipeline.vocab import make_vocabulary
+from pipeline.captioning.caption import caption_images
+from pipeline.captioning.draw import draw_captions
+from pipeline.captions.vocabulary import make_vocabulary
+from pipeline.datasets.synthetic import named_pairs, synthesize
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.features.cache_features import cache_features
+from pipeline.sharding.shard import ShardConfig, write_shards
+from pipeline.training.train import train
 from shards.atomic import disk_errors
 from shards.caption_table import CaptionTable
 from shards.errors import InputError, OccupiedError

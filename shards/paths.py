@@ -4,6 +4,10 @@ import re
 import shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+# What their files are called.
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+
+
 PLAIN_NAME = re.compile(r"\w[\w.-]*")
 
 

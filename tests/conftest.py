@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save
 from cli import cli
 from model.encoder import with_crop
 from model.networks import random_info
-from pipeline.cache_features import cache_features
-from pipeline.images import Resize
-from pipeline.shard import ShardConfig, write_shards
-from pipeline.synthetic import synthesize
-from pipeline.train import train
+from pipeline.datasets.synthetic import synthesize
+from pipeline.features.cache_features import cache_features
+from pipeline.images.decode import Resize
+from pipeline.sharding.shard import ShardConfig, write_shards
+from pipeline.training.train import train
 from shards.atomic import file_sha256, read_json, write_json
 from shards.caption_table import CaptionTable, table_from_records
 

@@ -28,8 +28,8 @@ from PIL import Image
 
 from cli import cli
 from model.torchvision_loading import torchvision_models
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 COMMANDS = ("python ", "torchrun ", "make ", "pip ", ".venv/bin/", "find ", "cat ", "CAPSTREAM_", ". ")
 MINE = [f"my-photos/{name}.jpg" for name in ("garden", "beach", "street", "kitchen")]

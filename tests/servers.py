@@ -12,9 +12,9 @@ from urllib.parse import unquote
 import pytest
 from PIL import Image
 
-from pipeline.images import Resize
-from pipeline.shard import ShardConfig, write_shards
-from pipeline.splits import ShardSummary
+from pipeline.images.decode import Resize
+from pipeline.sharding.shard import ShardConfig, write_shards
+from pipeline.sharding.splits import ShardSummary
 from shards.fetch import _file_system
 from tests.local_server import LocalServer
 

@@ -9,8 +9,8 @@ import pytest
 from click.testing import Result
 
 from cli import cli
-from pipeline.images import FILTERS, RESIZE_MODES
-from pipeline.shard import ShardConfig
+from pipeline.images.decode import FILTERS, RESIZE_MODES
+from pipeline.sharding.shard import ShardConfig
 from tests.conftest import Small
 
 Run = Callable[..., Result]

@@ -9,9 +9,9 @@ import click
 import pytest
 
 from cli import cli
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
-MODULES = sorted(p.relative_to(ROOT) for folder in ("model", "pipeline", "shards") for p in (ROOT / folder).glob("*.py") if p.stem != "__init__")
+MODULES = sorted(p.relative_to(ROOT) for folder in ("model", "pipeline", "shards") for p in (ROOT / folder).rglob("*.py") if p.stem != "__init__")
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))

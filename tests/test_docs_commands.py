@@ -18,7 +18,7 @@ from tests.documents import DOCUMENTS, ROOT, Block, blocks, prepare, prepare_wei
 
 SHELL = re.compile(r"[|><*?;&$`]")
 ALL = [block for document in DOCUMENTS for block in blocks(document)]
-FILES = [ROOT / "cli.py", ROOT / "Makefile", *(path for name in ("pipeline", "model", "shards") for path in (ROOT / name).glob("*.py"))]
+FILES = [ROOT / "cli.py", ROOT / "Makefile", *(path for name in ("pipeline", "model", "shards") for path in (ROOT / name).rglob("*.py"))]
 
 
 @pytest.fixture(scope="module")

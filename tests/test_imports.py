@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 ALLOWED = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline", "model", "shards"}}
 OURS = {"cli", "pipeline", "model", "shards", "benchmarks", "tests"}
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.shard import write_shards
-from pipeline.synthetic import synthesize
+from pipeline.datasets.synthetic import synthesize
+from pipeline.sharding.shard import write_shards
 from shards.manifest import Split, open_split
 from shards.tar import read_member
 from tests.conftest import SMALL

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from pipeline.report import report
-from pipeline.scores import Alternative, Interval, ScoredImage, ScoreFile, scores_path, write_scores
+from model.decoding import Alternative
+from pipeline.evaluation.score_file import Interval, ScoredImage, ScoreFile, scores_path, write_scores
+from pipeline.reporting.report import report
 from shards.atomic import write_json
 
 if TYPE_CHECKING:

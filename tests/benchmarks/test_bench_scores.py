@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench_scores import main, with_mistakes
-from pipeline.java import find_java
+from pipeline.evaluation.java import find_java
 
 
 def test_mistakes_are_the_same_each_time_and_change_the_captions() -> None:

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from model.decoder import Captioner, Ensemble
 from model.decoder_config import DecoderConfig, ImageInput
-from pipeline.checkpoints import Position, load_model, save_checkpoint
+from pipeline.runs.checkpoints import Position, load_model, save_checkpoint
 
 SIZES: dict[str, Any] = {"feature_dim": 10, "vocabulary_size": 23, "embedding_dim": 12, "hidden_dim": 14}
 

@@ -14,7 +14,7 @@ from model.encoder import FrozenBackbone, backbone_state, build_backbone, with_c
 from model.networks import random_info, random_state
 from model.precision import AGREEMENT, compiled, fold_batch_norms, folded, lower, rebuilt
 from model.preprocessing import center_crop
-from pipeline.images import Resize, load_photograph
+from pipeline.images.decode import Resize, load_photograph
 
 PREPROCESSING = with_crop(random_info(64), size=64, mode="squash", filter="lanczos")
 

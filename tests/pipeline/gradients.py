@@ -12,14 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.decoder import Captioner
 from model.decoder_config import DecoderConfig
-from pipeline.backbones import KEPT_FILE
-from pipeline.batches import Encoded, to_device, training_batches
-from pipeline.cross_entropy import CrossEntropyStep
-from pipeline.train_config import TrainConfig
-from pipeline.training_data import Data, features_function, open_cached, open_raw
-from pipeline.validation import Validation
-from pipeline.vocab import vocabulary_of
-from pipeline.world import World, joined_world, summed
+from pipeline.backbone.backbones import KEPT_FILE
+from pipeline.captions.vocabulary import vocabulary_of
+from pipeline.loading.batches import Encoded, to_device, training_batches
+from pipeline.loading.training_data import Data, features_function, open_cached, open_raw
+from pipeline.runs.train_config import TrainConfig
+from pipeline.training.cross_entropy import CrossEntropyStep
+from pipeline.training.distributed import World, joined_world, summed
+from pipeline.training.validation import Validation
 
 CPU = torch.device("cpu")
 

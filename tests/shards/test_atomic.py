@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from shards.atomic import committed_file, digest, exclusive, json_bytes, read_json, temporary_path, write_json
 from shards.errors import InputError, OccupiedError, ResourceError
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from pipeline.cache_features import cache_features
-from pipeline.shares import Share
-from pipeline.train import train
+from pipeline.execution.task_shares import Share
+from pipeline.features.cache_features import cache_features
+from pipeline.training.train import train
 from shards import fetch as fetch_module
 from shards.errors import InputError, OccupiedError, ResourceError
 from shards.features import open_features
@@ -24,10 +24,10 @@ from shards.fetch import _file_system
 from shards.manifest import open_split
 from shards.output import Output, checked_output, opened_output
 from shards.remote import localize
+from tests import ROOT
 from tests.conftest import TINY_MODEL
 from tests.servers import contents, draw, objects, s3_bucket, shard
 
-ROOT = Path(__file__).parents[2]
 NAMES = [f"{number}.jpg" for number in range(10)]
 NETWORK: dict[str, Any] = {"backbone": "squeezenet1_1", "weights": "random", "device": "cpu", "precision": "fp32"}
 Place = tuple[str, Any]

@@ -20,11 +20,11 @@ from click.testing import Result
 
 from model.encoder import with_crop
 from model.networks import random_info
-from pipeline.batches import CaptionBatch, Encoded, training_batches
-from pipeline.pixels import _without_samples
-from pipeline.sources import ShardSource
-from pipeline.train import train
-from pipeline.vocab import vocabulary_of
+from pipeline.captions.vocabulary import vocabulary_of
+from pipeline.features.pixel_batches import _without_samples
+from pipeline.loading.batches import CaptionBatch, Encoded, training_batches
+from pipeline.loading.sources import ShardSource
+from pipeline.training.train import train
 from shards.caption_table import table_of_split
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
 from shards.fetch import _file_system
@@ -32,10 +32,10 @@ from shards.manifest import DATASET_FILE, DatasetFile, Split, open_split, read_d
 from shards.mirror import MIRROR_FILE
 from shards.remote import check_cache_holds, localize, mirror_name, origin
 from shards.tar import open_samples
+from tests import ROOT
 from tests.conftest import Small
 from tests.shards.shard_server import LARGE, Server, largest, opened, tar_bytes, wait_until
 
-ROOT = Path(__file__).parents[2]
 Run = Callable[..., Result]
 
 

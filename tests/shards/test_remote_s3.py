@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from pipeline.vocab import make_vocabulary
+from pipeline.captions.vocabulary import make_vocabulary
 from shards.errors import InputError
 from shards.remote import localize
 from tests.conftest import TINY_MODEL, Small

@@ -1,0 +1,345 @@
+"""From what a user says of a backbone (a name, some weights) to the frozen network, and back from what an artefact recorded."""
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from model.encoder import FrozenBackbone, backbone_state, build_backbone, calibrate, feature_dim, with_crop
+from model.networks import (
+    TIMM,
+    WeightsInfo,
+    backbone_names,
+    describe,
+    download_state,
+    info_of_file,
+    published_weights,
+    random_info,
+    random_state,
+    state_digest,
+    weights_digest,
+    weights_names,
+)
+from model.preprocessing import Preprocessing
+from shards.atomic import committed_file
+from shards.errors import DamageError, InputError, MismatchError, ResourceError
+from shards.features import Provenance
+
+RANDOM = "random"
+IMPORTED = "imported"  # features of which nobody has said what network made them
+KEPT_FILE = "backbone.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Which network made features, as artefacts record it: enough to build it again, or to refuse another one.
+
+    Of features that were imported without saying so, ``backbone`` and ``weights`` are :data:`IMPORTED`, the digest is that of their
+    file, and there is no preprocessing.
+    """
+
+    backbone: str
+    weights: str
+    weights_sha256: str
+    preprocessing: Preprocessing | None
+
+    def sides(self, other: "Network") -> list[tuple[str, object, object]]:
+        """What must be equal for features of both to be the same: (what it is, here, in ``other``)."""
+        return [
+            ("backbone", self.backbone, other.backbone),
+            ("digest of the backbone's weights", self.weights_sha256, other.weights_sha256),
+            ("preprocessing", self.preprocessing, other.preprocessing),
+        ]
+
+    def declared_preprocessing(self) -> Preprocessing:
+        """How photographs are prepared for the network.
+
+        Raises:
+            InputError: Nobody has said what the network is.
+        """
+        if self.preprocessing is None:
+            raise _undeclared()
+        return self.preprocessing
+
+    def content(self) -> dict[str, Any]:
+        """As JSON."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def parse(cls, content: dict[str, Any]) -> Self:
+        """From :meth:`content`; raises KeyError, TypeError or ValueError for anything else."""
+        names = {name: str(content[name]) for name in ("backbone", "weights", "weights_sha256")}
+        return cls(**names, preprocessing=parse_preprocessing(content["preprocessing"]))
+
+
+def _undeclared() -> InputError:
+    return InputError(
+        "The features were imported without a declared network, and photographs would have to go through it. Import them again with "
+        "--backbone and --weights (python cli.py import-features), and train on those."
+    )
+
+
+def recorded_network(provenance: Provenance) -> Network:
+    """The network that a feature file was made by."""
+    return Network(
+        backbone=provenance.backbone,
+        weights=provenance.weights,
+        weights_sha256=provenance.weights_sha256,
+        preprocessing=parse_preprocessing(provenance.preprocessing),
+    )
+
+
+def parse_preprocessing(content: dict[str, Any] | None) -> Preprocessing | None:
+    """From JSON; raises KeyError, TypeError or ValueError for what is none."""
+    if content is None:
+        return None
+    mean, std = (tuple(float(v) for v in content[name]) for name in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError("mean and std need three values")
+    return Preprocessing(
+        size=int(content["size"]), mode=str(content["mode"]), filter=str(content["filter"]), crop=int(content["crop"]), mean=mean, std=std
+    )
+
+
+def list_backbones(pattern: str = "") -> Iterator[tuple[str, int, int, list[str]]]:
+    """Name, features per image, frozen parameters and published weights of each network whose name contains ``pattern``.
+
+    ``timm:PATTERN`` lists timm's instead of torchvision's.
+
+    Raises:
+        InputError: There is none, or timm is not installed.
+    """
+    with _timm_wanted(pattern):
+        names = backbone_names(pattern)
+    if not names:
+        library = "timm" if pattern.startswith(TIMM) else "torchvision"
+        raise InputError(f"{pattern}: no classification network of {library} has this in its name. Leave it away to see all.")
+    return ((name, *describe(name), weights_names(name)) for name in names)
+
+
+@contextmanager
+def _timm_wanted(backbone: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"{backbone}: needs timm ({error}). Install it with: pip install '.[timm]'") from None
+
+
+def known_weights(backbone: str) -> list[str]:
+    """Names of a network's published weights, the default first.
+
+    Raises:
+        InputError: There is no such network, and names those that are near; or it is the unknown one of imported features.
+    """
+    if backbone == IMPORTED:
+        raise _undeclared()
+    try:
+        with _timm_wanted(backbone):
+            return weights_names(backbone)
+    except KeyError:
+        library = "timm" if backbone.startswith(TIMM) else "torchvision"
+        prefix = TIMM if backbone.startswith(TIMM) else ""
+        names = backbone_names(prefix)
+        near = difflib.get_close_matches(backbone, names, n=4, cutoff=0.4)
+        raise InputError(
+            f"--backbone {backbone}: {library} has no classification network of this name{' with these weights' if '.' in backbone else ''}. "
+            f"Near it: {', '.join(near) or 'none'}. See: python cli.py backbones {prefix}".rstrip()
+        ) from None
+
+
+def open_backbone(
+    *,
+    backbone: str,
+    weights: str | None,
+    resize: dict[str, Any],
+    kept: Path,
+    sample: Callable[[int], Iterable[Tensor]],
+    seed: int = 0,
+) -> tuple[Network, FrozenBackbone]:
+    """Find a network's weights and freeze it.
+
+    Args:
+        backbone: torchvision's name of a classification network, or ``timm:NAME``.
+        weights: A published name, ``random``, or the path of a .pth or .safetensors file; None takes the first published ones.
+        resize: The shards' resize settings (size, mode, filter).
+        kept: Where random weights are kept; taken from there if they are there already.
+        sample: Gives, for a crop, a few batches of uint8 (images, crop, crop, 3) to calibrate random weights with.
+
+    Raises:
+        InputError: Unknown names, a missing or unfitting weights file, shards too small for the crop.
+        ResourceError: Published weights cannot be downloaded.
+        MismatchError: The kept weights are of another network.
+    """
+    if weights == RANDOM:
+        known_weights(backbone)
+        return _random_backbone(backbone, resize, kept, sample, seed)
+    weights, info, path = _find_weights(backbone, weights)
+    # Before the download: shards that are too small for these weights are the user's first problem.
+    preprocessing = _fit(info, resize)
+    state = _download(backbone, weights) if path is None else read_weights(path)
+    frozen = _build(backbone, weights, state, preprocessing)
+    digest = weights_digest(backbone, state)
+    return Network(backbone=backbone, weights=weights, weights_sha256=digest, preprocessing=preprocessing), frozen
+
+
+def wanted_crop(backbone: str, weights: str) -> int:
+    """Side in pixels of the square that weights want to see.
+
+    Raises:
+        InputError: Unknown names, or no such file.
+    """
+    return _find_weights(backbone, weights)[1].crop
+
+
+def _find_weights(backbone: str, weights: str | None) -> tuple[str, WeightsInfo, Path | None]:
+    """Weights by the name that artefacts record, what they want, and their file; None where they are published ones."""
+    published = known_weights(backbone)
+    choices = ", ".join([*published[:6], RANDOM]) + ", or a path of a .pth or .safetensors file"
+    if weights is None:
+        if not published:
+            raise InputError(f"--backbone {backbone}: there are no published weights of it. Give --weights: {choices}.")
+        weights = published[0]
+    if weights in published:
+        return weights, published_weights(backbone, weights), None
+    path = Path(weights)
+    if not path.is_file():
+        raise InputError(f"--weights {weights}: neither a file nor published weights of {backbone}. Choose {choices}.")
+    return str(path.resolve()), info_of_file(backbone, path.name), path
+
+
+def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None) -> FrozenBackbone:
+    """Build the network that an artefact recorded.
+
+    Args:
+        kept: The artefact's own copy of the weights, if it has one.
+        weights: Another path for the same weights, where the recorded one is gone.
+
+    Raises:
+        InputError, ResourceError: The weights cannot be had.
+        MismatchError: They are others than those recorded.
+    """
+    preprocessing = network.declared_preprocessing()
+    if network.weights == RANDOM:
+        state, source = _read_kept(kept, network.backbone), str(kept)
+    else:
+        source = weights or network.weights
+        if source in known_weights(network.backbone):
+            state = _download(network.backbone, source)
+        elif Path(source).is_file():
+            state = read_weights(Path(source))
+        else:
+            raise InputError(
+                f"{source}: the weights that this run's features were made with are gone (SHA-256 of their tensors: "
+                f"{network.weights_sha256}). Put them back, or say where they are with --weights PATH."
+            )
+    found = state_digest(state) if network.weights == RANDOM else weights_digest(network.backbone, state)
+    if found != network.weights_sha256:
+        raise MismatchError(f"{source}: these weights have digest {found}, the features were made with {network.weights_sha256}.")
+    return _build(network.backbone, source, state, preprocessing)
+
+
+def _fit(info: WeightsInfo, resize: dict[str, Any]) -> Preprocessing:
+    try:
+        return with_crop(info, size=resize["size"], mode=resize["mode"], filter=resize["filter"])
+    except ValueError:
+        raise InputError(
+            f"The weights want a crop of {info.crop} pixels, the shards hold images of {resize['size']}: make them again with "
+            f"--size {max(256, info.crop * 8 // 7)} or more, or take another backbone."
+        ) from None
+
+
+def _build(backbone: str, source: str, state: dict[str, Tensor], preprocessing: Preprocessing) -> FrozenBackbone:
+    """Build a network and try it on one image of its crop."""
+    try:
+        frozen = build_backbone(backbone, state, preprocessing)
+    except ValueError as error:
+        raise InputError(f"{source}: these weights do not fit {backbone}. {error}. Take the weights of this very network.") from None
+    except (RuntimeError, AssertionError) as error:
+        raise _crop_error(backbone, preprocessing, error) from None
+    try:
+        feature_dim(frozen)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _crop_error(backbone, preprocessing, error) from None
+    return frozen
+
+
+def _crop_error(backbone: str, preprocessing: Preprocessing, error: Exception) -> InputError:
+    crop = preprocessing.crop
+    return InputError(f"{backbone} cannot take images of {crop} pixels ({_first_line(error)}). Make the shards again with a larger --size.")
+
+
+def _download(backbone: str, name: str) -> dict[str, Tensor]:
+    try:
+        return download_state(backbone, name)
+    except (OSError, RuntimeError) as error:
+        raise ResourceError(
+            f"The weights {name} of {backbone} could not be downloaded ({error}). Without network: --weights PATH for a .pth or "
+            ".safetensors file fetched elsewhere, or --weights random for a try without meaning."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .pth (weights only, never other objects) or .safetensors file.
+
+    Raises:
+        InputError: It is neither, or holds other things.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and its unpickler raise many kinds for strangers' bytes
+        raise InputError(f"{path}: not a file of weights ({_first_line(error)}). A .pth or .safetensors state dict is wanted.") from None
+    if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise InputError(f"{path}: not a state dict (names to tensors). Save the network's state_dict() and give that file.")
+    return state
+
+
+def _random_backbone(
+    backbone: str, resize: dict[str, Any], kept: Path, sample: Callable[[int], Iterable[Tensor]], seed: int
+) -> tuple[Network, FrozenBackbone]:
+    preprocessing = _fit(random_info(int(resize["size"])), resize)
+    if kept.is_file():
+        frozen = _build(backbone, str(kept), _read_kept(kept, backbone), preprocessing)
+    else:
+        try:
+            state = random_state(backbone, seed=seed, crop=preprocessing.crop)
+        except (RuntimeError, AssertionError) as error:
+            raise _crop_error(backbone, preprocessing, error) from None
+        frozen = _build(backbone, RANDOM, state, preprocessing)
+        calibrate(frozen, sample(preprocessing.crop))
+        keep_weights(frozen, backbone, kept)
+    digest = state_digest(backbone_state(frozen))
+    return Network(backbone=backbone, weights=RANDOM, weights_sha256=digest, preprocessing=preprocessing), frozen
+
+
+def keep_weights(frozen: FrozenBackbone, backbone: str, path: Path) -> None:
+    """Commit the weights beside what was made with them."""
+    with committed_file(path) as file:
+        file.write(save(backbone_state(frozen), metadata={"backbone": backbone}))
+
+
+def _read_kept(path: Path, backbone: str) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            made_for = (file.metadata() or {}).get("backbone")
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except FileNotFoundError:
+        raise DamageError(f"{path}: the random backbone's weights are missing; without them the features have no meaning.") from None
+    except (SafetensorError, OSError) as error:
+        raise DamageError(f"{path}: damaged weights ({error}). Cache the features again into a new folder.") from None
+    if made_for != backbone:
+        raise MismatchError(f"{path}: holds random weights of {made_for}, asked for {backbone}. Choose another --out.")
+    return state

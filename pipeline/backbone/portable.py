@@ -1,0 +1,47 @@
+"""TODO pipeline/backbone/portable.py."""
+
+from dataclasses import dataclass
+
+from safetensors.torch import load, save
+
+from model.encoder import FrozenBackbone, backbone_state, build_backbone
+from model.precision import folded, rebuilt
+from pipeline.backbone.backbones import Network
+from pipeline.backbone.precision import Arithmetic
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recipe:
+    """A network as another process can build it.
+
+    Attributes:
+        network: What it is.
+        exact: Its tensors in float32, as safetensors bytes.
+        precision, kept: Of the lowered network.
+        state: The lowered network's tensors as safetensors bytes; None in fp32.
+    """
+
+    network: Network
+    exact: bytes
+    precision: str = "fp32"
+    kept: tuple[str, ...] = ()
+    state: bytes | None = None
+
+    def build(self) -> FrozenBackbone:
+        """The network, on the CPU, folded."""
+        frozen = folded(self.build_exact())
+        return frozen if self.state is None else rebuilt(frozen, self.precision, self.kept, load(self.state))
+
+    def build_exact(self) -> FrozenBackbone:
+        """The network in float32, on the CPU, with its BatchNorms."""
+        return build_backbone(self.network.backbone, load(self.exact), self.network.declared_preprocessing())
+
+    def lowered(self, arithmetic: Arithmetic) -> "Recipe":
+        """The recipe of the same network as it is really computed."""
+        state = save(backbone_state(arithmetic.frozen, whitening=False)) if arithmetic.precision != "fp32" else None
+        return Recipe(network=self.network, exact=self.exact, precision=arithmetic.precision, kept=arithmetic.kept, state=state)
+
+
+def recipe_of(network: Network, exact: FrozenBackbone) -> Recipe:
+    """The recipe of a network in float32."""
+    return Recipe(network=network, exact=save(backbone_state(exact)))

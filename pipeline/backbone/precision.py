@@ -1,0 +1,170 @@
+"""How the frozen network is computed: folded, in the fastest precision that agrees with float32, compiled where that pays.
+
+Measured by benchmarks/bench_cache.py --steps on two cores: torch.compile brings ResNet-152 a tenth after 8 seconds of compiling and
+ResNet-18 a twentieth after 3; both have paid for it after 10,000 images.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.encoder import FrozenBackbone, backbone_state
+from model.networks import state_digest
+from model.precision import AGREEMENT, Lowered, compiled, folded, lower
+from shards.errors import InputError
+
+# Half of them correct the network of lower precision, the others judge it.
+AGREEMENT_IMAGES = 32
+
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+COMPILE_FROM_IMAGES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """A network as it is really computed.
+
+    Attributes:
+        frozen: The network, on the device that it was tried on.
+        precision: fp32, bf16 or fp16.
+        kept: The layers that stayed float32 in a lower precision.
+        details: What decides the last bits, as a feature file records it.
+        notes: What was decided, in words.
+    """
+
+    frozen: FrozenBackbone
+    precision: str
+    kept: tuple[str, ...]
+    details: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """``auto`` is bf16 where the device multiplies bfloat16 at full speed, fp16 on GPUs that only have that, else fp32.
+
+    On CPUs, AVX-512 BF16 and AMX are looked for: without them bfloat16 is several times slower than float32.
+
+    Raises:
+        InputError: No such precision.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {precision}: must be one of {', '.join(PRECISIONS)}.")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "fp32"
+
+
+def decoder_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What a decoder is computed in: as :func:`pick_precision`, but never fp16, whose gradients vanish without a scale.
+
+    Raises:
+        InputError: No such precision.
+    """
+    return "bf16" if pick_precision(precision, device) == "bf16" else "fp32"
+
+
+@contextmanager
+def decoder_arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """Run the decoder's matrix products in ``fp32`` or ``bf16``.
+
+    oneDNN has no bfloat16 LSTM for processors without instructions for it, and fails: there torch's own is taken, which is slow but works.
+    """
+    without_onednn = precision == "bf16" and device.type == "cpu" and decoder_precision("auto", device) != "bf16"
+    onednn: Any = torch.backends.mkldnn
+    before = onednn.enabled
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        try:
+            if without_onednn:
+                onednn.enabled = False
+            yield
+        finally:
+            if without_onednn:
+                onednn.enabled = before
+
+
+def choose_arithmetic(exact: FrozenBackbone, *, precision: str, device: torch.device, sample: Tensor) -> Arithmetic:
+    """Fold a network and bring it to a precision.
+
+    Args:
+        exact: The network in float32.
+        precision: As for :func:`pick_precision`; ``auto`` goes back to fp32 where the faster one does not agree with it.
+        sample: Some photographs, uint8 (images, crop, crop, 3).
+
+    Raises:
+        InputError: No such precision, or one that this network cannot run in here.
+    """
+    chosen = pick_precision(precision, device)
+    frozen, sample = folded(exact.to(device)), sample.to(device)
+    lowered, notes = None, []
+    if chosen != "fp32" and len(sample):
+        lowered, note = _lowered(frozen, chosen, sample, asked=precision)
+        notes.append(note)
+    if lowered is not None:
+        frozen = lowered.backbone
+    kept = lowered.kept if lowered is not None else ()
+    details = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "compiled": False,
+        "fp32_layers": len(kept) if lowered is not None else None,
+        "smallest_cosine": round(lowered.cosine, 7) if lowered is not None else None,
+        "tensors_sha256": state_digest(backbone_state(frozen)),
+    }
+    return Arithmetic(frozen=frozen, precision="fp32" if lowered is None else chosen, kept=kept, details=details, notes=tuple(notes))
+
+
+def compile_where_it_pays(arithmetic: Arithmetic, *, sample: Tensor, views: int, views_per_pass: int) -> Arithmetic:
+    """Compile the network on a CPU for a long pass, and see that it still gives the same features.
+
+    Args:
+        sample: Some photographs, uint8 (images, crop, crop, 3).
+        views: Images in the whole pass.
+        views_per_pass: Images in one forward pass.
+    """
+    frozen = arithmetic.frozen
+    if next(frozen.parameters()).device.type != "cpu" or views < COMPILE_FROM_IMAGES or not len(sample):
+        return arithmetic
+    fast = compiled(frozen, views_per_pass)
+    batch = sample[torch.arange(views_per_pass) % len(sample)]
+    try:
+        cosine = float(functional.cosine_similarity(frozen(batch).double(), fast(batch).double(), dim=1).min())
+    except (RuntimeError, OSError, TypeError, AttributeError, AssertionError) as error:  # no C++ compiler, most often
+        problem = f"torch.compile does not work here ({_first_line(error)})"
+    else:
+        if cosine >= AGREEMENT:
+            return replace(arithmetic, frozen=fast, details={**arithmetic.details, "compiled": True})
+        problem = f"torch.compile changes this network's features (cosine {cosine:.5f})"
+    return replace(arithmetic, notes=(*arithmetic.notes, f"{problem}: the network runs uncompiled, a tenth slower."))
+
+
+def _lowered(frozen: FrozenBackbone, precision: str, sample: Tensor, *, asked: str) -> tuple[Lowered | None, str]:
+    """The network in ``precision`` if it can be used, and a line about it."""
+    try:
+        lowered = lower(frozen, precision, sample)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:  # a layer that has no such arithmetic here
+        if asked != "auto":
+            reason = _first_line(error)
+            raise InputError(f"--precision {precision}: this network cannot run in it here ({reason}). Take --precision fp32.") from None
+        return None, f"Precision fp32: {precision} does not work with this network here ({_first_line(error)})."
+    layers = f", the first {len(lowered.kept)} layers in fp32" if lowered.kept else ""
+    agreement = f"smallest cosine similarity to fp32 features {lowered.cosine:.5f} on {lowered.judges} images"
+    if lowered.agrees:
+        return lowered, f"Precision {precision}{layers}: {agreement}."
+    if asked == "auto":
+        return None, f"Precision fp32: {precision} does not agree well enough with this network ({agreement})."
+    return lowered, f"Precision {precision}{layers}, as asked for, though it agrees badly: {agreement}."
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -1,0 +1,62 @@
+"""TODO pipeline/captioning/draw.py."""
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.captioning.inputs import photograph_bytes
+from pipeline.images.decode import decode_image
+from pipeline.images.figures import check_picture_name, fill_grid, picture_grid, save_figure
+from shards.errors import InputError
+
+LONGEST_SIDE = 800
+MAX_SHOWN = 100
+
+
+def draw_captions(pictures: Sequence[tuple[str, str]], out: Path | None) -> None:
+    """Draw photographs with a text above each: into a file, or in a window.
+
+    Args:
+        pictures: (image file or URL, text), from one to :data:`MAX_SHOWN` of them.
+        out: A .png, .jpg, .pdf or .svg file; None opens a window.
+
+    Raises:
+        InputError: As :func:`check_can_draw`.
+        ImageError: A file is no image.
+    """
+    check_can_draw(out, [name for name, _ in pictures])
+    shown = [(thumbnail(name), text) for name, text in pictures]
+    if out is not None:
+        save_figure(picture_grid(shown), out)
+        return
+    from matplotlib import pyplot
+
+    fill_grid(pyplot.figure(layout="constrained"), shown)
+    pyplot.show()
+    pyplot.close("all")
+
+
+def check_can_draw(out: Path | None, photographs: Iterable[str]) -> None:
+    """Refuse what :func:`draw_captions` should not draw into, before the work whose captions it would show.
+
+    Raises:
+        InputError: ``out`` has another ending or is one of the photographs, or there is no screen for a window.
+    """
+    if out is not None:
+        check_picture_name(out)
+        same = os.path.abspath  # Path.resolve() stops at what no file can be called
+        if any(same(name) == same(out) for name in photographs):
+            raise InputError(f"--out {out}: this is one of the photographs, which would be lost. Choose another name.")
+    elif sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise InputError("--show: there is no screen here to open a window on. Write a picture instead: --show --out captions.png")
+
+
+def thumbnail(name: str) -> NDArray[np.uint8]:
+    """A photograph in its own shape, at most ``LONGEST_SIDE`` pixels a side, uint8 (height, width, 3)."""
+    image = decode_image(photograph_bytes(name), name).image
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return np.asarray(image, dtype=np.uint8)

@@ -1,0 +1,38 @@
+"""TODO pipeline/features/calibration.py."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.features.pixel_batches import decode_into
+from pipeline.features.views import CENTER
+from shards.manifest import Sample, Shard, Split
+
+CALIBRATION_IMAGES = 512
+CALIBRATION_BATCH = 64
+
+
+def calibration_batches(split: Split, crop: int) -> Iterator[Tensor]:
+    """Up to ``CALIBRATION_IMAGES`` photographs of a split, from its start, as uint8 (images, crop, crop, 3)."""
+    left = CALIBRATION_IMAGES
+    for shard in split.shards:
+        samples = shard.sidecar.samples[:left]
+        left -= len(samples)
+        for start in range(0, len(samples), CALIBRATION_BATCH):
+            yield _center_crops(shard, samples[start : start + CALIBRATION_BATCH], crop)
+        if not left:
+            return
+
+
+def _center_crops(shard: Shard, samples: Sequence[Sample], crop: int) -> Tensor:
+    pixels = np.empty((len(samples), 1, crop, crop, 3), dtype=np.uint8)
+    decode_into(pixels, shard, samples, (CENTER,))
+    return torch.from_numpy(pixels[:, 0])
+
+
+def sample_images(split: Split, crop: int, count: int) -> Tensor:
+    """Up to ``count`` photographs, evenly spaced over the split: uint8 (images, crop, crop, 3)."""
+    rows = sorted({int(row) for row in np.linspace(0, split.images - 1, min(count, split.images))})
+    return torch.cat([_center_crops(shard, [sample], crop) for shard, sample in map(split.sample, rows)] or [torch.empty(0, crop, crop, 3)])

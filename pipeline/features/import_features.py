@@ -1,0 +1,261 @@
+"""Features that somebody has already, and their captions -> feature files, as ``cache-features`` would have made them.
+
+What network made the features is known only if it is declared. Without that, a run that was trained on them captions features,
+and no photographs.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.encoder import feature_dim
+from pipeline.backbone.backbones import IMPORTED, KEPT_FILE, RANDOM, Network, open_backbone, wanted_crop
+from pipeline.captions.read import CaptionSource, SplitCaptions, read_captions, splits_of
+from pipeline.captions.records import CaptionedImage, ListedImage
+from pipeline.captions.tokenizer import RULE
+from pipeline.execution.progress import Progress
+from pipeline.features.cache_features import check_feature_folder
+from pipeline.features.npy_files import Arrays, Found, open_arrays, read_half
+from pipeline.features.views import CENTER
+from pipeline.images.decode import Resize
+from shards.atomic import digest, disk_errors, exclusive
+from shards.caption_table import CaptionTable, table_from_records
+from shards.errors import InputError, MismatchError
+from shards.features import FeatureFile, Provenance, feature_path, open_features, write_features
+from shards.manifest import REJECTS_FILE, Reject, library_versions, reject_line, write_rejects
+from shards.output import Output
+
+PIECE_IMAGES = 1000
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedSplit:
+    """One split's feature file; ``kept``: it was there already."""
+
+    split: str
+    path: Path
+    images: int
+    captions: int
+    kept: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSummary:
+    """What an import did.
+
+    Attributes:
+        dim: Features per image.
+        network: What made them; its ``preprocessing`` is None where nobody has said.
+        rejects: How many inputs were left out, by reason.
+        zeros: How many of the images have features that are all 0.
+    """
+
+    splits: tuple[ImportedSplit, ...]
+    dim: int
+    network: Network
+    rejects: dict[str, int]
+    zeros: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """A split's images in order, and where their features are."""
+
+    split: str
+    records: tuple[CaptionedImage, ...]
+    places: tuple[int, ...]
+
+
+def import_features(
+    *,
+    npy: Path,
+    captions: CaptionSource,
+    out: Path,
+    split: str | None = None,
+    backbone: str | None = None,
+    weights: str | None = None,
+    size: int | None = None,
+    mode: str | None = None,
+    filter: str | None = None,
+    quiet: bool = True,
+) -> ImportSummary:
+    """Write ``OUT/SPLIT.h5`` for every split that the captions name, and beside them what was left out (``rejects.jsonl``).
+
+    Args:
+        npy: A matrix, float (images, dim), whose row i belongs to the image with imgid i, or to the i-th one of a file without
+            imgids; or a folder with a vector per image, named by the image's file name, with or without its ending, or by its id.
+        captions: One captions file of any form: rows of a matrix are those of its images.
+        out: A new or empty folder, or one with the same import.
+        split: As for :func:`pipeline.captions.read.splits_of`.
+        backbone, weights: What made the features, together or not at all: as for :func:`pipeline.backbone.backbones.open_backbone`, but not random.
+        size, mode, filter: How the photographs were resized before, as for :class:`pipeline.images.decode.Resize`; by default they were squashed to
+            the square that the network sees.
+
+    Raises:
+        InputError: Missing or malformed input, features that are not finite or do not fit into float16, or nothing left to write.
+        MismatchError: The network gives another number of features; or ``out`` holds features of another network, or of other input.
+        OccupiedError: ``out`` holds something else, or is being written to.
+        ResourceError: Weights cannot be downloaded, disk full, not allowed.
+    """
+    resize = {name: value for name, value in (("size", size), ("mode", mode), ("filter", filter)) if value is not None}
+    _check_options(backbone, weights, resize)
+    check_feature_folder(Output(folder=out), REJECTS_FILE)
+    if len(captions.paths) != 1:
+        raise InputError(f"{captions}: give one --captions: the rows of a matrix of features are in the order of its images.")
+    read = read_captions(captions)
+    splits = splits_of(read, captions, split)
+    arrays, found = open_arrays(npy, read.listed)
+    declared = None
+    if backbone is not None and weights is not None:
+        declared = _declared_network(arrays, backbone, weights, resize, kept=out / KEPT_FILE)
+    plans, rejects = _plan(splits, read.listed, arrays, found)
+    zeros = _check_all(arrays, plans, quiet=quiet)
+    source = arrays.sha256()
+    network = declared or Network(backbone=IMPORTED, weights=IMPORTED, weights_sha256=source, preprocessing=None)
+    with exclusive(out, "cache", "importing features"):
+        provenances = {plan.split: _provenance(plan, network, arrays, source) for plan in plans}
+        there = _files_there(out, provenances)
+        write_rejects(out, [reject_line(split, reject) for split, reject in rejects])
+        if not plans:
+            totals = ", ".join(f"{count} {reason}" for reason, count in _reasons(rejects).items()) or "it lists none"
+            raise InputError(f"{captions}: no image of it could be used ({totals}). See {out / REJECTS_FILE}; check that --npy {npy} belongs to it.")
+        files = tuple(_import_split(plan, out, arrays, provenances[plan.split], there.get(plan.split), quiet=quiet) for plan in plans)
+    return ImportSummary(splits=files, dim=arrays.dim, network=network, rejects=_reasons(rejects), zeros=zeros)
+
+
+def _check_options(backbone: str | None, weights: str | None, resize: dict[str, Any]) -> None:
+    if (backbone is None) != (weights is None):
+        raise InputError("Give --backbone and --weights together: they say what network made the features. Or give neither.")
+    if backbone is None and resize:
+        raise InputError("--size, --resize and --filter say how photographs were prepared for a network: give --backbone and --weights too.")
+    if weights == RANDOM:
+        raise InputError("--weights random: made anew, they would not be those that made the features. Give the file of the weights.")
+
+
+def _declared_network(arrays: Arrays, backbone: str, weights: str, said: dict[str, Any], *, kept: Path) -> Network:
+    """The network that is said to have made the features, opened; ``said`` is what is said of the photographs' size.
+
+    That it gives as many features is all that can be checked without the photographs.
+    """
+    crop = wanted_crop(backbone, weights)
+    resize = Resize(**{"size": crop, **said})
+    if resize.size < crop:
+        raise InputError(f"--size {resize.size}: these weights of {backbone} want a crop of {crop} pixels. Give the size before the crop.")
+    network, frozen = open_backbone(backbone=backbone, weights=weights, resize=asdict(resize), kept=kept, sample=lambda _: ())
+    dim = feature_dim(frozen)
+    if dim != arrays.dim:
+        raise MismatchError(
+            f"{arrays.path}: has {arrays.dim} features per image, {backbone} gives {dim}. Declare the network that made them, or none."
+        )
+    return network
+
+
+def _plan(
+    splits: dict[str, SplitCaptions], images: Sequence[ListedImage], arrays: Arrays, found: Found
+) -> tuple[list[_Plan], list[tuple[str, Reject]]]:
+    """The splits that have an image with captions and features, and what is left out: (split, reject), features without image last."""
+    listed = {image.image_id: image for image in images}
+    plans = []
+    rejects = []
+    for split, captions in splits.items():
+        rejects += [(split, reject) for reject in captions.rejects]
+        usable = [record for record in captions.records if record.image_id in found.places]
+        for record in captions.records:
+            if record.image_id not in found.places:
+                message = arrays.missing(listed[record.image_id])
+                rejects.append((split, Reject(file=record.file_name, reason="missing_features", message=message)))
+        if usable:
+            plans.append(_Plan(split=split, records=tuple(usable), places=tuple(found.places[record.image_id] for record in usable)))
+    rejects += [("", reject) for reject in found.unclaimed]
+    return plans, rejects
+
+
+def _reasons(rejects: Sequence[tuple[str, Reject]]) -> dict[str, int]:
+    return dict(sorted(Counter(reject.reason for _, reject in rejects).items()))
+
+
+def _check_all(arrays: Arrays, plans: Sequence[_Plan], *, quiet: bool) -> int:
+    """Read all features once, before anything is written; gives how many images have nothing but zeros."""
+    places = sorted(place for plan in plans for place in plan.places)
+    zeros = 0
+    with Progress("Checking features", total=len(places), unit="images", quiet=quiet) as progress:
+        for start in range(0, len(places), PIECE_IMAGES):
+            rounded = read_half(arrays, places[start : start + PIECE_IMAGES])
+            zeros += int((rounded == 0).all(axis=1).sum())
+            progress.advance(len(rounded))
+    return zeros
+
+
+def _provenance(plan: _Plan, network: Network, arrays: Arrays, source: str) -> Provenance:
+    images = [
+        [record.image_id, record.file_name, arrays.label(place), [[caption.id, caption.text] for caption in record.captions]]
+        for record, place in zip(plan.records, plan.places, strict=True)
+    ]
+    return Provenance(
+        backbone=network.backbone,
+        weights=network.weights,
+        weights_sha256=network.weights_sha256,
+        preprocessing=network.content()["preprocessing"],
+        views=(CENTER,),
+        precision=UNKNOWN,
+        arithmetic={"imported_from": arrays.path.name, "imported_sha256": source, "imported_dtype": arrays.dtype()},
+        split=plan.split,
+        split_digest=digest([source, RULE, images]),
+        versions=library_versions("numpy", "nltk", "h5py"),
+    )
+
+
+def _files_there(out: Path, provenances: dict[str, Provenance]) -> dict[str, FeatureFile]:
+    """By split, the feature files of ``out``; refused unless they are of this import."""
+    with disk_errors(out):
+        files = sorted(path for path in out.glob("*.h5") if not path.name.startswith("."))
+    there = {}
+    for path in files:
+        provenance = provenances.get(path.stem)
+        if provenance is None:
+            raise MismatchError(f"{path}: this import makes no such split (it makes {', '.join(provenances) or 'none'}). Choose another --out.")
+        file = open_features(path)
+        holds, asked = ({**each.network(), "digest of features and captions": each.split_digest} for each in (file.provenance, provenance))
+        for what, value in asked.items():
+            if holds[what] != value:
+                raise MismatchError(
+                    f"{path}: holds other features: {what} is {holds[what]} there, {value} now. Choose another --out, or delete the folder."
+                )
+        there[path.stem] = file
+    return there
+
+
+def _import_split(plan: _Plan, out: Path, arrays: Arrays, provenance: Provenance, there: FeatureFile | None, *, quiet: bool) -> ImportedSplit:
+    path = feature_path(out, plan.split)
+    if there is not None:
+        return ImportedSplit(split=plan.split, path=path, images=there.table.images, captions=there.table.captions, kept=True)
+    with Progress(f"Importing {plan.split}", total=len(plan.places), unit="images", quiet=quiet) as progress:
+
+        def read(places: Sequence[int]) -> NDArray[np.float16]:
+            progress.advance(len(places))
+            return read_half(arrays, places)[:, np.newaxis]
+
+        starts = range(0, len(plan.places), PIECE_IMAGES)
+        pieces = [(functools.partial(read, plan.places[start : start + PIECE_IMAGES]), _table(plan, start)) for start in starts]
+        images, captions = write_features(path, lambda: pieces, dim=arrays.dim, provenance=provenance)
+    return ImportedSplit(split=plan.split, path=path, images=images, captions=captions, kept=False)
+
+
+def _table(plan: _Plan, start: int) -> CaptionTable:
+    """The captions of the images from ``start`` on, as those of a shard."""
+    records = enumerate(plan.records[start : start + PIECE_IMAGES], start)
+    return table_from_records(
+        [
+            (
+                (f"{position:09d}", {"image_id": record.image_id, "file_name": record.file_name, "captions": record.tokenized()})
+                for position, record in records
+            )
+        ]
+    )

@@ -1,0 +1,339 @@
+"""Features that somebody has already: a matrix in one .npy file, or a folder with a file per image -> vectors, found by image.
+
+The files come from strangers. No pickle is ever loaded, a file's size is checked before it is read, and what a header says is checked
+against the bytes that are there.
+"""
+
+import hashlib
+import io
+import lzma
+import math
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from tokenize import TokenError
+from typing import Any, BinaryIO, Literal, Protocol
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from pipeline.captions.records import ListedImage
+from shards.atomic import file_sha256
+from shards.errors import InputError
+from shards.manifest import Reject
+
+MAX_DIM = 1 << 16
+# A split file of at most MAX_JSON_BYTES lists fewer images than this.
+MAX_ROWS = 10_000_000
+MAX_VECTOR_BYTES = 16 << 20
+ENDINGS = (".npy", ".npz")
+FLOATS = ("float16", "float32", "float64")
+NPY_VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+UNPACK_ERRORS = (zlib.error, lzma.LZMAError, struct.error)
+LARGEST = float(np.finfo(np.float16).max)
+WANTED = (
+    "A matrix (images, dim) of float16, float32 or float64 is expected, whose row i belongs to the image with imgid i; or a folder with one "
+    ".npy or .npz file per image."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Which features belong to which image.
+
+    Attributes:
+        places: By image id, where its features are: what :meth:`Arrays.read` takes.
+        unclaimed: Features that belong to no image.
+    """
+
+    places: dict[int, int]
+    unclaimed: tuple[Reject, ...]
+
+
+class Arrays(Protocol):
+    """Features by image, each a vector of ``dim`` numbers."""
+
+    path: Path
+    dim: int
+
+    def missing(self, image: ListedImage) -> str:
+        """Says that there are no features of an image."""
+        ...
+
+    def label(self, place: int) -> int | str:
+        """What identifies a place whatever else there is: the row, or the file's name."""
+        ...
+
+    def name(self, place: int) -> str:
+        """The features at a place, for messages: their file, and the row."""
+        ...
+
+    def read(self, places: Sequence[int]) -> NDArray[Any]:
+        """The features at some places: float16, float32 or float64 (places, dim).
+
+        Raises:
+            InputError: They cannot be read, or have another shape.
+        """
+        ...
+
+    def dtype(self) -> str:
+        """Of all that was read."""
+        ...
+
+    def sha256(self) -> str:
+        """What identifies the features: of a matrix the SHA-256 of its file, of a folder one over the names and SHA-256 of the files read."""
+        ...
+
+
+def open_arrays(path: Path, listed: Sequence[ListedImage]) -> tuple[Arrays, Found]:
+    """Open a matrix or a folder, and find the features of the images of a split file.
+
+    Raises:
+        InputError: It is missing or malformed, or it is not clear which features belong to which image.
+    """
+    if path.is_dir():
+        return _open_folder(path, listed)
+    matrix = _Matrix(path)
+    rows = {image.image_id: image.imgid for image in listed if 0 <= image.imgid < len(matrix.rows)}
+    free = np.ones(len(matrix.rows), dtype=bool)
+    free[list(rows.values())] = False
+    unclaimed = tuple(
+        Reject(file=f"{path.name} row {row}", reason="features_without_image", message=f"{matrix.name(row)}: no image has this imgid")
+        for row in np.flatnonzero(free).tolist()
+    )
+    return matrix, Found(places=rows, unclaimed=unclaimed)
+
+
+class _Matrix:
+    """A matrix on disk; a place is a row. It is mapped, not loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise InputError(f"{path}: no such file or folder (--npy). {WANTED}")
+        try:
+            with path.open("rb") as file:
+                header = _read_header(path, file, path.stat().st_size)
+                offset = file.tell()
+            if len(header.shape) != 2:
+                raise InputError(f"{path}: has the shape {header.shape}. {WANTED} Of several views or regions give one, or their mean.")
+            if header.shape[0] > MAX_ROWS:
+                raise InputError(f"{path}: has {header.shape[0]:,} rows, more than the limit of {MAX_ROWS:,}. Split it.")
+            _check_dim(path, header.shape[1])
+            self.rows: NDArray[Any] = np.memmap(path, header.dtype, "r", offset, header.shape, header.order)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}). Check who may read it.") from None
+        self.dim = header.shape[1]
+
+    def missing(self, image: ListedImage) -> str:
+        return f"imgid {image.imgid} is no row of {self.path.name}, which has {len(self.rows)}"
+
+    def label(self, place: int) -> int | str:
+        return place
+
+    def name(self, place: int) -> str:
+        return f"{self.path}: row {place}"
+
+    def read(self, places: Sequence[int]) -> NDArray[Any]:
+        rows: NDArray[Any] = self.rows[list(places)]
+        return rows
+
+    def dtype(self) -> str:
+        return str(self.rows.dtype.newbyteorder("="))
+
+    def sha256(self) -> str:
+        return file_sha256(self.path)
+
+
+class _Folder:
+    """Files with a vector each; a place is a position among the files by name."""
+
+    def __init__(self, path: Path, files: Sequence[Path], first: int) -> None:
+        self.path, self.files = path, files
+        self._read: dict[str, tuple[str, str]] = {}  # file name -> SHA-256 and type
+        self._first = files[first]
+        self.dim = len(self._vector(files[first]))
+
+    def missing(self, image: ListedImage) -> str:
+        return f"no file of {self.path} has its name or its id {image.image_id}"
+
+    def label(self, place: int) -> int | str:
+        return self.files[place].name
+
+    def name(self, place: int) -> str:
+        return str(self.files[place])
+
+    def read(self, places: Sequence[int]) -> NDArray[Any]:
+        vectors = [self._vector(self.files[place]) for place in places]
+        for place, vector in zip(places, vectors, strict=True):
+            if len(vector) != self.dim:
+                raise InputError(
+                    f"{self.files[place]}: has {len(vector)} features, {self._first.name} has {self.dim}: all images need the same number. "
+                    "Take the files of one network only."
+                )
+        return np.stack(vectors) if vectors else np.zeros((0, self.dim), np.float16)
+
+    def dtype(self) -> str:
+        return ", ".join(sorted({dtype for _, dtype in self._read.values()}))
+
+    def sha256(self) -> str:
+        total = hashlib.sha256()
+        for name in sorted(self._read):
+            total.update(f"{name} {self._read[name][0]}\n".encode("utf-8", "surrogateescape"))
+        return total.hexdigest()
+
+    def _vector(self, path: Path) -> NDArray[Any]:
+        """Any float (dim,)."""
+        stored = _file_bytes(path)
+        array = _parse_npy(path, _only_member(path, stored) if path.suffix == ".npz" else stored)
+        if array.ndim == 2 and array.shape[0] > 1:
+            raise InputError(
+                f"{path}: has {array.shape[0]} rows of {array.shape[1]} features (regions): one vector per image is expected, of shape (dim,) or "
+                "(1, dim). Take their mean, or import the pooled features."
+            )
+        if array.ndim not in (1, 2):
+            raise InputError(f"{path}: has the shape {array.shape}: one vector per image is expected, of shape (dim,) or (1, dim).")
+        _check_dim(path, array.size)
+        self._read[path.name] = (hashlib.sha256(stored).hexdigest(), str(array.dtype.newbyteorder("=")))
+        return array.reshape(-1)
+
+
+def _open_folder(path: Path, listed: Sequence[ListedImage]) -> tuple[Arrays, Found]:
+    files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS and not file.name.startswith("."))
+    if not files:
+        raise InputError(f"{path}: holds no .npy or .npz file (--npy). {WANTED}")
+    owners: dict[str, list[ListedImage]] = {}
+    for image in listed:
+        file_name = PurePosixPath(image.file_name)
+        for name in {file_name.name, file_name.stem, str(image.image_id)}:
+            owners.setdefault(name, []).append(image)
+    places: dict[int, int] = {}
+    unclaimed = []
+    for place, file in enumerate(files):
+        claims = owners.get(file.stem, [])
+        if len(claims) > 1:
+            shown = " or ".join(f"{image.file_name} (id {image.image_id})" for image in claims[:2])
+            raise InputError(f"{file}: may belong to {shown}. Name it after the whole file name of its image ({claims[0].file_name}{file.suffix}).")
+        if not claims:
+            unclaimed.append(Reject(file=file.name, reason="features_without_image", message=f"{file}: no image has this name or id"))
+        elif (before := places.setdefault(claims[0].image_id, place)) != place:
+            raise InputError(f"{file}: {claims[0].file_name} has features in {files[before].name} too. Leave one of the files.")
+    if not places:
+        raise InputError(
+            f"{path}: none of its {len(files)} files is named by an image of the split file ({files[0].name} is the first). Name them by the "
+            "images' file names, or by their ids."
+        )
+    return _Folder(path, files, min(places.values())), Found(places=places, unclaimed=tuple(unclaimed))
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_VECTOR_BYTES:
+            raise InputError(f"{path}: {size:,} bytes, more than one image's features may have ({MAX_VECTOR_BYTES:,}).")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Check who may read it.") from None
+
+
+def _only_member(path: Path, stored: bytes) -> bytes:
+    """The one array of an .npz file, which is a zip file."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(stored)) as archive:
+            members = archive.infolist()
+            if len(members) != 1:
+                names = ", ".join(member.filename for member in members[:5])
+                raise InputError(f"{path}: holds {len(members)} arrays ({names}), one is expected. Save the image's features alone.")
+            with archive.open(members[0]) as file:
+                content = file.read(MAX_VECTOR_BYTES + 1)  # whatever size the directory lists
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, OSError, RuntimeError, ValueError, EOFError, *UNPACK_ERRORS) as error:
+        raise InputError(f"{path}: not an .npz file, or a damaged one ({error}). Copy it again, or make it again.") from None
+    if len(content) > MAX_VECTOR_BYTES:
+        raise InputError(f"{path}: holds more than {MAX_VECTOR_BYTES:,} bytes, the limit for one image's features.")
+    return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What an .npy file says of its array."""
+
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype[Any]
+
+
+def _read_header(path: Path, file: BinaryIO, size: int) -> _Header:
+    """The header of an .npy file of ``size`` bytes, checked against what lies behind it, where ``file`` is left.
+
+    Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html, versions 1.0 and 2.0.
+
+    Raises:
+        InputError: It is none, or does not hold one array of numbers, whole and not empty.
+    """
+    try:
+        version = npy.read_magic(file)
+        if version not in NPY_VERSIONS:
+            raise ValueError(f"format version {version}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the file was made by Python 2, as many features were
+            shape, fortran, dtype = NPY_VERSIONS[version](file)
+    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError, TokenError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: not an .npy file ({first_line}). Save the features with numpy.save.") from None
+    if dtype.hasobject:
+        raise InputError(f"{path}: holds Python objects (a pickle), which could run code when loaded. Save the features as an array of float32.")
+    if dtype.newbyteorder("=").name not in FLOATS:
+        raise InputError(f"{path}: holds values of type {dtype}, accepted are {', '.join(FLOATS)}. Save the features as an array of float32.")
+    if not all(length > 0 for length in shape):
+        raise InputError(f"{path}: has the shape {shape}: there are no features in it. {WANTED}")
+    wanted, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if wanted != there:
+        raise InputError(
+            f"{path}: damaged: an array of the shape {shape} has {wanted:,} bytes, there are {there:,}. Copy it again, or make it again."
+        )
+    return _Header(shape=tuple(map(int, shape)), order="F" if fortran else "C", dtype=dtype)
+
+
+def _parse_npy(path: Path, content: bytes) -> NDArray[Any]:
+    """The array in the bytes of an .npy file."""
+    file = io.BytesIO(content)
+    header = _read_header(path, file, len(content))
+    return np.frombuffer(content, header.dtype, offset=file.tell()).reshape(header.shape, order=header.order)
+
+
+def _check_dim(path: Path, dim: int) -> None:
+    if dim > MAX_DIM:
+        raise InputError(f"{path}: {dim:,} features per image, more than the limit of {MAX_DIM:,}. Import pooled features.")
+
+
+def read_half(arrays: Arrays, places: Sequence[int]) -> NDArray[np.float16]:
+    """The features at some places, rounded to float16 (places, dim), in which feature files keep them.
+
+    Raises:
+        InputError: A feature is not finite, or does not fit into float16; names the row or file.
+    """
+    vectors = arrays.read(places)
+    with np.errstate(over="ignore", under="ignore"):
+        rounded: NDArray[np.float16] = vectors.astype("<f2")
+    # (places, dim) -> the places at which something is lost
+    lost = np.flatnonzero(~np.isfinite(rounded).all(axis=1) | ((rounded == 0).all(axis=1) & (vectors != 0).any(axis=1)))
+    if len(lost):
+        raise _lost(arrays.name(places[lost[0]]), vectors[lost[0]])
+    return rounded
+
+
+def _lost(name: str, vector: NDArray[Any]) -> InputError:
+    """What float16 cannot hold of a vector, float (dim,)."""
+    if not np.isfinite(vector).all():
+        feature = int(np.flatnonzero(~np.isfinite(vector))[0])
+        return InputError(f"{name}: feature {feature} is {vector[feature]}, which is no number to train on. Compute this image's features again.")
+    feature = int(np.abs(vector).argmax())
+    kept = f"feature {feature} is {vector[feature]:g}, the largest; features are kept as float16"
+    if abs(vector[feature]) > LARGEST:
+        return InputError(f"{name}: {kept}, which ends at {LARGEST:g}. Divide all features by one number, and import again.")
+    return InputError(f"{name}: {kept}, in which all of this image's become 0. Multiply all features by one number, and import again.")

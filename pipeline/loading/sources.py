@@ -1,0 +1,196 @@
+"""Where a unit's image comes from: cached features in memory, or pixels from shards, decoded straight into the batch.
+
+Pixels are decoded by threads: libjpeg-turbo works without Python's lock, and no pixel crosses a process.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.preprocessing import Preprocessing
+from pipeline.execution.executors import default_workers
+from pipeline.loading.order import WINDOW_SHARDS
+from pipeline.sharding.read_samples import decode_sample
+from shards.caption_table import CaptionTable
+from shards.errors import DamageError
+from shards.features import FeatureFile
+from shards.manifest import Shard, Split
+from shards.remote import FetchAhead
+from shards.tar import read_member
+
+Augmentation = Literal["tutorial", "none"]
+# Tars that one thread holds open: those that the order is shuffled over. One that its cache has removed holds its disk until it is closed.
+OPEN_FILES = WINDOW_SHARDS
+# A GPU keeps this share of its free memory for everything else before features are put there.
+FREE_SHARE = 0.5
+
+
+class Source(Protocol):
+    """A split's images and captions.
+
+    Attributes:
+        table: The captions.
+        feature_dim: Numbers per image, where they are features.
+        threads: How many threads to build batches with; 0: the consumer's own.
+    """
+
+    table: CaptionTable
+    feature_dim: int | None
+    threads: int
+
+    def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
+        """The images at ``rows``, int64 (units,); ``draws``, float64 (units, 3), decide the crop, or the cached view.
+
+        Returns:
+            float16 (units, dim) features, or uint8 (units, crop, crop, 3) pixels.
+        """
+        ...
+
+    def mirrored(self, draws: NDArray[np.float64]) -> Tensor | None:
+        """Which images are to be mirrored on the device, bool (units,); None: none at all."""
+        ...
+
+    def visit(self, rows: NDArray[np.int64]) -> AbstractContextManager[Callable[[int], None]]:
+        """Make ready what an epoch will need, whose units are those of the images at ``rows``, in that order.
+
+        Returns:
+            A context, in which the function that it gives is told which unit has been reached.
+        """
+        ...
+
+
+class FeatureSource:
+    """Cached features, whole in memory: float16 (images, views, dim); on a GPU where they leave half of its memory free.
+
+    Args:
+        file: The feature file.
+        draw_views: Draw one of the views for each unit, as training does; otherwise take their mean, as evaluation does.
+        device: Where training happens.
+    """
+
+    threads = 0
+
+    def __init__(self, file: FeatureFile, *, draw_views: bool = False, device: torch.device | None = None) -> None:
+        self.table = file.table
+        self.feature_dim: int | None = file.dim
+        features = file.features if draw_views else file.mean_view()[:, None]
+        self.views = features.shape[1]
+        # (images, views, dim) -> (images * views, dim): a unit's features are one row.
+        self.features = torch.from_numpy(np.array(features)).flatten(0, 1)
+        if device is not None and device.type == "cuda" and self.features.nbytes <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self.features = self.features.to(device)
+
+    def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
+        views = (draws[:, 0] * self.views).astype(np.int64)
+        return self.features[torch.from_numpy(rows * self.views + views).to(self.features.device)]
+
+    def mirrored(self, draws: NDArray[np.float64]) -> Tensor | None:  # noqa: ARG002 - a view is mirrored already, or not
+        return None
+
+    @contextmanager
+    def visit(self, rows: NDArray[np.int64]) -> Iterator[Callable[[int], None]]:  # noqa: ARG002 - everything is in memory
+        yield lambda _: None
+
+
+class ShardSource:
+    """Pixels from shards: read at the sidecars' offsets, checked, decoded, cropped.
+
+    Args:
+        split: The shards.
+        table: Their captions.
+        preprocessing: Size and crop.
+        augmentation: ``tutorial``: random crop and horizontal flip; ``none``: the centre crop of caching and captioning.
+        threads: Threads that decode; by default one for each core.
+        pinned: Give batches in pinned memory, from which a GPU copies while it works.
+    """
+
+    feature_dim: int | None = None
+
+    def __init__(
+        self,
+        split: Split,
+        table: CaptionTable,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation,
+        *,
+        threads: int | None = None,
+        pinned: bool = False,
+    ) -> None:
+        self.table, self.preprocessing, self.augmentation = table, preprocessing, augmentation
+        self.threads = default_workers() if threads is None else threads
+        self.pinned = pinned
+        self.split = split
+        self._own = _ThreadsOwn()
+
+    def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
+        crop = self.preprocessing.crop
+        target = torch.empty((len(rows), crop, crop, 3), dtype=torch.uint8, pin_memory=self.pinned)
+        places = target.numpy()
+        decoded, pixels = -1, np.empty((0, 0, 3), np.uint8)
+        # Row after row: an image that several units share is decoded once, and its neighbours in the tar follow.
+        for unit in np.argsort(rows, kind="stable").tolist():
+            row = int(rows[unit])
+            if row != decoded:
+                decoded, pixels = row, self._pixels(row)
+            down, right = pixels.shape[0] - crop, pixels.shape[1] - crop
+            if self.augmentation == "none":
+                top, left = down // 2, right // 2
+            else:
+                top, left = int(draws[unit, 0] * (down + 1)), int(draws[unit, 1] * (right + 1))
+            places[unit] = pixels[top : top + crop, left : left + crop]
+        return target
+
+    def mirrored(self, draws: NDArray[np.float64]) -> Tensor | None:
+        return None if self.augmentation == "none" else torch.from_numpy(draws[:, 2] < 0.5)
+
+    @contextmanager
+    def visit(self, rows: NDArray[np.int64]) -> Iterator[Callable[[int], None]]:
+        """Fetch remote shards ahead of their use, in the order in which they are visited first."""
+        shards, first = np.unique(self.table.shard_rows[rows], return_index=True)
+        _, last = np.unique(self.table.shard_rows[rows][::-1], return_index=True)
+        order = np.argsort(first)
+        # (shards,): the last unit that needs this shard or one that was visited before it
+        done = np.maximum.accumulate(len(rows) - 1 - last[order])
+        with FetchAhead([self.split.shards[shard] for shard in shards[order]], window=WINDOW_SHARDS) as fetched:
+            yield lambda unit: fetched.at(int(np.searchsorted(done, unit)))
+
+    def _pixels(self, row: int) -> NDArray[np.uint8]:
+        """uint8 (height, width, 3); valid until this thread asks for the next."""
+        shard, sample = self.split.sample(row)
+        jpeg = read_member(self._own.file(shard), shard, sample.key, "jpg", sample.jpg)
+        pixels = decode_sample(shard, sample.key, jpeg, self._own.scratch)
+        if min(pixels.shape[:2]) < self.preprocessing.crop:
+            raise DamageError(
+                f"{shard.path}: sample {sample.key}: {pixels.shape[1]}x{pixels.shape[0]} pixels are too few for a crop of "
+                f"{self.preprocessing.crop}. {shard.repair}"
+            )
+        return pixels
+
+
+class _ThreadsOwn(threading.local):
+    """What each decoding thread keeps to itself: open tars, and memory to decode into."""
+
+    def __init__(self) -> None:
+        self.files: OrderedDict[str, IO[bytes]] = OrderedDict()
+        # A fresh array for every image would cost page faults: a third of the decoding time was seen.
+        self.scratch = np.empty(640 * 640 * 3, dtype=np.uint8)
+
+    def file(self, shard: Shard) -> IO[bytes]:
+        name = str(shard.path)
+        found = self.files.pop(name, None)
+        if found is None:
+            if len(self.files) >= OPEN_FILES:
+                self.files.popitem(last=False)[1].close()
+            try:
+                found = shard.open()
+            except FileNotFoundError:
+                raise DamageError(f"{shard.path}: is gone. {shard.repair}") from None
+        self.files[name] = found
+        return found

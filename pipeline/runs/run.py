@@ -1,0 +1,164 @@
+"""The run directory: what a training was, where it stands, and all that captioning needs of it.
+
+config.json  vocab.json  metrics.jsonl  events.out.tfevents.*  backbone.safetensors (random weights only)
+checkpoints/step-00000048/{model.safetensors, training.pt, state.json}    latest.json  best.json
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from model.decoder import Captioner, Ensemble
+from model.decoder_config import DecoderConfig
+from model.vocabulary import Vocabulary
+from pipeline.backbone.backbones import KEPT_FILE, Network
+from pipeline.captions.vocabulary import read_vocabulary, vocabulary_digest, write_vocabulary
+from pipeline.runs.checkpoints import Position, Which, best_checkpoint, find_checkpoint, load_average, load_model
+from pipeline.runs.train_config import TrainConfig
+from shards.atomic import read_own_json, write_json
+from shards.errors import DamageError, InputError, MismatchError
+
+FORMAT_VERSION = 4
+CONFIG_FILE, VOCABULARY_FILE, METRICS_FILE = "config.json", "vocab.json", "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """``config.json``: settings, sizes, the network, and what the run was trained on.
+
+    ``start`` says where the weights came from at the first step: the run and checkpoint, and the SHA-256 of its weights; None: drawn at random.
+    """
+
+    train: TrainConfig
+    decoder: DecoderConfig
+    network: Network
+    vocabulary_digest: str
+    source: Literal["features", "shards"]
+    data: str
+    data_digest: str
+    versions: dict[str, str]
+    start: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """An opened run, ready to caption; ``notes`` has a line for each damaged checkpoint that was passed over."""
+
+    folder: Path
+    config: RunConfig
+    vocabulary: Vocabulary
+    captioner: Captioner
+    position: Position
+    notes: tuple[str, ...] = ()
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether ``folder`` is a run directory."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def write_config(folder: Path, config: RunConfig, vocabulary: Vocabulary) -> None:
+    """Commit what makes a folder a run: the vocabulary, then the config."""
+    write_vocabulary(folder / VOCABULARY_FILE, vocabulary)
+    write_json(folder / CONFIG_FILE, {"format_version": FORMAT_VERSION, **json.loads(json.dumps(asdict(config)))})
+
+
+def read_config(folder: Path) -> tuple[RunConfig, Vocabulary]:
+    """Read a run's config and vocabulary, and check that they belong together.
+
+    Raises:
+        InputError: Not a run.
+        DamageError, MismatchError: Damaged, or not of one training.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(f"{folder}: not a run (there is no {CONFIG_FILE}). Train one with: python cli.py train --out {folder}")
+    content = read_own_json(path, what="run config", format_version=FORMAT_VERSION)
+    try:
+        config = RunConfig(
+            train=TrainConfig(**content["train"]),
+            decoder=DecoderConfig(**content["decoder"]),
+            network=Network.parse(content["network"]),
+            versions=dict(content["versions"]),
+            start=None if content["start"] is None else {str(name): str(value) for name, value in content["start"].items()},
+            **{name: content[name] for name in ("vocabulary_digest", "source", "data", "data_digest")},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+        raise DamageError(f"{path}: not a run's config ({error!r}).") from None
+    vocabulary = read_vocabulary(folder / VOCABULARY_FILE)
+    found = vocabulary_digest(vocabulary)
+    if found != config.vocabulary_digest or len(vocabulary) != config.decoder.vocabulary_size:
+        raise MismatchError(
+            f"{folder / VOCABULARY_FILE}: this vocabulary ({len(vocabulary)} words, digest {found}) is not the one that the run was trained "
+            f"with ({config.decoder.vocabulary_size} words, digest {config.vocabulary_digest}). Put the original file back."
+        )
+    return config, vocabulary
+
+
+def open_run(folder: Path, *, device: torch.device, checkpoint: Which = "latest") -> Run:
+    """Open a run in eval mode on ``device``.
+
+    Args:
+        checkpoint: ``latest``: the newest whole one; ``best``: the one whose captions scored best on the val split; ``average``: the mean of
+            the weights of all that are kept.
+
+    Raises:
+        InputError, DamageError, MismatchError: As the parts say.
+    """
+    config, vocabulary = read_config(folder)
+    path, position, notes = find_checkpoint(folder)
+    captioner = Captioner(config.decoder)
+    if checkpoint == "average":
+        load_average(folder, captioner)
+    else:
+        if checkpoint == "best":
+            path, position = best_checkpoint(folder, position)
+        load_model(path, captioner)
+    return Run(folder=folder, config=config, vocabulary=vocabulary, captioner=captioner.to(device).eval(), position=position, notes=tuple(notes))
+
+
+def open_speaker(run: Run, others: Sequence[Path], *, checkpoint: Which = "latest") -> Captioner | Ensemble:
+    """What captions are decoded from: the run's captioner, or with others the ensemble of all.
+
+    Raises:
+        MismatchError: They were not trained on features of one network, or have other vocabularies; names both sides.
+        InputError, DamageError: As :func:`open_run`.
+    """
+    if not others:
+        return run.captioner
+    device = next(run.captioner.parameters()).device
+    members = [run.captioner]
+    for folder in others:
+        other = open_run(folder, device=device, checkpoint=checkpoint)
+        vocabularies = ("digest of the vocabulary", run.config.vocabulary_digest, other.config.vocabulary_digest)
+        refuse_differences(
+            [*run.config.network.sides(other.config.network), vocabularies],
+            f"{run.folder} and {folder} cannot caption together: the second has another",
+            "Train both on the same features, the second with --vocab of the first.",
+        )
+        members.append(other.captioner)
+    return Ensemble(members).eval()
+
+
+def refuse_differences(sides: Sequence[tuple[str, object, object]], what: str, advice: str) -> None:
+    """Refuse two things that do not fit together.
+
+    Args:
+        sides: What is compared, and its value on either side.
+        what: The message up to the name of what differs.
+
+    Raises:
+        MismatchError: Names both values of the first that differs.
+    """
+    for name, there, now in sides:
+        if there != now:
+            raise MismatchError(f"{what} {name}: {there} there, {now} now. {advice}")
+
+
+def kept_weights(folder: Path) -> Path:
+    """Where a run keeps weights that cannot be had again."""
+    return folder / KEPT_FILE

@@ -1,0 +1,242 @@
+import contextlib
+import io
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import load_file
+
+from model.decoder import Ensemble
+from model.decoding import Decoding, decode, sentence
+from model.metrics import score_captions
+from model.ptb import ptb_tokens
+from pipeline import evaluate as evaluate_module
+from pipeline.evaluation.evaluate import Evaluation, evaluate
+from pipeline.evaluation.evaluate_results import score_results
+from pipeline.evaluation.score_file import read_scores
+from pipeline.runs.run import open_run
+from pipeline.training.train import train
+from shards.errors import InputError, MismatchError
+from shards.features import FeatureFile, open_features
+from tests.conftest import TINY_MODEL, Small, diverged
+
+
+def cached(small: Small, out: Path, split: str = "val", **options: object) -> Evaluation:
+    return evaluate(run=small.run, features=small.features, split=split, out=out, java=False, device="cpu", **options)  # type: ignore[arg-type]
+
+
+def test_scores_and_results_are_written_and_agree(small: Small, tmp_path: Path) -> None:
+    result = cached(small, tmp_path / "x.scores.json", command="python cli.py evaluate")
+    assert read_scores(tmp_path / "x.scores.json") == result.scores
+    assert result.results == tmp_path / "x.results.json"
+    written = json.loads(result.results.read_text())
+    table = open_features(small.features / "val.h5").table
+    assert [entry["image_id"] for entry in written] == table.image_ids.tolist()
+    captions = [ptb_tokens(entry["caption"]) for entry in written]
+    expected = score_captions(captions, [list(map(ptb_tokens, texts)) for texts in table.reference_texts()]).corpus
+    assert {name: result.scores.scores[name].value for name in expected} == expected
+    assert {"distinct", "novel", "mean_length", "bad_endings"} <= set(result.scores.scores)
+    assert [image.references for image in result.scores.images] == table.reference_texts()
+    assert [image.file_name for image in result.scores.images] == list(table.file_names)
+
+
+def test_the_score_file_says_how_it_came_about(small: Small, tmp_path: Path) -> None:
+    made_by = cached(small, tmp_path / "s.json", command="c").scores.made_by
+    file = open_features(small.features / "val.h5")
+    assert made_by["command"] == "c"
+    assert made_by["run"] == str(small.run)
+    assert made_by["checkpoint"]["which"] == "latest"
+    assert made_by["checkpoint"]["step"] > 0
+    assert made_by["decoding"]["beam"] == 1
+    assert made_by["data"] == {"kind": "features", "path": str(file.path), "digest": file.digest, "views": ["center"]}
+    assert made_by["versions"].keys() >= {"torch", "pycocoevalcap"}
+
+
+def test_scores_stand_in_the_run_under_the_splits_name_by_default(small: Small, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small.run, run)
+    result = evaluate(run=run, features=small.features, java=False, device="cpu")
+    assert result.out == run / "val.scores.json"
+    assert result.results == run / "val.results.json"
+    assert result.out.is_file()
+    assert result.results.is_file()
+
+
+def test_pycocotools_loads_the_results_and_scoring_the_file_gives_the_same(small: Small, tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    result = cached(small, tmp_path / "val.scores.json")
+    references = small.source / "captions_val.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        loaded = COCO(str(references)).loadRes(str(result.results))
+    assert {i: found[0]["caption"] for i, found in loaded.imgToAnns.items()} == {i: caption for i, _, caption in result.captions}
+    again = score_results(captions=result.results, references=references, java=False).scores
+    assert {name: value for name, value in result.scores.scores.items() if name != "novel"} == again.scores
+
+
+def test_raw_and_cached_evaluation_agree_and_batch_size_changes_nothing(small: Small, tmp_path: Path) -> None:
+    first = cached(small, tmp_path / "a.json", split="train")
+    again = cached(small, tmp_path / "b.json", split="train", batch_size=1)
+    assert again.scores == first.scores
+    assert again.captions == first.captions
+    raw = evaluate(run=small.run, shards=small.shards, split="train", out=tmp_path / "raw.json", java=False, device="cpu")
+    same = sum(a == b for a, b in zip(raw.captions, first.captions, strict=True))
+    assert same >= 0.9 * len(first.captions)  # batches of another size round differently
+    assert "novel" in raw.scores.scores
+    assert raw.scores.made_by["data"]["views"] == ["center"]
+
+
+def test_all_that_a_beam_found_is_kept_and_the_best_is_the_caption(small: Small, tmp_path: Path) -> None:
+    assert all(image.alternatives == () for image in cached(small, tmp_path / "a.json").scores.images)
+    beam = cached(small, tmp_path / "b.json", decoding=Decoding(beam=3))
+    assert beam.scores.made_by["decoding"]["beam"] == 3
+    for image in beam.scores.images:
+        assert len(image.alternatives) > 1
+        assert image.alternatives[0].caption == image.caption
+        scores = [alternative.score for alternative in image.alternatives]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_training_captions_that_are_not_at_hand_are_a_note(small: Small, tmp_path: Path) -> None:
+    (tmp_path / "val.h5").write_bytes((small.features / "val.h5").read_bytes())
+    result = evaluate(run=small.run, features=tmp_path, out=tmp_path / "s.json", java=False, device="cpu")
+    assert "novel" not in result.scores.scores
+    assert any("the training captions are not at hand" in note and "train.h5" in note for note in result.scores.notes)
+    (tmp_path / "train.h5").write_bytes(b"no such thing")
+    result = evaluate(run=small.run, features=tmp_path, out=tmp_path / "s.json", java=False, device="cpu")
+    assert any("the training captions cannot be read" in note for note in result.scores.notes)
+    (tmp_path / "train.h5").write_bytes((small.features / "val.h5").read_bytes())
+    result = evaluate(run=small.run, features=tmp_path, out=tmp_path / "s.json", java=False, device="cpu")
+    assert "novel" in result.scores.scores
+    assert any("not what the run was trained on" in note for note in result.scores.notes)
+
+
+def test_images_without_a_reference_are_captioned_and_not_scored(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_the_first(path: Path) -> FeatureFile:
+        file = open_features(path)
+        table = file.table
+        begin = int(table.caption_counts[0])
+        columns = {name: getattr(table, name)[begin:] for name in ("image_rows", "caption_ids", "texts")}
+        offsets = table.offsets[begin:] - table.offsets[begin]
+        cut = replace(table, tokens=table.tokens[table.offsets[begin] :], offsets=np.asarray(offsets), **columns)
+        cut.check()
+        return replace(file, table=cut)
+
+    monkeypatch.setattr(evaluate_module, "open_features", without_the_first)
+    result = cached(small, tmp_path / "s.json")
+    assert len(result.captions) == 4
+    assert len(json.loads(result.results.read_text())) == 4
+    assert [image.image_id for image in result.scores.images] == [image_id for image_id, _, _ in result.captions[1:]]
+    assert any("1 of 4 images have no reference" in note for note in result.scores.notes)
+
+
+def test_features_of_another_network_are_refused_with_both_sides(small: Small, tmp_path: Path) -> None:
+    from pipeline.features.cache_features import cache_features
+
+    cache_features(shards=small.shards, out=tmp_path / "other", splits=["val"], backbone="squeezenet1_1", weights="random", device="cpu")
+    with pytest.raises(MismatchError, match=r"resnet18.*squeezenet1_1"):
+        evaluate(run=small.run, features=tmp_path / "other", out=tmp_path / "s.json", device="cpu")
+
+
+@pytest.mark.parametrize("data", ["features", "shards"])
+def test_a_checkpoint_whose_scores_are_no_numbers_is_named_with_the_next_step(
+    small: Small, tmp_path: Path, run_cli: Callable[..., Result], data: str
+) -> None:
+    checkpoint = diverged(small.run, tmp_path / "run")
+    result = run_cli("evaluate", "--run", tmp_path / "run", f"--{data}", getattr(small, data))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {checkpoint}: the captioner's scores are not finite")
+    assert "--checkpoint best" in result.stderr
+    assert not list((tmp_path / "run").glob("val.*"))
+
+
+def test_the_command_ends_with_the_report_of_what_it_has_just_written(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    run = shutil.copytree(small.run, tmp_path / "my run")
+    evaluated = ["evaluate", "--run", run, "--features", small.features, "--no-java"]
+    for options, wanted in (
+        ([], [run, "--out", run / "report.html"]),
+        (["--split", "train"], [run, "--split", "train", "--out", run / "report.html"]),
+        (["--out", tmp_path / "other"], [tmp_path / "other", "--out", tmp_path / "report.html"]),
+    ):
+        result = run_cli(*evaluated, *options)
+        assert result.exit_code == 0
+        said = shlex.split(result.stdout.splitlines()[-1])
+        assert said == ["Next:", "python", "cli.py", "report", *map(str, wanted)]
+        assert run_cli(*said[3:]).exit_code == 0
+
+
+def test_nothing_but_scores_and_results_is_written_over(small: Small, tmp_path: Path) -> None:
+    run = shutil.copytree(small.run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for name in ("config.json", "metrics.jsonl", "backbone.safetensors", "checkpoints"):
+        for options in ({"out": run / name}, {"out": tmp_path / "s.json", "results": run / name}):
+            with pytest.raises(InputError, match=rf"{name}: (holds something else, which would be lost|is a folder)"):
+                evaluate(run=run, features=small.features, device="cpu", **options)  # type: ignore[arg-type]
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    first = cached(small, tmp_path / "s.json")
+    assert cached(small, tmp_path / "s.json").scores == first.scores
+
+
+def test_weights_beside_cached_features_are_wrong_usage(small: Small, run_cli: Callable[..., Result]) -> None:
+    result = run_cli("evaluate", "--run", small.run, "--features", small.features, "--weights", "w.pth")
+    assert result.exit_code == 2
+    assert "--weights is for --shards" in result.stderr
+
+
+def test_what_is_missing_is_named(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a run"):
+        evaluate(run=tmp_path, features=small.features, device="cpu")
+    with pytest.raises(InputError, match=r"test\.h5: no such feature file"):
+        evaluate(run=small.run, features=small.features, split="test", out=tmp_path / "s.json", device="cpu")
+    with pytest.raises(InputError, match="one of --features"):
+        evaluate(run=small.run, device="cpu")
+    with pytest.raises(InputError, match="--out and --results are both"):
+        evaluate(run=small.run, features=small.features, out=tmp_path / "s.json", results=tmp_path / "s.json", device="cpu")
+
+
+def test_runs_caption_together_and_what_does_not_fit_is_refused(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    settings = {**TINY_MODEL, "epochs": 1, "seed": 7, "hidden_dim": 40}
+    train(out=tmp_path / "second", features=small.features, vocab=small.run / "vocab.json", settings=settings, device="cpu")
+    together = cached(small, tmp_path / "both.json", others=[tmp_path / "second"])
+    assert together.scores.made_by["others"] == [str(tmp_path / "second")]
+    runs = [open_run(folder, device=torch.device("cpu")) for folder in (small.run, tmp_path / "second")]
+    features = torch.from_numpy(np.array(open_features(small.features / "val.h5").mean_view()))
+    found = decode(Ensemble([run.captioner for run in runs]).eval(), features, runs[0].vocabulary, Decoding())
+    assert [caption for _, _, caption in together.captions] == [sentence(hypotheses[0].words) for hypotheses in found]
+
+    ours = ("evaluate", "--run", small.run, "--run", tmp_path / "second", "--features", small.features, "--no-java", "--device", "cpu")
+    refused = run_cli(*ours)
+    assert refused.exit_code == 1
+    assert "give --out FILE" in refused.output
+    assert run_cli(*ours, "--out", tmp_path / "c.json").exit_code == 0
+    photographs = sorted(map(str, (small.source / "images").glob("*.jpg")))[:2]
+    one, both = (run_cli("caption", *photographs, *runs, "--device", "cpu") for runs in (ours[1:3], ours[1:5]))
+    assert one.exit_code == both.exit_code == 0
+
+    train(out=tmp_path / "third", features=small.features, settings={**settings, "min_count": 40}, device="cpu", max_steps=1)
+    with pytest.raises(MismatchError, match=r"cannot caption together.*digest of the vocabulary: \w+ there, \w+ now"):
+        cached(small, tmp_path / "x.json", others=[tmp_path / "third"])
+
+
+def test_the_average_is_the_mean_of_all_kept_checkpoints_weights(small: Small, tmp_path: Path) -> None:
+    settings = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 4, "keep_checkpoints": 2}
+    train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
+    kept = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert len(kept) >= 2
+    states = [load_file(path / "model.safetensors") for path in kept]
+    average = open_run(tmp_path / "run", device=torch.device("cpu"), checkpoint="average")
+    for key, value in average.captioner.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, torch.stack([state[key] for state in states]).mean(dim=0))
+        else:
+            assert value == states[-1][key]
+    (kept[0] / "model.safetensors").write_bytes(b"damaged")
+    fewer = open_run(tmp_path / "run", device=torch.device("cpu"), checkpoint="average").captioner.state_dict()
+    torch.testing.assert_close(fewer["decoder.output.weight"], torch.stack([s["decoder.output.weight"] for s in states[1:]]).mean(dim=0))

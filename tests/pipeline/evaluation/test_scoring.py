@@ -1,0 +1,107 @@
+import pytest
+
+from model.decoding import Alternative
+from model.metrics import score_captions
+from model.ptb import ptb_tokens
+from pipeline import scoring
+from pipeline.evaluation.java import JavaError, find_java
+from pipeline.evaluation.scoring import Judged, check_tokenizer, score_texts
+from shards.errors import InputError
+
+REFERENCES = [("A red dog runs.", "The dog is running!"), ("Two cats sleep on a sofa.", "Cats, asleep"), ("A man eats fish.", "a man's dinner")]
+CAPTIONS = ["a red dog runs", "two cats on a", "a man eats fish."]
+
+
+def judged(captions: list[str] = CAPTIONS) -> list[Judged]:
+    return [
+        Judged(image_id=10 + row, file_name=f"{row}.jpg", caption=caption, references=references)
+        for row, (caption, references) in enumerate(zip(captions, REFERENCES, strict=False))
+    ]
+
+
+def test_scores_are_those_of_the_ptb_tokens_and_intervals_hold_them() -> None:
+    found = score_texts(judged(), split="val", made_by={"command": "x"}, training=["A RED dog runs!"], java=False)
+    expected = score_captions(list(map(ptb_tokens, CAPTIONS)), [list(map(ptb_tokens, group)) for group in REFERENCES])
+    assert {name: found.scores[name].value for name in expected.corpus} == expected.corpus
+    for row, image in enumerate(found.images):
+        assert {name: image.scores[name] for name in expected.images} == {name: values[row] for name, values in expected.images.items()}
+        assert set(image.scores) == set(found.scores)
+    assert all(interval.low <= interval.value <= interval.high for interval in found.scores.values())
+    assert {name: round(found.scores[name].value, 3) for name in ("distinct", "novel", "mean_length", "bad_endings")} == {
+        "distinct": 1.0,
+        "novel": 0.667,
+        "mean_length": 4.0,
+        "bad_endings": 0.333,
+    }
+    assert found.made_by["command"] == "x"
+    assert found.made_by["tokenizer"].startswith("model.ptb")
+    assert found.made_by["intervals"]["resamples"] == 1000
+    assert "pycocoevalcap" in found.made_by["versions"]
+    assert found.notes == ()
+
+
+def test_the_same_captions_have_the_same_intervals() -> None:
+    first, second = (score_texts(judged(), split="", made_by={}, java=False) for _ in range(2))
+    assert first == second
+
+
+def test_one_images_interval_is_its_value() -> None:
+    found = score_texts(judged(CAPTIONS[:1]), split="", made_by={}, java=False)
+    assert all(interval.low == interval.value == interval.high for interval in found.scores.values())
+
+
+def test_without_training_captions_there_is_no_novelty() -> None:
+    assert "novel" not in score_texts(judged(), split="", made_by={}, java=False).scores
+
+
+def test_alternatives_stay_with_their_image() -> None:
+    other = (Alternative(caption="a red dog runs", score=-1.0), Alternative(caption="a dog", score=-2.0))
+    image = Judged(image_id=1, file_name="", caption="a red dog runs", references=REFERENCES[0], alternatives=other)
+    assert score_texts([image], split="", made_by={}, java=False).images[0].alternatives == other
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(InputError, match="nothing can be scored"):
+        score_texts([], split="", made_by={}, java=False)
+
+
+@pytest.mark.skipif(find_java() is None, reason="there is no Java here")
+def test_meteor_comes_with_an_interval_and_spice_with_a_note_where_its_jars_are_missing() -> None:
+    said: list[str] = []
+    found = score_texts(judged(), split="", made_by={}, say=said.append)
+    meteor = found.scores["meteor"]
+    assert 0 < meteor.low < meteor.value < meteor.high <= 1
+    assert all("meteor" in image.scores for image in found.images)
+    assert "METEOR, in Java" in said
+    if "spice" not in found.scores:
+        assert any(note.startswith("SPICE: missing ") for note in found.notes)
+
+
+@pytest.mark.skipif(find_java() is None, reason="there is no Java here")
+def test_the_stanford_tokenizer_can_be_used() -> None:
+    found = score_texts(judged(), split="", made_by={}, training=["A RED dog runs!"], ptb="java", java=False)
+    built_in = score_texts(judged(), split="", made_by={}, training=["A RED dog runs!"], java=False)
+    assert found.scores == built_in.scores
+    assert found.made_by["tokenizer"].startswith("Stanford")
+
+
+def test_where_java_fails_the_other_scores_are_there_and_notes_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise JavaError("Java failed (exit code 3).")
+
+    for name in ("require", "java_tokens", "meteor", "spice"):
+        monkeypatch.setattr(scoring, name, fail)
+    found = score_texts(judged(), split="", made_by={}, training=["a"], ptb="java")
+    assert found.scores["cider"].value > 0
+    assert "meteor" not in found.scores
+    assert found.made_by["tokenizer"].startswith("model.ptb")
+    assert found.notes[0] == "Java failed (exit code 3). The built-in tokenizer was used instead."
+    assert len(found.notes) == 3
+
+
+def test_a_tokenizer_that_cannot_be_had_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    check_tokenizer("builtin")
+    with pytest.raises(InputError, match=r"--ptb java: .*no java on the PATH.*leave --ptb out"):
+        check_tokenizer("java")

@@ -1,0 +1,111 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.execution.task_shares import Share, pick_share, writing
+from shards.errors import InputError, OccupiedError
+from tests import ROOT
+from tests.servers import contents, draw, shard
+
+NAMES = [f"{number}.jpg" for number in range(10)]
+HOLD = """
+import sys
+from pathlib import Path
+from pipeline.execution.task_shares import Share, writing
+share = Share(task_id=int(sys.argv[2]), num_tasks=int(sys.argv[3])) if len(sys.argv) > 2 else None
+with writing(Path(sys.argv[1]), "train", share, "writing split 'train'"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@given(st.integers(0, 40), st.integers(1, 12))
+def test_shares_are_all_of_the_work_once(tasks: int, num_tasks: int) -> None:
+    shares = [Share(task_id=number, num_tasks=num_tasks).of(range(tasks)) for number in range(num_tasks)]
+    assert sorted(task for share in shares for task in share) == list(range(tasks))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("task_id", "num_tasks", "says"),
+    [
+        (3, 3, "--task-id 3: must lie between 0 and 2"),
+        (-1, 3, "--task-id -1"),
+        (0, 0, "--num-tasks 0: must be at least 1"),
+        (0, None, "go together"),
+        (None, 2, "go together"),
+    ],
+)
+def test_impossible_shares_are_refused(task_id: int | None, num_tasks: int | None, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        pick_share(task_id, num_tasks)
+
+
+def hold(folder: Path, *share: int) -> "subprocess.Popen[str]":
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), *map(str, share)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    return child
+
+
+@pytest.mark.parametrize(
+    ("holder", "other", "says"),
+    [
+        ((0, 4), None, "another process is writing split 'train'"),
+        ((), Share(task_id=1, num_tasks=4), "another process is writing split 'train'"),
+        ((1, 4), Share(task_id=1, num_tasks=4), "another process is writing split 'train' as task 1 of 4"),
+        ((0, 4), Share(task_id=1, num_tasks=8), "another process is writing split 'train'"),
+        ((), None, "another process is writing split 'train'"),
+    ],
+)
+def test_processes_that_would_do_the_same_work_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: tuple[int, ...], other: Share | None, says: str
+) -> None:
+    monkeypatch.setattr("pipeline.execution.task_shares.LOOKING_SECONDS", 0.1)
+    child = hold(tmp_path, *holder)
+    with pytest.raises(OccupiedError, match=says), writing(tmp_path, "train", other, "writing split 'train'"):
+        pass
+    with writing(tmp_path, "val", None, "writing split 'val'"), writing(tmp_path, "train_2", other, "writing split 'train_2'"):
+        pass  # other splits are other matters
+    if holder and other is not None and other.num_tasks == 4:
+        with writing(tmp_path, "train", Share(task_id=2, num_tasks=4), "writing split 'train'"):
+            pass  # a share beside it
+    child.kill()
+    child.communicate()
+    with writing(tmp_path, "train", other, "writing split 'train'"):
+        pass
+    assert not list(tmp_path.iterdir()), "a killed process's lock is gone"
+
+
+def test_processes_with_shares_make_what_one_run_makes_and_the_last_one_commits(tmp_path: Path) -> None:
+    draw(tmp_path, NAMES)
+    shard(tmp_path, tmp_path / "whole")
+    out = tmp_path / "out"
+    code = (
+        "import sys; from pathlib import Path; from pipeline.execution.task_shares import Share; from tests.servers import shard\n"
+        "shard(Path(sys.argv[1]), Path(sys.argv[1]) / 'out', share=Share(task_id=int(sys.argv[2]), num_tasks=3))"
+    )
+    children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(number)], cwd=ROOT) for number in range(3)]
+    assert [child.wait(120) for child in children] == [0, 0, 0]
+    assert not (out / "dataset.json").exists()
+    assert sorted(contents(out)) == sorted(name for name in contents(tmp_path / "whole") if name.startswith("train-"))
+    summary = shard(tmp_path, out)
+    assert (summary.kept, summary.committed) == (4, True)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_what_a_task_did_not_do_is_done_by_the_last_run(tmp_path: Path) -> None:
+    draw(tmp_path, NAMES)
+    shard(tmp_path, tmp_path / "whole")
+    first = shard(tmp_path, tmp_path / "out", share=Share(task_id=0, num_tasks=2))
+    assert (first.shards, first.images, first.committed) == (2, 6, False)
+    nothing = shard(tmp_path, tmp_path / "out", share=Share(task_id=5, num_tasks=7))
+    assert (nothing.shards, nothing.images) == (0, 0)
+    assert shard(tmp_path, tmp_path / "out").kept == 2
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -1,0 +1,117 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from cli import cli
+from pipeline.console.settings import options_of
+from pipeline.runs.run import read_config
+from pipeline.runs.train_config import KINDS, TrainConfig, option
+from shards.errors import DamageError, InputError
+from tests import ROOT
+from tests.conftest import Small
+
+TABLE = (ROOT / "README.md").read_text().split("Options of `train` (")[1].split("\n\n")[1]
+
+
+def test_the_rate_falls_by_steps_of_epochs() -> None:
+    config = TrainConfig(lr=1.0, schedule="step", lr_decay=0.5, lr_decay_epochs=2)
+    assert [config.lr_at(epoch * 10 + 9, 10) for epoch in range(5)] == [1.0, 1.0, 0.5, 0.5, 0.25]
+
+
+def test_the_rate_falls_along_a_cosine_to_nothing() -> None:
+    config = TrainConfig(lr=2.0, schedule="cosine", epochs=4)
+    assert config.lr_at(0, 10) == 2.0
+    assert config.lr_at(20, 10) == pytest.approx(1.0)
+    assert config.lr_at(40, 10) == pytest.approx(0.0)
+
+
+def test_the_rate_warms_up_evenly_under_every_schedule() -> None:
+    for schedule in ("constant", "step", "cosine"):
+        cold, warm = (TrainConfig(lr=1.0, schedule=schedule, warmup_steps=steps, epochs=3) for steps in (0, 3))
+        shares = [warm.lr_at(step, 10) / cold.lr_at(step, 10) for step in range(6)]
+        assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+
+
+def test_the_share_of_own_words_rises_evenly_and_stays() -> None:
+    config = TrainConfig(own_words=0.2, own_words_epochs=4)
+    assert [config.own_words_at(step, 5) for step in (0, 5, 10, 20, 50)] == pytest.approx([0.0, 0.05, 0.1, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr_decay": 0.0},
+        {"lr_decay": 1.1},
+        {"lr_decay_epochs": 0},
+        {"warmup_steps": -1},
+        {"weight_decay": -0.1},
+        {"clip_norm": float("nan")},
+        {"label_smoothing": 1.0},
+        {"own_words": -0.1},
+        {"own_words_epochs": 0},
+        {"patience": 0},
+        {"self_critical": True, "samples": 1},
+        {"self_critical": True, "label_smoothing": 0.1},
+        {"self_critical": True, "own_words": 0.1},
+        {"self_critical": True, "accumulate": 2},
+        {"input_dropout": 1.0},
+        {"feature_dropout": -0.1},
+        {"image_input": "twice"},
+        {"schedule": "steps"},
+        {"seed": 2**70},
+        {"seed": True},
+        {"batch_size": None},
+        {"lr": None},
+        {"lr": "fast"},
+        {"epochs": 2.5},
+        {"tie_weights": "yes"},
+        {"captions_per_image": 2**70},
+    ],
+)
+def test_impossible_settings_are_refused_by_their_option(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="--" + list(wrong)[-1].replace("_", "-")):
+        TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr_decay", None), ("epochs", None), ("batch_size", "many"), ("tie_weights", 1), ("schedule", ["step"])]
+)
+def test_a_runs_config_with_values_that_no_training_has_is_damaged(small: Small, tmp_path: Path, name: str, value: object) -> None:
+    config = json.loads((small.run / "config.json").read_text())
+    config["train"][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DamageError, match=f"config.json: not a run's config .*--{name.replace('_', '-')}"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "recipe"])
+def test_the_readme_names_every_setting_with_its_default(name: str) -> None:
+    default = getattr(TrainConfig, name)
+    rows = re.findall(rf"^\|.*`{option(name)}`.*", TABLE, flags=re.MULTILINE)
+    shown = "" if default in (None, False) else rf"\b{re.escape(f'{default:g}' if isinstance(default, float) else str(default))}\b"
+    assert any(re.search(shown, row) for row in rows), rows
+
+
+def test_every_setting_is_an_option_of_train_that_is_not_given_unless_somebody_types_it() -> None:
+    options = {str(option.name): option for option in options_of(cli.commands["train"])}
+    assert set(KINDS) < set(options)
+    assert {options[name].default for name in KINDS} == {None}
+    assert "[default: 0.001]" in str(options["lr"].help)
+    assert "[default: never]" in str(options["patience"].help)
+    assert "[default: cross-entropy]" in str(options["self_critical"].help)
+    assert options["tie_weights"].secondary_opts == ["--no-tie-weights"]
+    schedule = options["schedule"].type
+    assert isinstance(schedule, click.Choice)
+    assert schedule.choices == ("constant", "step", "cosine")
+
+
+@pytest.mark.parametrize(
+    ("typed", "settings"), [("--lr 0.5 --tie-weights", {"lr": 0.5, "tie_weights": True}), ("--cross-entropy", {"self_critical": False})]
+)
+def test_settings_that_are_typed_are_told_from_those_that_are_not(typed: str, settings: dict[str, Any]) -> None:
+    given = cli.commands["train"].make_context("train", ["--out", "run", *typed.split()]).params
+    assert {name: given[name] for name in KINDS if given[name] is not None} == settings

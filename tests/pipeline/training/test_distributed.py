@@ -1,0 +1,155 @@
+"""Several processes, started by torchrun as a user starts them, train as one does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.runs.checkpoints import find_checkpoint
+from pipeline.training.distributed import World
+from pipeline.training.train import train
+from tests import ROOT
+from tests.conftest import TINY_MODEL, Small
+from tests.pipeline.gradients import gradients
+
+
+def torchrun(processes: int, *arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finished(child: "subprocess.Popen[str]", seconds: float = 120) -> tuple[str, str]:
+    try:
+        return child.communicate(timeout=seconds)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+def options(**settings: Any) -> list[str]:
+    return [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "processes", "pieces", "units"),
+    [("features", 2, 1, 16), ("features", 2, 3, 16), ("features", 3, 1, 2), ("shards", 2, 1, 6)],
+    ids=["cached", "in pieces", "fewer units than processes", "raw"],
+)
+def test_gradients_equal_those_of_one_process_on_the_same_batch(
+    small: Small, tmp_path: Path, kind: str, processes: int, pieces: int, units: int
+) -> None:
+    data = small.features if kind == "features" else small.shards
+    alone = gradients(kind, data, pieces=1, units=units, world=World())
+    child = torchrun(processes, ROOT / "tests/pipeline/gradients.py", tmp_path / "out.safetensors", kind, data, pieces, units)
+    _, errors = finished(child)
+    assert child.returncode == 0, errors
+    together = load_file(tmp_path / "out.safetensors")
+    assert together.keys() == alone.keys()
+    assert sum(value.abs().max() > 1e-4 for value in alone.values()) > 10  # there is something to compare
+    for name, value in alone.items():
+        assert torch.allclose(together[name], value, rtol=1e-5, atol=1e-5), name
+
+
+def test_pieces_of_a_batch_give_the_same_gradients(small: Small) -> None:
+    whole, pieces = (gradients("features", small.features, pieces=pieces, units=16, world=World()) for pieces in (1, 5))
+    for name, value in whole.items():
+        assert torch.allclose(pieces[name], value, rtol=1e-5, atol=1e-6), name
+
+
+def test_torchrun_trains_like_one_process_and_either_goes_on_with_the_others_run(small: Small, tmp_path: Path) -> None:
+    settings = {**TINY_MODEL, "precision": "fp32", "log_every": 1, "accumulate": 2}
+    train(out=tmp_path / "alone", features=small.features, settings={**settings, "epochs": 3}, device="cpu")
+    start = ["cli.py", "train", "--features", small.features, "--out", tmp_path / "run", "--device", "cpu"]
+    child = torchrun(2, *start, *options(**settings, epochs=2))
+    output, errors = finished(child)
+    assert child.returncode == 0, errors
+    assert output.count("trained to step 24") == 1
+    assert output.count("Next: ") == 1
+    train(out=tmp_path / "run", resume=True, settings={"epochs": 3}, device="cpu")
+    runs = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("alone", "run")]
+    for one, other in zip(*runs, strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() & {"step", "epoch", "loss", "val_loss"}:
+            assert other[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def long_training(small: Small, out: Path) -> "subprocess.Popen[str]":
+    settings = {**TINY_MODEL, "epochs": 3000, "checkpoint_every": 5, "log_every": 1}
+    child = torchrun(2, "cli.py", "train", "--features", small.features, "--out", out, "--device", "cpu", *options(**settings))
+    deadline = time.monotonic() + 60
+    while not list(out.glob("checkpoints/step-*")):
+        assert time.monotonic() < deadline
+        assert child.poll() is None
+        time.sleep(0.05)
+    return child
+
+
+def workers(child: "subprocess.Popen[str]") -> dict[int, int]:
+    """Process ids of torchrun's processes by rank."""
+    found = {}
+    for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        environment = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
+        found[int(environment[b"RANK"])] = int(pid)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds torchrun's processes by /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(small: Small, tmp_path: Path, rank: int) -> None:
+    child = long_training(small, tmp_path / "run")
+    os.kill(workers(child)[rank], signal.SIGKILL)
+    started = time.monotonic()
+    _, errors = finished(child, seconds=60)
+    assert child.returncode != 0
+    assert time.monotonic() - started < 50
+    assert "Traceback" not in errors.split("elastic")[0]
+    step = find_checkpoint(tmp_path / "run")[1].step
+    assert train(out=tmp_path / "run", resume=True, device="cpu", max_steps=step + 3).steps == step + 3
+
+
+def test_patience_ends_all_processes_in_the_same_epoch(small: Small, tmp_path: Path) -> None:
+    # At so small a rate captions stay the same: the first epoch's are the best.
+    settings = {**TINY_MODEL, "lr": 1e-12, "epochs": 9, "patience": 2}
+    child = torchrun(2, "cli.py", "train", "--features", small.features, "--out", tmp_path / "run", "--device", "cpu", *options(**settings))
+    output, errors = finished(child)
+    assert child.returncode == 0, errors
+    assert "trained to step 36" in output
+    assert "came after step 12" in output
+
+
+def test_ctrl_c_ends_all_processes_after_a_checkpoint(small: Small, tmp_path: Path) -> None:
+    child = long_training(small, tmp_path / "run")
+    os.killpg(child.pid, signal.SIGINT)
+    _, errors = finished(child, seconds=60)
+    assert child.returncode != 0
+    assert errors.count("Go on with: python cli.py train") == 1, errors
+    stopped = int(errors.split("Stopped after step ")[1].split()[0])
+    assert find_checkpoint(tmp_path / "run")[1].step == stopped
+
+
+def test_a_mistake_is_reported_once(small: Small) -> None:
+    child = torchrun(2, "cli.py", "train", "--features", small.features, "--out", small.run, "--device", "cpu")
+    _, errors = finished(child)
+    assert child.returncode != 0
+    assert errors.count("holds a run already") == 1
+
+
+def test_self_critical_training_goes_through_where_a_batch_has_fewer_images_than_there_are_processes(small: Small, tmp_path: Path) -> None:
+    settings = options(out=tmp_path / "run", features=small.features, batch_size=2, epochs=1, samples=2, log_every=1, device="cpu")
+    child = torchrun(3, ROOT / "cli.py", "train", "--self-critical", "--from", small.run, *settings)
+    _, errors = finished(child)
+    assert child.returncode == 0, errors
+    rewards = [line["reward"] for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if "reward" in line]
+    assert len(rewards) == 18
+    assert all(0 <= reward <= 10 for reward in rewards)
+    assert max(rewards) > 0

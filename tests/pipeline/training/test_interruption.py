@@ -1,0 +1,126 @@
+"""A training that was stopped or killed goes on as if it had not been."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.runs.checkpoints import find_checkpoint
+from pipeline.training.interruption import Interrupted
+from pipeline.training.train import train
+from tests import ROOT
+from tests.conftest import TINY_MODEL, Small
+from tests.pipeline.short_runs import interrupted_at, lines, same
+
+SETTINGS = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 3}
+STRONG = {"recipe": "strong", "own_words": 0.3, "own_words_epochs": 2, "epochs": 2, "batch_size": 16, "min_count": 1, "hidden_dim": 32, "layers": 2}
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
+@pytest.mark.parametrize("stop", [1, 12, 17])
+def test_a_training_stopped_anywhere_and_resumed_equals_one_that_was_not(small: Small, tmp_path: Path, stop: int) -> None:
+    train(out=tmp_path / "whole", features=small.features, settings=SETTINGS, device="cpu")
+    train(out=tmp_path / "parts", features=small.features, settings=SETTINGS, device="cpu", max_steps=stop)
+    train(out=tmp_path / "parts", resume=True, device="cpu")
+    same(tmp_path / "whole", tmp_path / "parts")
+    assert lines(tmp_path / "parts")[-1] == lines(tmp_path / "whole")[-1]
+
+
+def start(small: Small, out: Path, source: str) -> "subprocess.Popen[bytes]":
+    settings = {**SETTINGS, "epochs": 6 if source == "features" else 2, "log_every": 1, "precision": "fp32"}
+    data = {"features": "features=Path(sys.argv[2])", "shards": "shards=Path(sys.argv[3]), backbone='resnet18', weights='random'"}
+    code = (
+        "import sys, torch; torch.set_num_threads(2); from pathlib import Path; from pipeline.training.train import train\n"
+        f"train(out=Path(sys.argv[1]), {data[source]}, settings={settings!r}, resume=True, device='cpu')"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(out), str(small.features), str(small.shards)], cwd=ROOT)
+
+
+def steps_logged(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"mean_loss") if path.is_file() else 0
+
+
+def kill_at(child: "subprocess.Popen[bytes]", run: Path, step: int, seconds: float) -> bool:
+    """End a training some seconds after it has logged a step; False if it was done by then."""
+    deadline = time.monotonic() + 60
+    while steps_logged(run) < step and child.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(seconds)
+    running = child.poll() is None
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    return running
+
+
+@pytest.mark.parametrize("source", ["features", "shards"])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.full)])
+def test_a_training_killed_at_random_moments_equals_one_that_was_not_bit_for_bit(small: Small, tmp_path: Path, source: str, kills: int) -> None:
+    for name in ("whole", "killed"):
+        shutil.copytree(small.features, tmp_path / name, ignore=shutil.ignore_patterns("*.h5", "*.tar"))  # the same random weights
+    assert start(small, tmp_path / "whole", source).wait() == 0
+    steps = steps_logged(tmp_path / "whole")
+    draw = random.Random(kills)
+    killed = 0
+    for step in sorted(draw.randrange(steps - 4) for _ in range(kills)):
+        killed += kill_at(start(small, tmp_path / "killed", source), tmp_path / "killed", step, draw.uniform(0, 0.03))
+    assert killed == kills
+    assert start(small, tmp_path / "killed", source).wait() == 0
+    same(tmp_path / "whole", tmp_path / "killed")
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "cli.py", "train", "--features", str(small.features), "--out", str(out), "--epochs", "2000", "--min-count", "1"]
+    child = subprocess.Popen([*command, "--embedding-dim", "16", "--hidden-dim", "32"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").is_file() or not (out / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        assert child.poll() is None
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert f"python cli.py train --out {out} --resume" in errors
+    assert "Traceback" not in errors
+    assert find_checkpoint(out)[1].step > 0
+
+
+def test_dropout_and_own_words_do_not_depend_on_where_a_training_was_stopped(small: Small, tmp_path: Path) -> None:
+    for name, stops in (("whole", []), ("parts", [5, 9])):
+        for stop in stops:
+            train(out=tmp_path / name, features=small.features, settings=STRONG, resume=True, device="cpu", max_steps=stop)
+            torch.rand(stop)  # whatever else was drawn
+        train(out=tmp_path / name, features=small.features, settings=STRONG, resume=True, device="cpu")
+    # Where it stopped, the first line of the log after it is a mean of fewer steps.
+    whole, parts = ([{k: v for k, v in line.items() if k != "mean_loss"} for line in lines(tmp_path / name)] for name in ("whole", "parts"))
+    assert [line for line in parts if line["step"] not in (5, 9)] == whole
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("step", [12, 24])
+def test_an_epoch_that_was_stopped_in_its_last_step_is_validated_once(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    settings = {**TINY_MODEL, "epochs": 2}
+    with monkeypatch.context() as patched:
+        interrupted_at(step, patched)
+        with pytest.raises(Interrupted):
+            train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
+    train(out=tmp_path / "whole", features=small.features, settings=settings, device="cpu")
+    for _ in range(2):  # the second time there is nothing left to do
+        summary = train(out=tmp_path / "run", resume=True, device="cpu")
+        assert [line for line in lines(tmp_path / "run") if "val_loss" in line] == [line for line in lines(tmp_path / "whole") if "val_loss" in line]
+        assert (find_checkpoint(tmp_path / "run")[1].best is None) == (find_checkpoint(tmp_path / "whole")[1].best is None)
+        assert find_checkpoint(tmp_path / "run")[1].best == find_checkpoint(tmp_path / "whole")[1].best
+    assert summary.loss is None
+    same(tmp_path / "run", tmp_path / "whole")

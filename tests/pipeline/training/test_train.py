@@ -1,0 +1,232 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+
+from model.decoder import Captioner
+from model.vocabulary import Vocabulary
+from pipeline.captions.vocabulary import write_vocabulary
+from pipeline.features.cache_features import cache_features
+from pipeline.loading.batches import CaptionBatch
+from pipeline.runs.checkpoints import Position, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
+from pipeline.runs.run import open_run
+from pipeline.runs.train_config import TrainConfig
+from pipeline.training.cross_entropy import CrossEntropyStep
+from pipeline.training.learner import adamw
+from pipeline.training.train import train
+from shards.errors import InputError, MismatchError, OccupiedError
+from shards.features import open_features, write_features
+from tests.conftest import TINY_MODEL, Small, table_with
+from tests.pipeline.short_runs import lines, weights
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
+def test_a_run_logs_every_ten_steps_and_val_after_each_epoch(small: Small) -> None:
+    logged = lines(small.run)
+    assert [line["step"] for line in logged if "loss" in line] == [10, 20, 24]
+    assert [line["epoch"] for line in logged if "val_loss" in line] == [0, 1]
+    assert logged[-1]["val_loss"] < logged[1]["val_loss"]
+    assert all(line["perplexity"] == pytest.approx(2.718281828 ** line["loss"], rel=1e-6) for line in logged if "loss" in line)
+    assert all(0 <= line["val_cider"] <= 10 for line in logged if "val_loss" in line)
+    assert checkpoint_folder(small.run, 24).is_dir()
+    assert list(small.run.glob("events.out.tfevents.*"))
+
+
+def test_raw_and_cached_losses_agree_without_augmentation(small: Small, tmp_path: Path) -> None:
+    settings = {**TINY_MODEL, "epochs": 2, "seed": 4, "precision": "fp32"}
+    cache_features(shards=small.shards, out=tmp_path / "f", backbone="resnet18", weights="random", precision="fp32", device="cpu")
+    shutil.copytree(tmp_path / "f", tmp_path / "raw", ignore=shutil.ignore_patterns("*.h5", "*.tar"))  # the very same random weights
+    train(out=tmp_path / "cached", features=tmp_path / "f", settings=settings, device="cpu", max_steps=20)
+    train(
+        out=tmp_path / "raw",
+        shards=small.shards,
+        backbone="resnet18",
+        weights="random",
+        settings={**settings, "augment": "none"},
+        device="cpu",
+        max_steps=20,
+    )
+    raw, cached = ([line["mean_loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("raw", "cached"))
+    assert len(raw) == 2
+    assert raw == pytest.approx(cached, abs=1e-3)
+    raw_val, cached_val = ([line["val_loss"] for line in lines(tmp_path / name) if "val_loss" in line] for name in ("raw", "cached"))
+    assert raw_val == pytest.approx(cached_val, abs=1e-3)
+
+
+def test_augmentation_changes_raw_training(small: Small, tmp_path: Path) -> None:
+    losses = []
+    for augment in ("tutorial", "none"):
+        settings = {**TINY_MODEL, "augment": augment}
+        train(out=tmp_path / augment, shards=small.shards, backbone="resnet18", weights="random", settings=settings, device="cpu", max_steps=10)
+        losses.append(lines(tmp_path / augment)[0]["loss"])
+    assert losses[0] != losses[1]
+
+
+def test_epochs_may_be_raised_on_resuming_and_nothing_else_changed(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(out=out, features=small.features, settings={**TINY_MODEL, "epochs": 1}, device="cpu")
+    assert train(out=out, resume=True, settings={"epochs": 2}, device="cpu").steps == 24
+    for setting, message in (({"lr": 0.5}, r"--lr 0\.001, now 0\.5"), ({"hidden_dim": 33}, "--hidden-dim 32, now 33")):
+        with pytest.raises(MismatchError, match=message):
+            train(out=out, resume=True, settings=setting, device="cpu")
+
+
+def test_a_run_without_a_val_split_has_no_best_and_says_so(small: Small, tmp_path: Path) -> None:
+    shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("val.*"))
+    summary = train(out=tmp_path / "run", features=tmp_path / "features", settings={**TINY_MODEL, "epochs": 1}, device="cpu")
+    assert summary.best is None
+    with pytest.raises(InputError, match="no best checkpoint"):
+        open_run(tmp_path / "run", device=torch.device("cpu"), checkpoint="best")
+
+
+def test_bf16_trains_as_fp32_does_within_rounding(small: Small, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        settings = {**TINY_MODEL, "epochs": 4, "lr": 0.01, "precision": precision, "log_every": 1}
+        train(out=tmp_path / precision, features=small.features, settings=settings, device="cpu")
+        losses.append([line["loss"] for line in lines(tmp_path / precision) if "loss" in line])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[0][-1] < 0.7 * losses[0][0]
+
+
+def test_a_folder_with_a_run_or_something_else_is_refused(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(OccupiedError, match="--resume"):
+        train(out=small.run, features=small.features)
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(OccupiedError, match=r"thesis\.tex"):
+        train(out=tmp_path, features=small.features)
+    with pytest.raises(InputError, match="one of --features DIR"):
+        train(out=tmp_path / "new")
+
+
+def test_resuming_with_another_vocabulary_or_data_is_refused_naming_both_sides(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(small.run, out)
+    run = open_run(out, device=torch.device("cpu"))
+    other = Vocabulary((*run.vocabulary.words, "zebra"))
+    write_vocabulary(tmp_path / "other.json", other)
+    with pytest.raises(MismatchError, match=run.config.vocabulary_digest):
+        train(out=out, vocab=tmp_path / "other.json", resume=True, device="cpu")
+    with pytest.raises(MismatchError, match="source: features there, shards now"):
+        train(out=out, shards=small.shards, backbone="resnet18", weights="random", resume=True, device="cpu")
+    write_vocabulary(out / "vocab.json", other)
+    with pytest.raises(MismatchError, match=r"vocab\.json.*not the one that the run was trained"):
+        open_run(out, device=torch.device("cpu"))
+
+
+def test_resuming_with_features_made_otherwise_is_refused_with_both_digests(small: Small, tmp_path: Path) -> None:
+    shutil.copytree(small.run, tmp_path / "run")
+    shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("*.h5", "*.tar"))
+    cache_features(shards=small.shards, out=tmp_path / "features", backbone="resnet18", weights="random", views="flip", device="cpu")
+    before, now = (open_features(folder / "train.h5").digest for folder in (small.features, tmp_path / "features"))
+    with pytest.raises(MismatchError, match=f"digest of the training data: {before} there, {now} now"):
+        train(out=tmp_path / "run", features=tmp_path / "features", resume=True, device="cpu")
+    assert train(out=tmp_path / "views", features=tmp_path / "features", settings={**TINY_MODEL, "epochs": 1}, device="cpu").steps == 12
+
+
+def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(out=out, features=small.features, settings={**TINY_MODEL, "lr": 1e6}, device="cpu", max_steps=2)
+    captioner = open_run(out, device=torch.device("cpu")).captioner
+    with torch.no_grad():
+        captioner.decoder.output.bias.fill_(float("inf"))  # what a step too far leaves behind
+    optimizer = adamw(captioner, TrainConfig())
+    load_training(find_checkpoint(out)[0], captioner, optimizer)
+    save_checkpoint(out, captioner, optimizer, Position(epoch=0, step_in_epoch=3, step=3))
+    with pytest.raises(InputError, match=r"the training diverged.*smaller --lr than 1000000"):
+        train(out=out, resume=True, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"epochs": 0},
+        {"batch_size": 1},
+        {"lr": -1.0},
+        {"seed": -1},
+        {"lr": float("nan")},
+        {"accumulate": 0},
+        {"precision": "fp8"},
+        {"checkpoint_minutes": -1.0},
+    ],
+)
+def test_impossible_settings_are_refused_by_their_options_name(small: Small, tmp_path: Path, setting: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"--{next(iter(setting)).replace('_', '-')}"):
+        train(out=tmp_path / "run", features=small.features, settings=setting)
+
+
+def test_a_training_ends_when_captions_have_not_got_better_for_its_patience(small: Small, tmp_path: Path) -> None:
+    settings = {**TINY_MODEL, "epochs": 9, "lr": 1e-7, "patience": 2}  # nothing is learned
+    summary = train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
+    scores = [line["val_cider"] for line in lines(tmp_path / "run") if "val_cider" in line]
+    best = scores.index(max(scores))
+    assert len(scores) == best + 3
+    assert summary.steps == 12 * len(scores)
+    again = train(out=tmp_path / "run", resume=True, device="cpu")
+    assert again.steps == summary.steps
+    longer = train(out=tmp_path / "run", resume=True, settings={"patience": 3}, device="cpu")
+    assert longer.steps > summary.steps
+
+
+def test_gradients_are_cut_to_their_norm_and_weights_of_matrices_decay(small: Small, tmp_path: Path) -> None:
+    plain = {**TINY_MODEL, "epochs": 1, "precision": "fp32"}
+    for name, more in (("plain", {}), ("cut", {"clip_norm": 1e-12}), ("decayed", {"weight_decay": 0.5, "clip_norm": 1e-12})):
+        train(out=tmp_path / name, features=small.features, settings={**plain, **more}, device="cpu", max_steps=1)
+    before = Captioner(open_run(tmp_path / "plain", device=torch.device("cpu")).config.decoder)
+    torch.manual_seed(0)
+    before = Captioner(before.config)
+    start, cut, decayed, plain_after = before.state_dict(), *(weights(tmp_path / name) for name in ("cut", "decayed", "plain"))
+    word = "decoder.embedding.weight"
+    assert (plain_after[word] - start[word]).abs().max() > 5e-4
+    # Adam divides by the gradients' own size, but for its epsilon of 1e-8: gradients far below it move nothing.
+    torch.testing.assert_close(cut[word], start[word], atol=1e-6, rtol=0)
+    torch.testing.assert_close(decayed[word], start[word] * (1 - 1e-3 * 0.5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(decayed["decoder.output.bias"], start["decoder.output.bias"], atol=1e-6, rtol=0)
+
+
+def test_a_config_file_and_options_are_taken_together_and_kept_by_the_run(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    (tmp_path / "mine.toml").write_text('recipe = "strong"\nmin-count = 1\nhidden-dim = 24\nembedding-dim = 16\nepochs = 3\nbatch-size = 16\n')
+    options = ("train", "--features", small.features, "--out", tmp_path / "run", "--config", tmp_path / "mine.toml", "--device", "cpu")
+    assert run_cli(*options, "--epochs", 1, "--tie-weights", "--image-input", "once").exit_code == 0
+    config = open_run(tmp_path / "run", device=torch.device("cpu")).config
+    assert (config.train.recipe, config.train.epochs, config.train.hidden_dim, config.train.label_smoothing) == ("strong", 1, 24, 0.1)
+    assert (config.decoder.image_input, config.decoder.tie_weights, config.decoder.input_dropout) == ("once", True, 0.4)
+    refused = run_cli("train", "--out", tmp_path / "run", "--resume", "--label-smoothing", 0.2, "--device", "cpu")
+    assert refused.exit_code == 1
+    assert "--label-smoothing 0.1, now 0.2" in refused.output
+
+
+def test_weights_that_are_no_numbers_are_neither_kept_nor_scored(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = CrossEntropyStep.__call__
+
+    def call(self: CrossEntropyStep, batch: CaptionBatch) -> torch.Tensor:
+        loss, number = compute(self, batch), batch.epoch * self.per_epoch + batch.step
+        if number == 11 or (number == 5 and self.settings.checkpoint_every == 1):
+            self.captioner.decoder.output.bias.grad.fill_(torch.nan)  # type: ignore[union-attr]
+        return loss
+
+    monkeypatch.setattr(CrossEntropyStep, "__call__", call)
+    for name, every, newest in (("at a checkpoint", 1, 5), ("at the epoch's end", 5, 10)):
+        settings = {**TINY_MODEL, "epochs": 2, "checkpoint_every": every, "log_every": 100}
+        with pytest.raises(InputError, match="training diverged"):
+            train(out=tmp_path / name, features=small.features, settings=settings, device="cpu")
+        assert find_checkpoint(tmp_path / name)[1].step == newest
+        assert all(value.isfinite().all() for value in weights(tmp_path / name).values())
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0], [1, 0, 0]])
+def test_features_with_fewer_than_two_captioned_images_are_refused_before_a_run_begins(small: Small, tmp_path: Path, counts: list[int]) -> None:
+    file = open_features(small.features / "train.h5")
+    shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("*.h5"))
+    pieces = [(np.zeros((3, 1, file.dim), np.float16), table_with([counts]))]
+    write_features(tmp_path / "features" / "train.h5", lambda: pieces, dim=file.dim, provenance=file.provenance)
+    with pytest.raises(InputError, match="at least two captioned images"):
+        train(out=tmp_path / "run", features=tmp_path / "features", vocab=small.run / "vocab.json", settings=TINY_MODEL, device="cpu")
+    assert not (tmp_path / "run" / "config.json").exists()

@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from model.decoder import Captioner
+from model.decoder_config import DecoderConfig
+from model.decoding import greedy, sentence
+from model.metrics import cider
+from model.ptb import ptb_tokens
+from model.vocabulary import Vocabulary
+from pipeline.captions.vocabulary import vocabulary_of
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.loading.training_data import Data, features_function, open_cached
+from pipeline.training.distributed import World
+from pipeline.training.validation import Validation
+from shards.errors import InputError
+from tests.conftest import Small
+
+CPU = torch.device("cpu")
+
+
+def opened(small: Small) -> tuple[Data, Vocabulary, Captioner]:
+    data = open_cached(small.features, CPU)
+    torch.manual_seed(0)
+    vocabulary = vocabulary_of(data.source.table, min_count=1).vocabulary
+    return data, vocabulary, Captioner(DecoderConfig(feature_dim=data.feature_dim, vocabulary_size=len(vocabulary), hidden_dim=32))
+
+
+def test_scores_are_those_of_the_split_captioned_and_scored_by_hand(small: Small) -> None:
+    data, vocabulary, captioner = opened(small)
+    assert data.val is not None
+    table = data.val.table
+    measured = Validation(data.val, vocabulary, features_function(data), data.val_pictures, images=5000, device=CPU, world=World()).measure(captioner)
+    assert captioner.training  # as it was
+
+    captioner.eval()
+    features = data.val.images(np.arange(table.images), np.zeros((table.images, 3)))
+    words = greedy(captioner, features, vocabulary)
+    references = [list(map(ptb_tokens, texts)) for texts in table.reference_texts()]
+    assert measured.cider == cider([ptb_tokens(sentence(caption)) for caption in words], references)
+    losses = []
+    for caption in range(table.captions):
+        tokens = torch.tensor([vocabulary.encode(["<start>", *table.caption_tokens(caption), "<end>"])])
+        image = captioner.projection(features[table.image_rows[caption]][None])
+        logits = captioner.decoder(image, tokens, torch.tensor([tokens.shape[1]]))
+        losses.append(functional.cross_entropy(logits, tokens[0], reduction="none"))
+    assert measured.loss == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
+
+    assert [shown.caption for shown in measured.shown] == [sentence(caption) for caption in words]
+    assert all(shown.pixels is not None and shown.pixels.shape == (64, 64, 3) for shown in measured.shown)
+    assert measured.shown[0].reference == table.texts[0]
+
+
+def test_a_training_that_has_diverged_says_so_before_it_captions(small: Small) -> None:
+    data, vocabulary, captioner = opened(small)
+    assert data.val is not None
+    validation = Validation(data.val, vocabulary, features_function(data), data.val_pictures, images=5000, device=CPU, world=World())
+    with torch.no_grad():
+        for parameter in captioner.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"loss on the val split became nan.*smaller --lr"):
+        validation.measure(captioner)
+
+
+def test_a_trainings_last_cider_is_the_one_that_evaluate_finds(small: Small, tmp_path: Path) -> None:
+    logged = [json.loads(line) for line in (small.run / "metrics.jsonl").read_text().splitlines()]
+    found = evaluate(run=small.run, features=small.features, out=tmp_path / "s.json", java=False, device="cpu").scores.scores["cider"]
+    assert [line["val_cider"] for line in logged if "val_cider" in line][-1] == found.value
+
+
+def test_of_many_images_some_are_looked_at_spread_over_all(small: Small) -> None:
+    data, vocabulary, _ = opened(small)
+    features_of = features_function(data)
+    validation = Validation(data.source, vocabulary, features_of, lambda rows: [None] * len(rows), images=4, device=CPU, world=World())
+    # 4 of 36, and the 8 that are shown
+    assert validation.rows.tolist() == [0, 4, 9, 13, 18, 22, 27, 31]
