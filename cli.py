@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.scoring import Ptb
     from pipeline.features.cache_features import CacheSummary
     from pipeline.inspection.verify import FeatureReport, SplitReport
-    from pipeline.runs.checkpoints import Which
+    from pipeline.runs.checkpoints import CheckpointChoice
     from shards.errors import OnError
 
 P = ParamSpec("P")
@@ -240,12 +240,12 @@ def shard(
     opening = chosen_cluster(executor, ray_address, workers, task_id)
     if workers > 1 and executor == "local":  # before the slow imports of this process: both go on side by side
         warm_up("pipeline.sharding.shard", "nltk.tokenize")
-    from pipeline.execution.task_shares import pick_share
+    from pipeline.execution.array_tasks import pick_array_task
     from pipeline.images.decode import Resize
     from pipeline.sharding.shard import ShardConfig, write_splits
     from shards.manifest import REJECTS_FILE
 
-    share = pick_share(task_id, num_tasks)
+    array_task = pick_array_task(task_id, num_tasks)
     config = ShardConfig(resize=Resize(size=size, mode=mode, filter=filter_), quality=quality)
     with opening as cluster:
         done = write_splits(
@@ -261,16 +261,16 @@ def shard(
             retry_rejected=retry_rejected,
             workers=workers,
             cluster=cluster,
-            share=share,
+            array_task=array_task,
             quiet=False,
         )
     for name, summary in done.items():
         kept = f"{summary.kept} were there already"
         kept = "all were there already and are whole: nothing was written" if summary.kept == summary.shards else kept
-        whose = f"split {name} holds" if share is None else f"{share} of split {name} comes to"
+        whose = f"split {name} holds" if array_task is None else f"{array_task} of split {name} comes to"
         say(f"{out}: {whose} {summary.images} images with {summary.captions} captions in {summary.shards} shards ({kept}).")
         show_rejects(summary.rejects, below(out, REJECTS_FILE) if summary.committed else None)
-    if share is not None:
+    if array_task is not None:
         next_step("python cli.py shard with the same options, but without --task-id and --num-tasks, once all tasks are done: it commits the splits")
         return
     vocabulary, features = (out.parent / "vocab.json", f"{out}-features") if isinstance(out, Path) else ("data/vocab.json", "data/features")
@@ -436,7 +436,7 @@ def backbones(pattern: str) -> None:
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
-    help="Arithmetic of the network; auto: the fastest that the device does well and that agrees with fp32.",
+    help="ComputedBackbone of the network; auto: the fastest that the device does well and that agrees with fp32.",
 )
 @click.option("--views", default="center", help="Crops to store of each image: center, flip, ten-crop or random:K. Training draws one of them.")
 @click.option("--batch-size", type=int, default=None, show_default="32 on a CPU, 256 on a GPU", help="Views per forward pass.")
@@ -475,10 +475,10 @@ def cache_features(
     opening = chosen_cluster(executor, ray_address, workers, task_id)
     if executor == "local":  # before torch's slow import: both go on side by side
         warm_up("pipeline.features.pixel_batches")
-    from pipeline.execution.task_shares import pick_share
+    from pipeline.execution.array_tasks import pick_array_task
     from pipeline.features.cache_features import cache_features
 
-    share = pick_share(task_id, num_tasks)
+    array_task = pick_array_task(task_id, num_tasks)
     local = local_shards(shards, shard_cache, shard_cache_gb)
     with opening as cluster:
         summaries = cache_features(
@@ -494,7 +494,7 @@ def cache_features(
             workers=workers if cluster is None else None,
             on_error=on_error,
             cluster=cluster,
-            share=share,
+            array_task=array_task,
             report=note,
             quiet=False,
         )
@@ -693,7 +693,7 @@ def curves(runs: tuple[Path, ...], out: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line and photograph: captions with scores, or the problem.")
 @click.option("--show", is_flag=True, help="Show the pictures with their captions; with --out write them to a file instead.")
 @click.option("--out", type=Folder, default=None, help="With --show: the picture to write (.png, .jpg, .pdf, .svg).")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="Arithmetic of the frozen network.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="ComputedBackbone of the frozen network.")
 @click.option("--weights", default=None, help="Where the backbone's weights are now, if they have moved since training.")
 @checkpoint_option
 @device_option
@@ -706,7 +706,7 @@ def caption(
     out: Path | None,
     precision: str,
     weights: str | None,
-    checkpoint: "Which",
+    checkpoint: "CheckpointChoice",
     device: str,
     **decoding_settings: Any,
 ) -> None:
@@ -717,7 +717,7 @@ def caption(
     """
     from pipeline.captioning.caption import caption_images
     from pipeline.captioning.draw import MAX_SHOWN, check_can_draw, draw_captions
-    from pipeline.captioning.inputs import named_photographs
+    from pipeline.captioning.inputs import named_images
 
     if out is not None and not show:
         raise click.UsageError("--out writes the picture that --show draws: give --show too.")
@@ -725,7 +725,7 @@ def caption(
     if best is not None and best > decoding.hypotheses:
         at_most = "one caption" if decoding.hypotheses == 1 else f"{decoding.hypotheses} captions"
         raise click.UsageError(f"--best {best}: {at_most} of each photograph will be found. Give --beam {best} or --samples {best}.")
-    names = named_photographs(images, sys.stdin)
+    names = named_images(images, sys.stdin)
     if show:
         check_can_draw(out, names)
     count = best or decoding.samples or 1
@@ -811,7 +811,7 @@ def evaluate(
     no_java: bool,
     weights: str | None,
     batch_size: int,
-    checkpoint: "Which",
+    checkpoint: "CheckpointChoice",
     device: str,
     **decoding_settings: Any,
 ) -> None:

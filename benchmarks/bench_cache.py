@@ -39,7 +39,7 @@ from model.encoder import FrozenBackbone
 from model.precision import folded
 from model.preprocessing import normalize
 from pipeline.backbone.backbones import open_backbone
-from pipeline.backbone.precision import COMPILE_FROM_IMAGES, choose_arithmetic, compile_where_it_pays
+from pipeline.backbone.precision import COMPILE_FROM_IMAGES, choose_precision, compile_if_worthwhile
 from pipeline.execution.devices import keep_freed_memory, pick_device
 from pipeline.features.calibration import calibration_batches
 from pipeline.sharding.read_samples import shard_samples
@@ -136,10 +136,10 @@ def measure_network(s: argparse.Namespace, step: dict[str, bool]) -> dict[str, f
     images = torch.cat(list(calibration_batches(open_split(s.work / "shards", "train"), frozen.preprocessing.crop))[:1])
     seconds = 0.0
     if step.get("lower"):
-        arithmetic = choose_arithmetic(frozen, precision=s.precision, device=device, sample=images)
+        arithmetic = choose_precision(frozen, precision=s.precision, device=device, sample=images)
         started = time.perf_counter()
         passes = COMPILE_FROM_IMAGES if step.get("compile") else s.images if step.get("as_ours") else 0
-        arithmetic = compile_where_it_pays(arithmetic, sample=images, views=passes, views_per_pass=s.batch_size)
+        arithmetic = compile_if_worthwhile(arithmetic, sample=images, views=passes, views_per_pass=s.batch_size)
         seconds = time.perf_counter() - started if arithmetic.details["compiled"] else 0.0
         frozen = arithmetic.frozen
     elif step.get("fold"):

@@ -34,7 +34,7 @@ from pipeline.runs.recipes import chosen_settings
 from pipeline.runs.run import open_run
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.cross_entropy import CrossEntropyStep
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.learner import adamw
 from pipeline.training.self_critical import Reward, SelfCriticalStep
 from shards.caption_table import CaptionTable, table_from_records
@@ -90,9 +90,9 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     config = TrainConfig(**chosen_settings({**said, "precision": decoder_precision("auto", device)}, start=run.config.train))
     reward = TimedReward(source.table, run.vocabulary)
     critical = SelfCriticalStep(
-        captioner, captioner, lambda batch: batch.images, config.precision, World(), source.table, reward, run.vocabulary, config.samples
+        captioner, captioner, lambda batch: batch.images, config.precision, ProcessGroup(), source.table, reward, run.vocabulary, config.samples
     )
-    given = CrossEntropyStep(captioner, captioner, lambda batch: batch.images, config, 1, World())
+    given = CrossEntropyStep(captioner, captioner, lambda batch: batch.images, config, 1, ProcessGroup())
     optimizer, encoded = adamw(captioner, config), Encoded(source.table, run.vocabulary, device)
 
     def batches(units: int, captions_per_image: int) -> list[CaptionBatch]:

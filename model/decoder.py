@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         return scores
 
     @torch.no_grad()
-    def with_own_words(self, images: Tensor, tokens: Tensor, caption_lengths: Tensor, share: float) -> Tensor:
+    def scheduled_sampling_inputs(self, images: Tensor, tokens: Tensor, caption_lengths: Tensor, share: float) -> Tensor:
         """The tokens, of which about ``share`` of the words are replaced by words drawn from what the decoder expects there.
 
         Scheduled sampling (Bengio et al., 2015, "Scheduled sampling for sequence prediction with recurrent neural networks") in one pass for
@@ -131,7 +131,7 @@ class Captioner(nn.Module):
         caption_lengths: Tensor,
         *,
         label_smoothing: float = 0.0,
-        own_words: float = 0.0,
+        scheduled_sampling: float = 0.0,
         weights: Tensor | None = None,
     ) -> Tensor:
         """The sum of the cross-entropy of all real tokens, in nats; with no caption at all, 0.
@@ -141,13 +141,13 @@ class Captioner(nn.Module):
             image_rows: int64 (captions,): the row of ``images`` that each caption belongs to.
             tokens, caption_lengths: As for :meth:`Decoder.forward`.
             label_smoothing: Share of the target that all words have in common (Szegedy et al., 2016, "Rethinking the inception architecture").
-            own_words: Share of the input words that the decoder draws itself; see :meth:`Decoder.with_own_words`.
+            scheduled_sampling: Share of the input words that the decoder draws itself; see :meth:`Decoder.scheduled_sampling_inputs`.
             weights: float32 (captions,): what each caption's tokens count, those of <start> nothing; by default every token counts 1.
         """
         if not len(caption_lengths):  # a process's share of a small batch: it takes part in what all do, with nothing
             return torch.stack([parameter.sum() for parameter in self.decoder.parameters()]).sum() * 0.0 + images.sum() * 0.0
         shown = images[image_rows]
-        inputs = self.decoder.with_own_words(shown, tokens, caption_lengths, own_words) if own_words else tokens
+        inputs = self.decoder.scheduled_sampling_inputs(shown, tokens, caption_lengths, scheduled_sampling) if scheduled_sampling else tokens
         logits = self.decoder(shown, inputs, caption_lengths)
         targets = pack_padded_sequence(tokens, caption_lengths, batch_first=True).data
         if weights is None:

@@ -253,7 +253,7 @@ def _sampled(captioner: Speaker, features: Tensor, vocabulary: Vocabulary, d: De
     found: dict[int, Hypothesis] = {}
     for step in range(d.max_words):
         chances = rows.log_probabilities(d.block_ngrams, d.temperature)
-        words, logs = _drawn(chances, draws[sample, step], d)
+        words, logs = _sample_words(chances, draws[sample, step], d)
         scores = rows.scores + logs
         for place in (words == end).nonzero().squeeze(1).tolist():
             found[int(sample[place])] = Hypothesis(words=tuple(vocabulary.decode(rows.words[place].tolist())), score=float(scores[place]))
@@ -268,7 +268,7 @@ def _sampled(captioner: Speaker, features: Tensor, vocabulary: Vocabulary, d: De
     return [sorted(of_image, key=lambda hypothesis: -hypothesis.score) for of_image in drawn]
 
 
-def _drawn(chances: Tensor, draws: Tensor, d: Decoding) -> tuple[Tensor, Tensor]:
+def _sample_words(chances: Tensor, draws: Tensor, d: Decoding) -> tuple[Tensor, Tensor]:
     """Words by inverse transform sampling, int64 (rows,), and the log-probabilities that they were drawn with, float64 (rows,)."""
     logs, words = chances.double().sort(dim=1, descending=True, stable=True)
     shares = logs.exp()
@@ -285,7 +285,7 @@ def _drawn(chances: Tensor, draws: Tensor, d: Decoding) -> tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def drawn_captions(decoder: Decoder, images: Tensor, vocabulary: Vocabulary, *, max_words: int = MAX_WORDS) -> tuple[Tensor, Tensor]:
+def sample_captions(decoder: Decoder, images: Tensor, vocabulary: Vocabulary, *, max_words: int = MAX_WORDS) -> tuple[Tensor, Tensor]:
     """A caption for each image as training sees it, each word drawn from all that the decoder expects, by torch's own random numbers.
 
     :func:`decode` follows rules (no <unk>, no word twice in a row), and draws from what they leave; a policy gradient needs captions that have
@@ -341,7 +341,7 @@ def sentence(words: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alternative:
+class ScoredCaption:
     """Another caption that decoding found, and its score (see :class:`model.decoding.Hypothesis`)."""
 
     caption: str

@@ -49,6 +49,6 @@ def mean_bounds(values: NDArray[np.float64], *, resamples: int = RESAMPLES, seed
 def statistic_bounds(
     values: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], list[float]], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bounds of figures that ``statistic`` computes of the summed ``values``, float64 (images, columns)."""
+    """Bounds of figures that ``statistic`` computes of the all_reduce_sum ``values``, float64 (images, columns)."""
     sums = resampled_sums(values, resamples=resamples, seed=seed)
     return bounds(np.array([statistic(row) for row in sums]))

@@ -107,7 +107,7 @@ def _cider(truth: Comparable, result: Comparable) -> tuple[float, NDArray[np.flo
 
 
 def bleu_of_counts(totals: Sequence[float] | NDArray[np.float64]) -> list[float]:
-    """BLEU-1 to BLEU-4 of summed :attr:`CaptionScores.bleu_counts`: geometric means of the precisions, times the brevity penalty.
+    """BLEU-1 to BLEU-4 of all_reduce_sum :attr:`CaptionScores.bleu_counts`: geometric means of the precisions, times the brevity penalty.
 
     The small numbers that keep divisions finite, and the order of operations, are those of pycocoevalcap's BleuScorer: all images' sums
     give its corpus score to the last bit.

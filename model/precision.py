@@ -119,7 +119,7 @@ def lower(backbone: FrozenBackbone, precision: str, sample: Tensor) -> Lowered:
     Args:
         backbone: A float32 network, folded.
         precision: ``bf16`` or ``fp16``.
-        sample: Photographs, uint8 (images, crop, crop, 3) on the network's device: every second one corrects, the others judge.
+        sample: SourceImages, uint8 (images, crop, crop, 3) on the network's device: every second one corrects, the others judge.
 
     Returns:
         The network with the fewest float32 layers that agrees, or else the one that comes nearest.

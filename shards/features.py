@@ -47,7 +47,7 @@ class Provenance:
         weights_sha256: Digest over the weights' tensors (names, shapes, bytes), whatever file they came in.
         preprocessing: Size, resize mode, filter, crop, mean and deviation; None: nobody has said.
         views: Names of the views, in the features' order; the first is the centre crop.
-        precision: Arithmetic of the forward pass: fp32, bf16 or fp16; unknown of imported features.
+        precision: ComputedBackbone of the forward pass: fp32, bf16 or fp16; unknown of imported features.
         arithmetic: What else decides the last bits: the device, images per pass, how many layers stayed float32, the digest of the
             tensors that were really used, and the smallest cosine similarity to float32 features that was found on a sample.
         split: The split's name.

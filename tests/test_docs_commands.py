@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from cli import cli
-from tests.documents import DOCUMENTS, ROOT, Block, blocks, prepare, prepare_weights, reader_has
+from tests import ROOT
+from tests.documents import DOCUMENTS, Block, blocks, prepare, prepare_weights, reader_has
 
 SHELL = re.compile(r"[|><*?;&$`]")
 ALL = [block for document in DOCUMENTS for block in blocks(document)]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.test_imports import ROOT
+from tests import ROOT
 
 # Read by every Python of the test before anything else, workers too.
 WITHOUT_POSIX = """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from model.decoding import Alternative
+from model.decoding import ScoredCaption
 from pipeline.evaluation.score_file import Interval, ScoredImage, ScoreFile, scores_path, write_scores
 from pipeline.reporting.report import report
 from shards.atomic import write_json
@@ -103,7 +103,7 @@ def write_run(folder: Path, count: int, *, seed: int, text: str = "", file_name:
                 caption=caption,
                 references=(text or f"{written} for real", "two birds"),
                 scores={"cider": ((n * 7919 + 13 * seed) % count) / count * 4, "rouge_l": source.random()},
-                alternatives=(Alternative(caption=caption, score=-4.25), Alternative(caption=f"{caption} again", score=-5.5)),
+                alternatives=(ScoredCaption(caption=caption, score=-4.25), ScoredCaption(caption=f"{caption} again", score=-5.5)),
             )
         )
     mean = sum(image.scores["cider"] for image in images) / count

@@ -7,11 +7,11 @@ from safetensors.torch import load, save
 from model.encoder import FrozenBackbone, backbone_state, build_backbone
 from model.precision import folded, rebuilt
 from pipeline.backbone.backbones import Network
-from pipeline.backbone.precision import Arithmetic
+from pipeline.backbone.precision import ComputedBackbone
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Recipe:
+class PortableNetwork:
     """A network as another process can build it.
 
     Attributes:
@@ -36,12 +36,12 @@ class Recipe:
         """The network in float32, on the CPU, with its BatchNorms."""
         return build_backbone(self.network.backbone, load(self.exact), self.network.declared_preprocessing())
 
-    def lowered(self, arithmetic: Arithmetic) -> "Recipe":
+    def lowered(self, arithmetic: ComputedBackbone) -> "PortableNetwork":
         """The recipe of the same network as it is really computed."""
         state = save(backbone_state(arithmetic.frozen, whitening=False)) if arithmetic.precision != "fp32" else None
-        return Recipe(network=self.network, exact=self.exact, precision=arithmetic.precision, kept=arithmetic.kept, state=state)
+        return PortableNetwork(network=self.network, exact=self.exact, precision=arithmetic.precision, kept=arithmetic.kept, state=state)
 
 
-def recipe_of(network: Network, exact: FrozenBackbone) -> Recipe:
+def portable_network(network: Network, exact: FrozenBackbone) -> PortableNetwork:
     """The recipe of a network in float32."""
-    return Recipe(network=network, exact=save(backbone_state(exact)))
+    return PortableNetwork(network=network, exact=save(backbone_state(exact)))

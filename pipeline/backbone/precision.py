@@ -27,7 +27,7 @@ COMPILE_FROM_IMAGES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arithmetic:
+class ComputedBackbone:
     """A network as it is really computed.
 
     Attributes:
@@ -74,7 +74,7 @@ def decoder_precision(precision: str, device: torch.device) -> Literal["fp32", "
 
 
 @contextmanager
-def decoder_arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+def decoder_autocast(precision: str, device: torch.device) -> Iterator[None]:
     """Run the decoder's matrix products in ``fp32`` or ``bf16``.
 
     oneDNN has no bfloat16 LSTM for processors without instructions for it, and fails: there torch's own is taken, which is slow but works.
@@ -92,7 +92,7 @@ def decoder_arithmetic(precision: str, device: torch.device) -> Iterator[None]:
                 onednn.enabled = before
 
 
-def choose_arithmetic(exact: FrozenBackbone, *, precision: str, device: torch.device, sample: Tensor) -> Arithmetic:
+def choose_precision(exact: FrozenBackbone, *, precision: str, device: torch.device, sample: Tensor) -> ComputedBackbone:
     """Fold a network and bring it to a precision.
 
     Args:
@@ -119,10 +119,10 @@ def choose_arithmetic(exact: FrozenBackbone, *, precision: str, device: torch.de
         "smallest_cosine": round(lowered.cosine, 7) if lowered is not None else None,
         "tensors_sha256": state_digest(backbone_state(frozen)),
     }
-    return Arithmetic(frozen=frozen, precision="fp32" if lowered is None else chosen, kept=kept, details=details, notes=tuple(notes))
+    return ComputedBackbone(frozen=frozen, precision="fp32" if lowered is None else chosen, kept=kept, details=details, notes=tuple(notes))
 
 
-def compile_where_it_pays(arithmetic: Arithmetic, *, sample: Tensor, views: int, views_per_pass: int) -> Arithmetic:
+def compile_if_worthwhile(arithmetic: ComputedBackbone, *, sample: Tensor, views: int, views_per_pass: int) -> ComputedBackbone:
     """Compile the network on a CPU for a long pass, and see that it still gives the same features.
 
     Args:

@@ -10,28 +10,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.decoding import Alternative, Decoding, Hypothesis
+from model.decoding import Decoding, Hypothesis, ScoredCaption
 from model.encoder import FrozenBackbone
 from model.preprocessing import center_crop
 from pipeline.backbone.backbones import reopen_backbone
-from pipeline.backbone.precision import AGREEMENT_IMAGES, choose_arithmetic, compile_where_it_pays, pick_precision
-from pipeline.captioning.decode import as_alternatives, decode_run
-from pipeline.captioning.inputs import photograph_bytes
+from pipeline.backbone.precision import AGREEMENT_IMAGES, choose_precision, compile_if_worthwhile, pick_precision
+from pipeline.captioning.decode import decode_run, scored_captions
+from pipeline.captioning.inputs import image_bytes
 from pipeline.execution.devices import images_per_pass, pick_device, prepare_device
 from pipeline.execution.executors import default_workers
 from pipeline.execution.prefetch import ahead
 from pipeline.execution.progress import Progress
 from pipeline.images.decode import ImageError, Resize, decode_image
-from pipeline.runs.checkpoints import Which
+from pipeline.runs.checkpoints import CheckpointChoice
 from pipeline.runs.run import Run, kept_weights, open_run, open_speaker
 
 # From so many photographs on, judging a faster arithmetic on some of them costs less than it saves.
-FAST_FROM_PHOTOGRAPHS = 256
+FAST_FROM_IMAGES = 256
 GREEDY = Decoding()
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionedPhotograph:
+class ImageCaptions:
     """A photograph's captions, the best first, or why there are none.
 
     Attributes:
@@ -41,7 +41,7 @@ class CaptionedPhotograph:
     """
 
     name: str
-    captions: tuple[Alternative, ...] = ()
+    captions: tuple[ScoredCaption, ...] = ()
     problem: str | None = None
 
     def lines(self, count: int, *, named: bool, as_json: bool) -> Iterator[str]:
@@ -68,16 +68,16 @@ def caption_images(
     precision: str = "auto",
     device: str = "auto",
     weights: str | None = None,
-    checkpoint: Which = "latest",
+    checkpoint: CheckpointChoice = "latest",
     quiet: bool = True,
     report: Callable[[str], None] | None = None,
-) -> Generator[CaptionedPhotograph, None, None]:
+) -> Generator[ImageCaptions, None, None]:
     """Caption photographs, in the order given; one that cannot be read gets its problem instead, and the others go on.
 
     Args:
         run: A run directory.
         others: More runs that caption together with it, as :func:`pipeline.runs.run.open_speaker` says.
-        images: Files and URLs, as :func:`pipeline.captioning.inputs.named_photographs` gives them.
+        images: Files and URLs, as :func:`pipeline.captioning.inputs.named_images` gives them.
         decoding: How captions are made; by default greedily.
         precision: Of the frozen network, as for ``cache-features``; ``auto`` stays with fp32 for a few photographs, where judging
             anything faster would take longer than it saves.
@@ -115,9 +115,9 @@ def caption_images(
             if there:
                 pixels = center_crop([torch.from_numpy(item) for item in loaded if not isinstance(item, ImageError)], crop)
                 if frozen is None:  # the first photographs that can be read are those that the arithmetic is judged on
-                    asked = "fp32" if precision == "auto" and len(images) < FAST_FROM_PHOTOGRAPHS else precision
-                    arithmetic = choose_arithmetic(exact, precision=asked, device=chosen_device, sample=pixels[:AGREEMENT_IMAGES])
-                    arithmetic = compile_where_it_pays(arithmetic, sample=pixels[:AGREEMENT_IMAGES], views=len(images), views_per_pass=size)
+                    asked = "fp32" if precision == "auto" and len(images) < FAST_FROM_IMAGES else precision
+                    arithmetic = choose_precision(exact, precision=asked, device=chosen_device, sample=pixels[:AGREEMENT_IMAGES])
+                    arithmetic = compile_if_worthwhile(arithmetic, sample=pixels[:AGREEMENT_IMAGES], views=len(images), views_per_pass=size)
                     frozen = arithmetic.frozen
                     if report is not None:
                         for note in arithmetic.notes:
@@ -127,16 +127,16 @@ def caption_images(
                 found = iter(decode_run(opened, speaker, features, decoding, numbers=there))
             for number, item in zip(group, loaded, strict=True):
                 if isinstance(item, ImageError):
-                    yield CaptionedPhotograph(name=images[number], problem=str(item))
+                    yield ImageCaptions(name=images[number], problem=str(item))
                 else:
-                    yield CaptionedPhotograph(name=images[number], captions=as_alternatives(next(found)))
+                    yield ImageCaptions(name=images[number], captions=scored_captions(next(found)))
             failed += len(group) - len(there)
             progress.advance(len(group), note=f"{failed} failed" if failed else "")
 
 
 def _load(name: str, resize: Resize) -> NDArray[np.uint8] | ImageError:
     try:
-        return np.array(decode_image(photograph_bytes(name), name, resize).image, dtype=np.uint8)
+        return np.array(decode_image(image_bytes(name), name, resize).image, dtype=np.uint8)
     except ImageError as error:
         return error
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from model.decoder import Speaker
-from model.decoding import Alternative, Decoding, Hypothesis, decode, sentence
+from model.decoding import Decoding, Hypothesis, ScoredCaption, decode, sentence
 from pipeline.runs.checkpoints import checkpoint_folder
 from pipeline.runs.run import Run
 from shards.errors import DamageError
@@ -35,6 +35,6 @@ def decode_run(run: Run, speaker: Speaker, features: Tensor, decoding: Decoding,
         ) from None
 
 
-def as_alternatives(hypotheses: Iterable[Hypothesis]) -> tuple[Alternative, ...]:
+def scored_captions(hypotheses: Iterable[Hypothesis]) -> tuple[ScoredCaption, ...]:
     """Hypotheses as files and people read them."""
-    return tuple(Alternative(caption=sentence(hypothesis.words), score=hypothesis.score) for hypothesis in hypotheses)
+    return tuple(ScoredCaption(caption=sentence(hypothesis.words), score=hypothesis.score) for hypothesis in hypotheses)

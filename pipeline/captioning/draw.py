@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.captioning.inputs import photograph_bytes
+from pipeline.captioning.inputs import image_bytes
 from pipeline.images.decode import decode_image
 from pipeline.images.figures import check_picture_name, fill_grid, picture_grid, save_figure
 from shards.errors import InputError
@@ -57,6 +57,6 @@ def check_can_draw(out: Path | None, photographs: Iterable[str]) -> None:
 
 def thumbnail(name: str) -> NDArray[np.uint8]:
     """A photograph in its own shape, at most ``LONGEST_SIDE`` pixels a side, uint8 (height, width, 3)."""
-    image = decode_image(photograph_bytes(name), name).image
+    image = decode_image(image_bytes(name), name).image
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return np.asarray(image, dtype=np.uint8)

@@ -15,7 +15,7 @@ MAX_DOWNLOAD_BYTES = 64 << 20
 STANDARD_INPUT = "-"
 
 
-def named_photographs(arguments: Iterable[str], lines: Iterable[str]) -> list[str]:
+def named_images(arguments: Iterable[str], lines: Iterable[str]) -> list[str]:
     """Files and URLs, in the order of the arguments; what a folder or a pattern gives is sorted.
 
     Args:
@@ -42,7 +42,7 @@ def _expanded(name: str) -> Iterator[str]:
         yield name
         return
     if _is(path, stat.S_ISDIR):
-        found, endings = _photographs_in(path), ", ".join(sorted(ENDINGS))
+        found, endings = _images_in(path), ", ".join(sorted(ENDINGS))
         if not found:
             raise InputError(f"{name}: there is no photograph in this folder or below it (files that end in {endings}).")
         yield from found
@@ -54,7 +54,7 @@ def _expanded(name: str) -> Iterator[str]:
         if not matches:
             raise InputError(f"{name}: no file matches this pattern.")
         # A pattern may match a folder and what is in it
-        yield from dict.fromkeys(each for match in matches for each in (_photographs_in(Path(match)) if Path(match).is_dir() else [match]))
+        yield from dict.fromkeys(each for match in matches for each in (_images_in(Path(match)) if Path(match).is_dir() else [match]))
     else:
         yield name
 
@@ -66,11 +66,11 @@ def _is(path: Path, kind: Callable[[int], bool]) -> bool:
         return False
 
 
-def _photographs_in(folder: Path) -> list[str]:
+def _images_in(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
 
 
-def photograph_bytes(name: str) -> bytes:
+def image_bytes(name: str) -> bytes:
     """The bytes of a file or of what a URL sends, at most :data:`MAX_DOWNLOAD_BYTES` of that.
 
     Raises:

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from model.decoder import Speaker
-from model.decoding import Alternative, Decoding, sentence
+from model.decoding import Decoding, ScoredCaption, sentence
 from model.encoder import FrozenBackbone
 from model.precision import folded
 from pipeline.backbone.backbones import recorded_network, reopen_backbone
-from pipeline.captioning.decode import as_alternatives, decode_run
+from pipeline.captioning.decode import decode_run, scored_captions
 from pipeline.evaluation.coco_results import check_results_place, results_path, write_results
 from pipeline.evaluation.score_file import ScoreFile, check_scores_place, scores_path, write_scores
-from pipeline.evaluation.scoring import Judged, Ptb, check_tokenizer, score_texts
+from pipeline.evaluation.scoring import Prediction, Ptb, check_tokenizer, score_texts
 from pipeline.execution.devices import pick_device, prepare_device
 from pipeline.execution.prefetch import ahead
 from pipeline.execution.progress import Progress
 from pipeline.loading.sources import ShardSource
-from pipeline.runs.checkpoints import Which
+from pipeline.runs.checkpoints import CheckpointChoice
 from pipeline.runs.run import Run, kept_weights, open_run, open_speaker
 from shards.caption_table import CaptionTable, table_of_split
 from shards.errors import CapstreamError, InputError
@@ -47,7 +47,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Data:
+class EvaluationData:
     """A split, opened for captioning: batches are float16 (images, feature_dim)."""
 
     table: CaptionTable
@@ -68,7 +68,7 @@ def evaluate(
     out: Path | None = None,
     results: Path | None = None,
     batch_size: int = 128,
-    checkpoint: Which = "latest",
+    checkpoint: CheckpointChoice = "latest",
     decoding: Decoding = Decoding(),  # noqa: B008 - frozen
     ptb: Ptb = "builtin",
     java: bool = True,
@@ -146,26 +146,26 @@ def evaluate(
 
 
 def _captioned(
-    run: Run, speaker: Speaker, data: _Data, decoding: Decoding, split: str, quiet: bool
-) -> tuple[list[str], list[tuple[Alternative, ...]]]:
+    run: Run, speaker: Speaker, data: EvaluationData, decoding: Decoding, split: str, quiet: bool
+) -> tuple[list[str], list[tuple[ScoredCaption, ...]]]:
     """Each image's caption, and all that decoding found where that is more than one."""
     device = next(run.captioner.parameters()).device
     captions: list[str] = []
-    alternatives: list[tuple[Alternative, ...]] = []
+    alternatives: list[tuple[ScoredCaption, ...]] = []
     with Progress(f"Captioning {split}", total=data.table.images, unit="images", quiet=quiet) as progress:
         for batch in data.batches:
             numbers = range(len(captions), len(captions) + len(batch))
             for hypotheses in decode_run(run, speaker, batch.to(device), decoding, numbers=numbers):
                 captions.append(sentence(hypotheses[0].words))
-                alternatives.append(as_alternatives(hypotheses) if len(hypotheses) > 1 else ())
+                alternatives.append(scored_captions(hypotheses) if len(hypotheses) > 1 else ())
             progress.advance(len(batch))
     return captions, alternatives
 
 
-def _judged(table: CaptionTable, captions: Sequence[str], alternatives: Sequence[tuple[Alternative, ...]]) -> Iterator[Judged]:
+def _judged(table: CaptionTable, captions: Sequence[str], alternatives: Sequence[tuple[ScoredCaption, ...]]) -> Iterator[Prediction]:
     for row, references in enumerate(table.reference_texts()):
         if references:
-            yield Judged(
+            yield Prediction(
                 image_id=int(table.image_ids[row]),
                 file_name=table.file_names[row],
                 caption=captions[row],
@@ -216,17 +216,17 @@ def run_network(run: Run) -> dict[str, object]:
     return {key: content[key] for key in ("backbone", "weights_sha256", "preprocessing")}
 
 
-def _cached(run: Run, path: Path, batch_size: int) -> _Data:
+def _cached(run: Run, path: Path, batch_size: int) -> EvaluationData:
     file = open_features(path)
     found: dict[str, Any] = recorded_network(file.provenance).content()
     there = {key: found[key] for key in ("backbone", "weights_sha256", "preprocessing")}
     check_network(f"{run.folder}", run_network(run), f"{path}", there)
     starts = range(0, file.table.images, batch_size)
     batches = (torch.from_numpy(np.array(file.mean_view(start, start + batch_size))) for start in starts)
-    return _Data(table=file.table, batches=batches, path=str(path), digest=file.digest, views=file.provenance.views)
+    return EvaluationData(table=file.table, batches=batches, path=str(path), digest=file.digest, views=file.provenance.views)
 
 
-def _raw(run: Run, shards: Path, split_name: str, batch_size: int, weights: str | None) -> _Data:
+def _raw(run: Run, shards: Path, split_name: str, batch_size: int, weights: str | None) -> EvaluationData:
     split = open_split(shards, split_name)
     preprocessing = run.config.network.declared_preprocessing()
     resize = split.config["resize"]
@@ -243,4 +243,4 @@ def _raw(run: Run, shards: Path, split_name: str, batch_size: int, weights: str 
         return source.images(rows, np.zeros((len(rows), 3)))
 
     batches = (frozen(pixels.to(device)).half() for pixels in ahead(load, starts, threads=source.threads))
-    return _Data(table=table, batches=batches, path=origin(shards), digest=split.digest, views=("center",))
+    return EvaluationData(table=table, batches=batches, path=origin(shards), digest=split.digest, views=("center",))

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from pipeline.captions.read import CaptionSource, read_captions
 from pipeline.evaluation.coco_results import read_results
 from pipeline.evaluation.score_file import ENDING, ScoreFile, check_scores_place, write_scores
-from pipeline.evaluation.scoring import Judged, Ptb, check_tokenizer, score_texts
+from pipeline.evaluation.scoring import Prediction, Ptb, check_tokenizer, score_texts
 from shards.atomic import file_sha256
 from shards.errors import InputError
 
@@ -66,7 +66,7 @@ def score_results(
     if rejects:
         notes.append(f"{references}: {len(rejects):,} entries could not be used; the first: {rejects[0].message}.")
     images = [
-        Judged(
+        Prediction(
             image_id=image_id,
             file_name=truth[image_id].file_name,
             caption=caption,

@@ -50,7 +50,7 @@ class Meteor:
     """METEOR 1.5 (Denkowski and Lavie, 2014).
 
     Attributes:
-        corpus: Of the summed statistics of all images; it is not the mean of the images' scores.
+        corpus: Of the all_reduce_sum statistics of all images; it is not the mean of the images' scores.
         images: float64 (images,).
         resampled: float64 (sums,): the corpus score of each sum of statistics that was asked for.
     """

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.decoding import Alternative
+from model.decoding import ScoredCaption
 from shards.atomic import read_json, read_own_json, write_json
 from shards.errors import DamageError, InputError
 
@@ -37,7 +37,7 @@ class ScoredImage:
     caption: str
     references: tuple[str, ...]
     scores: dict[str, float]
-    alternatives: tuple[Alternative, ...] = ()
+    alternatives: tuple[ScoredCaption, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def _image(entry: dict[str, Any]) -> ScoredImage:
         caption=_text(entry["caption"]),
         references=tuple(map(_text, _list(entry["references"]))),
         scores=_numbers(entry["scores"]),
-        alternatives=tuple(Alternative(caption=_text(one["caption"]), score=float(one["score"])) for one in _list(entry["alternatives"])),
+        alternatives=tuple(ScoredCaption(caption=_text(one["caption"]), score=float(one["score"])) for one in _list(entry["alternatives"])),
     )
 
 

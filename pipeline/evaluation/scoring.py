@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.decoding import Alternative
+from model.decoding import ScoredCaption
 from model.intervals import RESAMPLES, bounds, mean_bounds, resampled_sums, statistic_bounds
 from model.metrics import BLEU, bleu_of_counts, caption_qualities, score_captions
 from model.ptb import ptb_tokens
@@ -27,7 +27,7 @@ Bounds = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Prediction:
     """An image with the caption that is to be scored and the captions that people wrote, at least one.
 
     Attributes:
@@ -39,7 +39,7 @@ class Judged:
     file_name: str
     caption: str
     references: tuple[str, ...]
-    alternatives: tuple[Alternative, ...] = ()
+    alternatives: tuple[ScoredCaption, ...] = ()
 
 
 def check_tokenizer(ptb: Ptb) -> None:
@@ -56,7 +56,7 @@ def check_tokenizer(ptb: Ptb) -> None:
 
 
 def score_texts(
-    images: Sequence[Judged],
+    images: Sequence[Prediction],
     *,
     split: str,
     made_by: dict[str, Any],
@@ -132,7 +132,7 @@ def score_texts(
     )
 
 
-def _tokens(images: Sequence[Judged], ptb: Ptb, notes: list[str], say: Callable[[str], None]) -> tuple[Tokens, list[Tokens], Ptb]:
+def _tokens(images: Sequence[Prediction], ptb: Ptb, notes: list[str], say: Callable[[str], None]) -> tuple[Tokens, list[Tokens], Ptb]:
     """Tokens of captions and of references, and the tokenizer that made them."""
     captions = [image.caption for image in images]
     written = [text for image in images for text in image.references]
@@ -146,7 +146,7 @@ def _tokens(images: Sequence[Judged], ptb: Ptb, notes: list[str], say: Callable[
     return list(map(ptb_tokens, captions)), _grouped(list(map(ptb_tokens, written)), images), "builtin"
 
 
-def _grouped(tokens: Tokens, images: Sequence[Judged]) -> list[Tokens]:
+def _grouped(tokens: Tokens, images: Sequence[Prediction]) -> list[Tokens]:
     following = iter(tokens)
     return [[next(following) for _ in image.references] for image in images]
 
@@ -184,7 +184,7 @@ def _meteor(
     seed: int,
     notes: list[str],  # noqa: ARG001 - as _spice
 ) -> None:
-    # The same draws as for the other scores; each draw's statistics are summed, and METEOR computes the score of the sum.
+    # The same draws as for the other scores; each draw's statistics are all_reduce_sum, and METEOR computes the score of the sum.
     found = meteor(*_joined(candidates, references), lambda counts: resampled_sums(counts, seed=seed))
     low, high = bounds(found.resampled[:, None])
     figures["meteor"] = (found.corpus, float(low[0]), float(high[0]))

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from model.encoder import FrozenBackbone, feature_dim
 from pipeline.backbone.backbones import KEPT_FILE, RANDOM, Network, open_backbone
-from pipeline.backbone.portable import Recipe, recipe_of
-from pipeline.backbone.precision import AGREEMENT_IMAGES, choose_arithmetic, compile_where_it_pays, pick_precision
+from pipeline.backbone.portable import PortableNetwork, portable_network
+from pipeline.backbone.precision import AGREEMENT_IMAGES, choose_precision, compile_if_worthwhile, pick_precision
+from pipeline.execution.array_tasks import ArrayTask, writing
 from pipeline.execution.devices import BATCH_SIZES, out_of_memory, pick_devices, prepare_device
 from pipeline.execution.executors import Cluster, default_workers
 from pipeline.execution.progress import Progress
-from pipeline.execution.task_shares import Share, writing
 from pipeline.features.calibration import calibration_batches, sample_images
 from pipeline.features.cluster import Needs, cache_parts_on_cluster, choose_on_cluster, needs_on
 from pipeline.features.parts import Plan, Task, cache_parts, cache_parts_on_devices, finished_parts, join_parts, part_name, whole_parts
@@ -50,7 +50,7 @@ class Run(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass:
+class Extraction:
     """How a split is put through the network, and what does it; ``threads`` of a CPU, which decide the last bits too."""
 
     precision: str
@@ -94,7 +94,7 @@ def cache_features(
     workers: int | None = None,
     on_error: OnError = "fail",
     cluster: Cluster | None = None,
-    share: Share | None = None,
+    array_task: ArrayTask | None = None,
     report: Callable[[str], None] = lambda _: None,
     quiet: bool = True,
 ) -> list[CacheSummary]:
@@ -112,7 +112,7 @@ def cache_features(
         workers: Processes that decode, for each device; by default one beside a CPU, and its share of the cores beside a GPU. Not of a cluster.
         on_error: ``fail`` at a damaged sample, or ``skip`` it.
         cluster: Makes the parts instead of this machine.
-        share: Make only the parts of these shards of each split, and join nothing.
+        array_task: Make only the parts of these shards of each split, and join nothing.
         report: Is told before the pass what was decided about it.
 
     Raises:
@@ -139,32 +139,32 @@ def cache_features(
         prepare_device(each)
     with opened_output(out) as output:
         check_feature_folder(output)
-        with writing(output.folder, "cache", share, "caching features"):
+        with writing(output.folder, "cache", array_task, "caching features"):
             output.bring([KEPT_FILE, *(name for split in opened for name in _files(split.name))])
             first = _first_with_images(shards, dataset, opened, on_error)
             network, exact = _open_network(output, backbone, weights, dataset.config["resize"], first)
             there = {split.name: _file_there(split, output.folder, network, names, precision) for split in opened}
-            if share is None:
+            if array_task is None:
                 _write_samples(output, [s for s in opened if there[s.name] is None or not samples_path(output.folder, s.name).is_file()])
 
             @functools.cache
-            def passes() -> Callable[[Split], Pass]:
+            def passes() -> Callable[[Split], Extraction]:
                 sample = sample_images(first, exact.preprocessing.crop, AGREEMENT_IMAGES)
                 if cluster is not None and needs is not None:
-                    return _on_cluster(cluster, needs, recipe_of(network, exact), precision, sample, report)
-                shared_by = 1 if share is None else share.num_tasks
+                    return _on_cluster(cluster, needs, portable_network(network, exact), precision, sample, report)
+                shared_by = 1 if array_task is None else array_task.num_tasks
                 return _here(devices, network, exact, precision, sample, report, workers, batch_images * len(names), len(names) / shared_by)
 
             summaries = []
             for split in opened:
                 done, parts = there[split.name], output.below(f".{split.name}.parts")
                 if done is not None:
-                    if share is None:
+                    if array_task is None:
                         _discard(parts)  # a run that was killed right behind its end left them
                     summaries.append(_summary(output, split, done.table.images, done.dim, done.provenance, kept=True))
                     continue
                 # Whoever made them, and whatever this machine has: parts that are all there only have to be joined.
-                finished = finished_parts(parts, split) if share is None else None
+                finished = finished_parts(parts, split) if array_task is None else None
                 images, rate = 0, 0.0
                 if finished is None or finished[0].split_digest != split.digest or _differing(finished[0], network, names, precision):
                     way = passes()(split)
@@ -176,12 +176,12 @@ def cache_features(
                         workers=way.workers,
                         threads=cluster is not None,
                     )
-                    images, rate = _make_parts(split, plan, way.run, share, report, quiet=quiet)
+                    images, rate = _make_parts(split, plan, way.run, array_task, report, quiet=quiet)
                     finished = plan.provenance, plan.dim
                 made, dim = finished
-                if share is None:
+                if array_task is None:
                     images = _join(output, split, parts, dim=dim, provenance=made)
-                summaries.append(_summary(output, split, images, dim, made, rate=rate, committed=share is None))
+                summaries.append(_summary(output, split, images, dim, made, rate=rate, committed=array_task is None))
             return summaries
 
 
@@ -218,13 +218,13 @@ def _here(
     workers: int | None,
     views_per_pass: int,
     views_per_image: float,
-) -> Callable[[Split], Pass]:
+) -> Callable[[Split], Extraction]:
     """How splits are passed through the network on this machine; ``views_per_image`` counts only those that fall to this process."""
     if workers is None:
         workers = 1 if devices[0].type == "cpu" else max(1, default_workers() // len(devices))
-    recipe = recipe_of(network, exact) if len(devices) > 1 else None
+    recipe = portable_network(network, exact) if len(devices) > 1 else None
     with out_of_memory():
-        chosen = choose_arithmetic(exact, precision=precision, device=devices[0], sample=sample)
+        chosen = choose_precision(exact, precision=precision, device=devices[0], sample=sample)
         dim = feature_dim(chosen.frozen)
     for note in chosen.notes:
         report(note)
@@ -232,31 +232,31 @@ def _here(
     if devices[0].type == "cpu":
         threads = torch.get_num_threads() if len(devices) == 1 else max(1, default_workers() // len(devices))
 
-    def way(split: Split) -> Pass:
+    def way(split: Split) -> Extraction:
         arithmetic = chosen
         run: Run
         if recipe is None:
-            arithmetic = compile_where_it_pays(chosen, sample=sample, views=int(split.images * views_per_image), views_per_pass=views_per_pass)
+            arithmetic = compile_if_worthwhile(chosen, sample=sample, views=int(split.images * views_per_image), views_per_pass=views_per_pass)
             run = functools.partial(cache_parts, frozen=arithmetic.frozen, device=devices[0])
         else:  # a compiled network cannot be sent to another process
             run = functools.partial(cache_parts_on_devices, recipe=recipe.lowered(arithmetic), devices=devices)
         for note in arithmetic.notes[len(chosen.notes) :]:
             report(note)
-        return Pass(precision=arithmetic.precision, details=arithmetic.details, threads=threads, dim=dim, workers=workers, run=run)
+        return Extraction(precision=arithmetic.precision, details=arithmetic.details, threads=threads, dim=dim, workers=workers, run=run)
 
     return way
 
 
 def _on_cluster(
-    cluster: Cluster, needs: Needs, exact: Recipe, precision: str, sample: Tensor, report: Callable[[str], None]
-) -> Callable[[Split], Pass]:
+    cluster: Cluster, needs: Needs, exact: PortableNetwork, precision: str, sample: Tensor, report: Callable[[str], None]
+) -> Callable[[Split], Extraction]:
     """The same on a cluster, where all splits are passed through the network in one way."""
     chosen = choose_on_cluster(cluster, exact, needs, precision=precision, sample=sample)
     for note in chosen.notes:
         report(note)
     threads = needs.cpus if needs.kind == "cpu" else None
     run = functools.partial(cache_parts_on_cluster, recipe=chosen.recipe, cluster=cluster, needs=needs)
-    way = Pass(precision=chosen.recipe.precision, details=chosen.details, threads=threads, dim=chosen.dim, workers=needs.workers, run=run)
+    way = Extraction(precision=chosen.recipe.precision, details=chosen.details, threads=threads, dim=chosen.dim, workers=needs.workers, run=run)
     return lambda _: way
 
 
@@ -275,7 +275,7 @@ def _in_order(dataset: DatasetFile) -> list[str]:
     return sorted(dataset.splits, key=lambda name: (name != "train", name))
 
 
-def _provenance(split: Split, network: Network, way: Pass, names: tuple[str, ...], batch_images: int) -> Provenance:
+def _provenance(split: Split, network: Network, way: Extraction, names: tuple[str, ...], batch_images: int) -> Provenance:
     machine: dict[str, Any] = {"images_per_pass": batch_images}
     if way.threads is not None:
         machine["threads"] = way.threads
@@ -348,10 +348,10 @@ def _summary(
     )
 
 
-def _make_parts(split: Split, plan: Plan, run: Run, share: Share | None, report: Callable[[str], None], *, quiet: bool) -> tuple[int, float]:
+def _make_parts(split: Split, plan: Plan, run: Run, array_task: ArrayTask | None, report: Callable[[str], None], *, quiet: bool) -> tuple[int, float]:
     """Make the parts that are missing; returns the number of images in all that fall to this process, and how many it did a second."""
     every = [(shard, part_name(index)) for index, shard in enumerate(split.shards)]
-    own = every if share is None else share.of(every)
+    own = every if array_task is None else array_task.of(every)
     total = sum(len(shard.sidecar.samples) for shard, _ in own)
     with Progress(f"Caching {split.name}", total=total, unit="images", quiet=quiet) as progress:
         names = set(plan.parts.names())

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.encoder import FrozenBackbone, feature_dim
-from pipeline.backbone.portable import Recipe
-from pipeline.backbone.precision import choose_arithmetic
+from pipeline.backbone.portable import PortableNetwork
+from pipeline.backbone.precision import choose_precision
 from pipeline.execution.devices import out_of_memory, prepare_device
 from pipeline.execution.executors import Cluster
 from pipeline.features.parts import Plan, Task, cache_parts, whole_parts
@@ -64,29 +64,31 @@ def needs_on(cluster: Cluster, device: str) -> Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """How a network is computed on a cluster: :class:`pipeline.backbone.precision.Arithmetic` without the network, which others have to build."""
+    """How a network is computed on a cluster; workers build the network itself."""
 
-    recipe: Recipe
+    recipe: PortableNetwork
     details: dict[str, Any]
     notes: tuple[str, ...]
     dim: int
 
 
-def choose_on_cluster(cluster: Cluster, recipe: Recipe, needs: Needs, *, precision: str, sample: Tensor) -> Chosen:
-    """Choose the arithmetic on one of the cluster's own devices; otherwise as :func:`pipeline.backbone.precision.choose_arithmetic`."""
+def choose_on_cluster(cluster: Cluster, recipe: PortableNetwork, needs: Needs, *, precision: str, sample: Tensor) -> Chosen:
+    """Choose the arithmetic on one of the cluster's own devices; otherwise as :func:`pipeline.backbone.precision.choose_precision`."""
     (chosen,) = cluster.run(_choose, [(precision, sample.numpy())], shared=(recipe, needs), cpus=needs.cpus, gpus=needs.gpus)
     return chosen
 
 
-def _choose(recipe: Recipe, needs: Needs, precision: str, sample: NDArray[np.uint8]) -> Chosen:
+def _choose(recipe: PortableNetwork, needs: Needs, precision: str, sample: NDArray[np.uint8]) -> Chosen:
     device = _prepared(needs)
     with out_of_memory():
-        arithmetic = choose_arithmetic(recipe.build_exact(), precision=precision, device=device, sample=torch.from_numpy(sample.copy()))
+        arithmetic = choose_precision(recipe.build_exact(), precision=precision, device=device, sample=torch.from_numpy(sample.copy()))
         dim = feature_dim(arithmetic.frozen)
     return Chosen(recipe=recipe.lowered(arithmetic), details=arithmetic.details, notes=arithmetic.notes, dim=dim)
 
 
-def cache_parts_on_cluster(tasks: Sequence[Task], recipe: Recipe, cluster: Cluster, needs: Needs, plan: Plan, advance: Callable[[int], None]) -> None:
+def cache_parts_on_cluster(
+    tasks: Sequence[Task], recipe: PortableNetwork, cluster: Cluster, needs: Needs, plan: Plan, advance: Callable[[int], None]
+) -> None:
     """Like :func:`cache_parts`, on the machines of a cluster. A process builds the network once, and makes the parts of some shards a task."""
     at_once = sum(max(1, int(machine["GPU"] if needs.gpus else machine["CPU"] // needs.cpus)) for machine in cluster.resources())
     size = max(1, min(SHARDS_PER_TASK, len(tasks) // (4 * at_once)))
@@ -97,7 +99,7 @@ def cache_parts_on_cluster(tasks: Sequence[Task], recipe: Recipe, cluster: Clust
             advance(images)
 
 
-def _make_parts(recipe: Recipe, needs: Needs, plan: Plan, tasks: Sequence[Task]) -> int:
+def _make_parts(recipe: PortableNetwork, needs: Needs, plan: Plan, tasks: Sequence[Task]) -> int:
     """The parts of some shards, in a process of a cluster; those that are there already are left as they are. Returns the number of images."""
     device = _prepared(needs)
     planned = plan.provenance.arithmetic["device"]
@@ -121,5 +123,5 @@ def _prepared(needs: Needs) -> torch.device:
 
 
 @functools.lru_cache(maxsize=1)
-def _network(recipe: Recipe, device: torch.device) -> FrozenBackbone:
+def _network(recipe: PortableNetwork, device: torch.device) -> FrozenBackbone:
     return recipe.build().to(device)

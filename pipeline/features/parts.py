@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from model.encoder import FrozenBackbone
-from pipeline.backbone.portable import Recipe
+from pipeline.backbone.portable import PortableNetwork
+from pipeline.execution.array_tasks import WORKER_SECONDS
 from pipeline.execution.devices import out_of_memory, prepare_device
 from pipeline.execution.executors import START_METHOD, default_workers, end_with_parent
-from pipeline.execution.task_shares import WORKER_SECONDS
 from pipeline.features.forward_pass import features_of_batches
 from pipeline.features.pixel_batches import pixel_batches
 from shards.atomic import digest, exclusive
@@ -216,7 +216,7 @@ def _write_part(task: Task, rows: list[NDArray[np.float16]], records: list[tuple
 
 
 def cache_parts_on_devices(
-    tasks: Sequence[Task], recipe: Recipe, devices: Sequence[torch.device], plan: Plan, advance: Callable[[int], None]
+    tasks: Sequence[Task], recipe: PortableNetwork, devices: Sequence[torch.device], plan: Plan, advance: Callable[[int], None]
 ) -> None:
     """Like :func:`cache_parts`, on several devices: every process takes its share of the shards. One that fails ends the others."""
     context: Any = multiprocessing.get_context(START_METHOD)
@@ -254,7 +254,7 @@ def cache_parts_on_devices(
             process.join()
 
 
-def _device_process(messages: Any, device: torch.device, devices: int, tasks: Sequence[Task], recipe: Recipe, plan: Plan) -> None:
+def _device_process(messages: Any, device: torch.device, devices: int, tasks: Sequence[Task], recipe: PortableNetwork, plan: Plan) -> None:
     """One device's share; tells its parent how many images are done, what went wrong, or that it is at its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone answers Ctrl-C
     end_with_parent()

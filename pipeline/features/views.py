@@ -19,7 +19,7 @@ _RANDOM = re.compile(r"random:([1-9]\d{0,2})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class CropBox:
     """Where a view lies: its first row and column in pixels, and whether it is mirrored left to right."""
 
     top: int
@@ -53,7 +53,7 @@ def view_names(views: str) -> tuple[str, ...]:
     return (CENTER, *(f"random-{number}" for number in range(1, int(match[1]) + 1)))
 
 
-def places(names: tuple[str, ...], *, position: int, height: int, width: int, crop: int) -> list[Place]:
+def places(names: tuple[str, ...], *, position: int, height: int, width: int, crop: int) -> list[CropBox]:
     """Where an image's views lie.
 
     Args:
@@ -65,11 +65,11 @@ def places(names: tuple[str, ...], *, position: int, height: int, width: int, cr
     return [_place(name, position, height - crop, width - crop) for name in names]
 
 
-def _place(name: str, position: int, rest_down: int, rest_right: int) -> Place:
+def _place(name: str, position: int, rest_down: int, rest_right: int) -> CropBox:
     if name.startswith("random-"):
         top, left, flip = np.random.default_rng([position, int(name.removeprefix("random-"))]).random(3)
-        return Place(top=int(top * (rest_down + 1)), left=int(left * (rest_right + 1)), flipped=flip < 0.5)
+        return CropBox(top=int(top * (rest_down + 1)), left=int(left * (rest_right + 1)), flipped=flip < 0.5)
     crop = name.removesuffix(FLIPPED)
     top = {CENTER: rest_down // 2}.get(crop, rest_down if "bottom" in crop else 0)
     left = {CENTER: rest_right // 2}.get(crop, rest_right if "right" in crop else 0)
-    return Place(top=top, left=left, flipped=name.endswith(FLIPPED))
+    return CropBox(top=top, left=left, flipped=name.endswith(FLIPPED))

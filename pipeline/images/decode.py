@@ -102,7 +102,7 @@ class Resize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Photograph:
+class DecodedImage:
     """A whole photograph.
 
     Attributes:
@@ -134,7 +134,7 @@ def read_image_file(path: Path) -> bytes:
         raise ImageError("unreadable_file", f"{path}: cannot be read ({error})") from None
 
 
-def decode_image(data: bytes, name: str, resize: Resize | None = None) -> Photograph:
+def decode_image(data: bytes, name: str, resize: Resize | None = None) -> DecodedImage:
     """Decode a whole image to upright RGB, in its own size or resized.
 
     EXIF orientation is applied; greyscale, palette and CMYK become RGB; transparency is laid on white; of an animation the
@@ -164,7 +164,7 @@ def decode_image(data: bytes, name: str, resize: Resize | None = None) -> Photog
         as_stored = stored.rgb_jpeg and stored.orientation == 1 and image.size == (width, height)
         if resize is not None and resize.mode == "pad":
             image = _padded(image, resize.size)
-        return Photograph(image=image, width=width, height=height, as_stored=as_stored)
+        return DecodedImage(image=image, width=width, height=height, as_stored=as_stored)
 
 
 def plain_jpeg(data: bytes) -> bool:

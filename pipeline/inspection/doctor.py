@@ -20,7 +20,7 @@ from pipeline.datasets.catalogue import DATASETS
 from shards.paths import free_bytes
 
 MIN_PYTHON = (3, 11)
-# Photographs of COCO 2014, its archives, what is made of them: README.md has the single figures.
+# SourceImages of COCO 2014, its archives, what is made of them: README.md has the single figures.
 COCO_BYTES = 50 * 10**9
 MAX_COUNTED = 500_000
 EXTRAS = {

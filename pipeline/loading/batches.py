@@ -16,7 +16,7 @@ from torch import Tensor
 from model.preprocessing import mirror
 from model.vocabulary import END, PAD, START, UNK, Vocabulary
 from pipeline.execution.prefetch import ahead
-from pipeline.loading.order import Part, batch_bounds, epoch_order, unit_draws
+from pipeline.loading.order import RankSlice, batch_bounds, epoch_order, unit_draws
 from pipeline.loading.sources import Source
 from shards.caption_table import CaptionTable
 from shards.errors import InputError
@@ -92,7 +92,7 @@ def training_batches(
     batch_size: int,
     captions_per_image: int = 1,
     first_step: int = 0,
-    part: Part | None = None,
+    part: RankSlice | None = None,
 ) -> Generator[CaptionBatch, None, None]:
     """The batches of one epoch, from ``first_step`` on.
 
@@ -107,7 +107,7 @@ def training_batches(
     check_units(order.units)
     draws = unit_draws(order.units, seed=seed, epoch=epoch)
     bounds = list(enumerate(batch_bounds(order.units, batch_size)))[first_step:]
-    share = part or Part()
+    share = part or RankSlice()
 
     def build(item: tuple[int, tuple[int, int]]) -> CaptionBatch:
         step, whole = item

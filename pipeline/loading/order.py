@@ -36,10 +36,10 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class RankSlice:
     """One process's share of a batch: every ``size``-th part of it, and the ``rank``-th of them. The default is all of it.
 
-    >>> Part(rank=1, size=3).of(10, 18)
+    >>> RankSlice(rank=1, size=3).of(10, 18)
     (12, 15)
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.encoder import FrozenBackbone, feature_dim
 from pipeline.backbone.backbones import KEPT_FILE, Network, open_backbone, recorded_network
-from pipeline.backbone.precision import AGREEMENT_IMAGES, Arithmetic, choose_arithmetic, compile_where_it_pays
+from pipeline.backbone.precision import AGREEMENT_IMAGES, ComputedBackbone, choose_precision, compile_if_worthwhile
 from pipeline.execution.devices import images_per_pass, out_of_memory
 from pipeline.execution.progress import Progress
 from pipeline.features.calibration import calibration_batches, sample_images
@@ -30,14 +30,14 @@ from shards.tar import open_samples, read_records
 Pictures = Callable[[Sequence[int]], list[NDArray[np.uint8] | None]]
 
 
-class Features(Protocol):
+class FeatureExtractor(Protocol):
     """A batch's images -> float16 (units, dim) features on the device."""
 
     def __call__(self, batch: CaptionBatch) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class TrainingData:
     """A training's input, opened: the same from shards or from a feature file.
 
     Attributes:
@@ -61,7 +61,7 @@ class Data:
         return self.source.feature_dim if self.frozen is None else feature_dim(self.frozen)  # type: ignore[return-value]
 
 
-def open_cached(features: Path, device: torch.device) -> Data:
+def open_cached(features: Path, device: torch.device) -> TrainingData:
     """Open a folder of feature files: ``train.h5``, and ``val.h5`` where there is one.
 
     Raises:
@@ -74,7 +74,7 @@ def open_cached(features: Path, device: torch.device) -> Data:
     if val is not None:
         check_same_network(train, val)
     keys = val.table.keys if val is not None else ()
-    return Data(
+    return TrainingData(
         kind="features",
         path=features,
         source=FeatureSource(train, draw_views=True, device=device),
@@ -99,7 +99,7 @@ def open_raw(
     threads: int | None = None,
     on_error: OnError = "fail",
     quiet: bool = True,
-) -> Data:
+) -> TrainingData:
     """Open a shard dataset and the network that its pixels will go through, computed as ``cache-features`` computes it.
 
     Random weights are calibrated on the training photographs and kept in ``out``.
@@ -133,7 +133,7 @@ def open_raw(
         val = ShardSource(val_split, read_captions(val_split, quiet=quiet), exact.preprocessing, "none", threads=threads)
         pictures = val_split
     pinned = device.type == "cuda"
-    return Data(
+    return TrainingData(
         kind="shards",
         path=shards,
         source=ShardSource(split, read_captions(split, quiet=quiet), exact.preprocessing, augment, threads=threads, pinned=pinned),
@@ -162,13 +162,13 @@ def read_captions(split: Split, *, quiet: bool = True) -> CaptionTable:
         return table_from_records(map(records, split.shards))
 
 
-def _arithmetic(exact: FrozenBackbone, precision: str, device: torch.device, sample: Tensor, images: int) -> Arithmetic:
+def _arithmetic(exact: FrozenBackbone, precision: str, device: torch.device, sample: Tensor, images: int) -> ComputedBackbone:
     # bf16 was picked for this device; whether this network agrees with it is judged here, as "auto" does.
-    chosen = choose_arithmetic(exact, precision="fp32" if precision == "fp32" else "auto", device=device, sample=sample)
-    return compile_where_it_pays(chosen, sample=sample, views=images, views_per_pass=images_per_pass(device))
+    chosen = choose_precision(exact, precision="fp32" if precision == "fp32" else "auto", device=device, sample=sample)
+    return compile_if_worthwhile(chosen, sample=sample, views=images, views_per_pass=images_per_pass(device))
 
 
-def features_function(data: Data) -> Features:
+def feature_extractor(data: TrainingData) -> FeatureExtractor:
     """What turns a batch of ``data`` into features: nothing where they are cached, the frozen network where they are not."""
     frozen, dim = data.frozen, data.feature_dim
     if frozen is None:

@@ -22,14 +22,14 @@ from shards.atomic import committed_file, disk_errors, file_sha256, read_own_jso
 from shards.errors import CapstreamError, DamageError, InputError, MismatchError
 
 FORMAT_VERSION = 4
-Which = Literal["latest", "best", "average"]
+CheckpointChoice = Literal["latest", "best", "average"]
 LATEST_FILE, BEST_FILE = "latest.json", "best.json"
 MODEL_FILE, TRAINING_FILE = "model.safetensors", "training.pt"
 FILES = (MODEL_FILE, TRAINING_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Best:
+class BestValidation:
     """The best validation so far: CIDEr of generated captions, after so many steps."""
 
     step: int
@@ -37,7 +37,7 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Position:
+class TrainingPosition:
     """Where a training stands: the next batch is ``step_in_epoch`` of ``epoch``; ``step`` batches are done.
 
     The weights that caption are the mean of those at the ends of ``averaged`` epochs; 0: they are the newest.
@@ -47,7 +47,7 @@ class Position:
     step_in_epoch: int
     step: int
     averaged: int = 0
-    best: Best | None = None
+    best: BestValidation | None = None
 
     def __post_init__(self) -> None:
         for name in ("epoch", "step_in_epoch", "step", "averaged"):
@@ -62,7 +62,7 @@ def checkpoint_folder(folder: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, position: Position, *, mean: Captioner | None = None, keep: int = 3
+    folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, position: TrainingPosition, *, mean: Captioner | None = None, keep: int = 3
 ) -> Path:
     """Commit a checkpoint and the pointers, and remove older ones but for the newest ``keep`` and the best.
 
@@ -116,7 +116,7 @@ def _recorded_best(path: Path) -> int | None:
         return None
 
 
-def _point(folder: Path, position: Position) -> None:
+def _point(folder: Path, position: TrainingPosition) -> None:
     write_json(folder / LATEST_FILE, {"format_version": FORMAT_VERSION, "checkpoint": checkpoint_folder(folder, position.step).name})
     if position.best is not None:
         best = checkpoint_folder(folder, position.best.step).name
@@ -128,7 +128,7 @@ def holds_checkpoints(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("step-*"))
 
 
-def find_checkpoint(folder: Path) -> tuple[Path, Position, list[str]]:
+def find_checkpoint(folder: Path) -> tuple[Path, TrainingPosition, list[str]]:
     """The newest whole checkpoint, and a line for each damaged one that was passed over.
 
     Raises:
@@ -146,7 +146,7 @@ def find_checkpoint(folder: Path) -> tuple[Path, Position, list[str]]:
     raise InputError(f"{folder}: holds no checkpoint yet. Go on with: python cli.py train --out {folder} --resume")
 
 
-def best_checkpoint(folder: Path, newest: Position) -> tuple[Path, Position]:
+def best_checkpoint(folder: Path, newest: TrainingPosition) -> tuple[Path, TrainingPosition]:
     """The checkpoint whose captions scored best, as the newest one knows it.
 
     Raises:
@@ -193,7 +193,7 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _check_checkpoint(path: Path) -> Position:
+def _check_checkpoint(path: Path) -> TrainingPosition:
     content = read_own_json(path / "state.json", what="checkpoint", format_version=FORMAT_VERSION)
     try:
         for name in FILES:
@@ -201,7 +201,7 @@ def _check_checkpoint(path: Path) -> Position:
                 raise DamageError(f"{path / name}: missing or not the bytes that were saved.")
         position = dict(content["position"])
         best = position.pop("best")
-        return Position(**position, best=None if best is None else Best(step=int(best["step"]), cider=float(best["cider"])))
+        return TrainingPosition(**position, best=None if best is None else BestValidation(step=int(best["step"]), cider=float(best["cider"])))
     except (KeyError, TypeError, ValueError) as error:
         raise DamageError(f"{path / 'state.json'}: damaged ({error!r}).") from None
     except OSError as error:

@@ -17,7 +17,7 @@ from model.decoder_config import DecoderConfig
 from model.vocabulary import Vocabulary
 from pipeline.backbone.backbones import KEPT_FILE, Network
 from pipeline.captions.vocabulary import read_vocabulary, vocabulary_digest, write_vocabulary
-from pipeline.runs.checkpoints import Position, Which, best_checkpoint, find_checkpoint, load_average, load_model
+from pipeline.runs.checkpoints import CheckpointChoice, TrainingPosition, best_checkpoint, find_checkpoint, load_average, load_model
 from pipeline.runs.train_config import TrainConfig
 from shards.atomic import read_own_json, write_json
 from shards.errors import DamageError, InputError, MismatchError
@@ -52,7 +52,7 @@ class Run:
     config: RunConfig
     vocabulary: Vocabulary
     captioner: Captioner
-    position: Position
+    position: TrainingPosition
     notes: tuple[str, ...] = ()
 
 
@@ -99,7 +99,7 @@ def read_config(folder: Path) -> tuple[RunConfig, Vocabulary]:
     return config, vocabulary
 
 
-def open_run(folder: Path, *, device: torch.device, checkpoint: Which = "latest") -> Run:
+def open_run(folder: Path, *, device: torch.device, checkpoint: CheckpointChoice = "latest") -> Run:
     """Open a run in eval mode on ``device``.
 
     Args:
@@ -121,7 +121,7 @@ def open_run(folder: Path, *, device: torch.device, checkpoint: Which = "latest"
     return Run(folder=folder, config=config, vocabulary=vocabulary, captioner=captioner.to(device).eval(), position=position, notes=tuple(notes))
 
 
-def open_speaker(run: Run, others: Sequence[Path], *, checkpoint: Which = "latest") -> Captioner | Ensemble:
+def open_speaker(run: Run, others: Sequence[Path], *, checkpoint: CheckpointChoice = "latest") -> Captioner | Ensemble:
     """What captions are decoded from: the run's captioner, or with others the ensemble of all.
 
     Raises:

@@ -15,7 +15,7 @@ from shards.errors import InputError, OnError
 
 MAX_LR = 1e6
 MAX_COUNT = 2**31 - 1
-OF_CROSS_ENTROPY = ("label_smoothing", "own_words", "accumulate")
+OF_CROSS_ENTROPY = ("label_smoothing", "scheduled_sampling", "accumulate")
 
 
 class Limits(NamedTuple):
@@ -59,8 +59,8 @@ class TrainConfig:
         warmup_steps: Steps in which the rate rises to what the schedule says (Goyal et al., 2017).
         weight_decay: What all weights of matrices lose each step, times the learning rate; biases and BatchNorm's scales lose nothing.
         clip_norm: The gradients' norm is cut to this (Pascanu et al., 2013).
-        label_smoothing, own_words: As for :meth:`model.decoder.Captioner.forward`. The share of own words rises evenly from 0 over the
-            first ``own_words_epochs`` epochs.
+        label_smoothing, scheduled_sampling: As for :meth:`model.decoder.Captioner.forward`. The share of own words rises evenly from 0 over the
+            first ``scheduled_sampling_epochs`` epochs.
         average_last: As in Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization"; see
             :mod:`pipeline.training.averaging`.
         self_critical: Rennie et al., 2017; see :mod:`pipeline.training.self_critical`.
@@ -89,8 +89,8 @@ class TrainConfig:
     weight_decay: float = setting(0.0, "AdamW's decay of matrices.", AMOUNT)
     clip_norm: float = setting(0.0, "Cut the gradients' norm to this; 0: never.", AMOUNT)
     label_smoothing: float = setting(0.0, "Share of each target that all words have in common.", SHARE)
-    own_words: float = setting(0.0, "Scheduled sampling: share of input words that the model draws itself.", SHARE)
-    own_words_epochs: int = setting(10, "Epochs in which that share rises from 0.", COUNT)
+    scheduled_sampling: float = setting(0.0, "Scheduled sampling: share of input words that the model draws itself.", SHARE)
+    scheduled_sampling_epochs: int = setting(10, "Epochs in which that share rises from 0.", COUNT)
     patience: int | None = setting(None, "End after so many epochs without better captions of val.", COUNT, absent="never")
     average_last: int | None = setting(None, "Caption with the mean of the weights at the ends of so many last epochs.", COUNT, absent="never")
     embedding_dim: int = setting(DecoderConfig.embedding_dim, "Size of word and image embeddings.", COUNT)
@@ -103,7 +103,7 @@ class TrainConfig:
     tie_weights: bool = setting(DecoderConfig.tie_weights, "Scores of words are products with their own embeddings.", opposite="--no-tie-weights")
     captions_per_image: int = setting(1, "Captions that share one image in a step.", COUNT)
     precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "Arithmetic of the decoder, and of the network beside it; auto: bf16 where the device does it well."
+        "auto", "ComputedBackbone of the decoder, and of the network beside it; auto: bf16 where the device does it well."
     )
     accumulate: int = setting(1, "Pieces of a batch that go through the decoder one by one, for memory.", COUNT)
     checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints; 0: only by steps and at the end.", MINUTES)
@@ -141,9 +141,9 @@ class TrainConfig:
             return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / (per_epoch * self.epochs)))
         return self.lr * warm
 
-    def own_words_at(self, step: int, per_epoch: int) -> float:
+    def scheduled_sampling_at(self, step: int, per_epoch: int) -> float:
         """The share of own words at a step."""
-        return self.own_words * min(1.0, step / (per_epoch * self.own_words_epochs))
+        return self.scheduled_sampling * min(1.0, step / (per_epoch * self.scheduled_sampling_epochs))
 
 
 def option(name: str) -> str:

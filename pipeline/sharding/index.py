@@ -24,7 +24,7 @@ from pipeline.captions.tokenizer import RULE, tokenize
 from pipeline.execution.executors import run_tasks
 from pipeline.execution.progress import Progress
 from pipeline.images.decode import MAX_FILE_BYTES, ImageError, Resize, decode_image
-from pipeline.sharding.splits import Photographs, ShardSummary, commit_split, differences, summary_of, whole_sidecar
+from pipeline.sharding.splits import ShardSummary, SourceImages, commit_split, differences, summary_of, whole_sidecar
 from shards.atomic import committed_file, digest, disk_errors, exclusive, file_sha256, read_json, write_json
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.manifest import (
@@ -193,7 +193,7 @@ def index_tar(task: IndexTask) -> bool:
         sidecar_path(tar).unlink(missing_ok=True)  # so that an old sidecar never stands beside new records
     rejects: list[Reject] = []
     samples: list[Sample] = []
-    images = Photographs()
+    images = SourceImages()
     with tar.open("rb") as file, committed_file(records) as out:
         offset, records_sha256 = 0, hashlib.sha256()
         try:
@@ -206,7 +206,7 @@ def index_tar(task: IndexTask) -> bool:
                 records_sha256.update(text)
                 offset += len(text)
         except TarError as problem:
-            samples, rejects, images = [], [Reject(file=tar.name, reason="damaged_tar", message=f"{tar.name}: {problem}")], Photographs()
+            samples, rejects, images = [], [Reject(file=tar.name, reason="damaged_tar", message=f"{tar.name}: {problem}")], SourceImages()
             offset, records_sha256 = 0, hashlib.sha256()
             out.seek(0)
             out.truncate()

@@ -16,12 +16,12 @@ from typing import Any
 from pipeline.captions.read import CaptionSource, SplitCaptions, read_splits
 from pipeline.captions.records import CaptionedImage
 from pipeline.captions.tokenizer import RULE
+from pipeline.execution.array_tasks import WORKER_SECONDS, ArrayTask, writing
 from pipeline.execution.executors import Cluster, run_tasks
 from pipeline.execution.progress import Progress
-from pipeline.execution.task_shares import WORKER_SECONDS, Share, writing
 from pipeline.images.decode import ImageError, Resize, stored_jpeg
 from pipeline.sharding.source_images import check_originals, original_sizes, read_originals
-from pipeline.sharding.splits import Photographs, ShardSummary, commit_split, differences, gather_rejects, summary_of, whole_sidecar
+from pipeline.sharding.splits import ShardSummary, SourceImages, commit_split, differences, gather_rejects, summary_of, whole_sidecar
 from shards.atomic import digest, exclusive, write_json
 from shards.errors import InputError, MismatchError, OccupiedError, ResourceError
 from shards.manifest import (
@@ -123,7 +123,7 @@ def write_shards(
     retry_rejected: bool = False,
     workers: int = 1,
     cluster: Cluster | None = None,
-    share: Share | None = None,
+    array_task: ArrayTask | None = None,
     quiet: bool = True,
 ) -> ShardSummary:
     """Write one split of a shard dataset; run again, it keeps what is whole and makes the rest.
@@ -140,7 +140,7 @@ def write_shards(
         retry_rejected: Make shards with rejected photographs again.
         workers: Processes; the bytes do not depend on it.
         cluster: Runs the tasks instead of processes here.
-        share: Make only these shards, and commit nothing.
+        array_task: Make only these shards, and commit nothing.
 
     Raises:
         InputError: Missing or malformed input, too many rejects, or nothing left to write.
@@ -167,7 +167,7 @@ def write_shards(
     }
     with opened_output(out) as output:
         check_out(output)
-        with writing(output.folder, split, share, f"writing split {split!r}"):
+        with writing(output.folder, split, array_task, f"writing split {split!r}"):
             output.bring([DATASET_FILE])
             _check_same(output.folder, split, config, plan)
             tasks = [
@@ -185,14 +185,14 @@ def write_shards(
                 )
                 for index, start in enumerate(range(0, max(len(records), 1), shard_size))
             ]
-            if share is None:
+            if array_task is None:
                 _sweep(output, split, shards=len(tasks))
             else:
-                tasks = share.of(tasks)
+                tasks = array_task.of(tasks)
             kept = _run(output, split, tasks, max_rejects=max_rejects, workers=workers, cluster=cluster, quiet=quiet)
             sidecars = _sidecars(output, split, tasks)
-            summary = summary_of(sidecars, kept=kept, committed=share is None)
-            if share is None:
+            summary = summary_of(sidecars, kept=kept, committed=array_task is None)
+            if array_task is None:
                 commit_split(output, split, config.content(), plan, summary, sidecars)
                 if summary.images == 0:
                     raise NothingUsableError(
@@ -325,7 +325,7 @@ def _write_shard(task: ShardTask, output: Output, tar: Path) -> _Result:
             return _Result(kept=True, rejects=_reasons(of_photographs))
     output.remove(sidecar_path(tar).name)  # so that an old sidecar never stands beside a new tar
     rejects: list[Reject] = []
-    read = Photographs()
+    read = SourceImages()
     samples, tar_bytes, tar_sha256 = write_tar(tar, _tar_records(task, rejects, read))
     sidecar = Sidecar(
         split=task.split,
@@ -355,19 +355,19 @@ def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:
 
 
 def _photographs_sha256(images: Path | str, names: Sequence[str]) -> str:
-    found = Photographs()
+    found = SourceImages()
     for data in read_originals(images, names):
         found.add(data)
     return found.digest()
 
 
-def _sizes(images: Path | str, names: Sequence[str], read: Photographs) -> list[int | None]:
+def _sizes(images: Path | str, names: Sequence[str], read: SourceImages) -> list[int | None]:
     """As :func:`original_sizes`, which is only asked for what could not be read."""
     unread = iter(original_sizes(images, [name for name, size in zip(names, read.sizes, strict=True) if size is None]))
     return [next(unread) if size is None else size for size in read.sizes]
 
 
-def _tar_records(task: ShardTask, rejects: list[Reject], read: Photographs) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+def _tar_records(task: ShardTask, rejects: list[Reject], read: SourceImages) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     with closing(read_originals(task.images, [record.file_name for record in task.records])) as originals:
         for position, (record, data) in enumerate(zip(task.records, originals, strict=True), task.start):
             read.add(data)

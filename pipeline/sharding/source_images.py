@@ -10,7 +10,7 @@ from pipeline.images.decode import MAX_FILE_BYTES, ImageError, read_image_file
 from shards.errors import DamageError, InputError
 from shards.fetch import MissingError, RefusedError, fetched_bytes, file_size, file_system, is_url
 
-# Photographs are small: waiting for answers is what takes time.
+# SourceImages are small: waiting for answers is what takes time.
 FETCHED_AT_ONCE = 8
 R = TypeVar("R")
 

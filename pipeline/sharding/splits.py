@@ -40,7 +40,7 @@ class ShardSummary:
     committed: bool
 
 
-class Photographs:
+class SourceImages:
     """What was read of a shard's photographs: the size of each, None for one that cannot be read, and a SHA-256 over all.
 
     That is over the SHA-256 of each file in order, zeros for one that cannot be read.

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from model.decoder import Captioner
-from pipeline.backbone.precision import decoder_arithmetic
+from pipeline.backbone.precision import decoder_autocast
 from pipeline.loading.batches import CaptionBatch
-from pipeline.loading.training_data import Features
+from pipeline.loading.training_data import FeatureExtractor
 from pipeline.runs.train_config import TrainConfig
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -26,39 +26,39 @@ class CrossEntropyStep:
         settings: Of these ``accumulate``: how many pieces of the batch go through the decoder one after the other (the projection sees the
             whole batch at once, so that BatchNorm's statistics and all gradients stay the same; only the decoder's memory becomes smaller);
             ``precision``: ``bf16``: matrix products of the decoder in bfloat16 (weights, sums and the optimizer stay float32); and
-            ``label_smoothing`` and ``own_words``.
+            ``label_smoothing`` and ``scheduled_sampling``.
         per_epoch: Steps of an epoch.
     """
 
     captioner: Captioner
     model: torch.nn.Module
-    features_of: Features
+    features_of: FeatureExtractor
     settings: TrainConfig
     per_epoch: int
-    world: World
+    processes: ProcessGroup
 
     def __call__(self, batch: CaptionBatch) -> Tensor:
         """Of the loss, in nats per token, the part of this process, float32 (); the parts of all processes add up to it."""
         images = self.captioner.projection(self.features_of(batch))
         # DistributedDataParallel takes the mean over processes, and a sum is wanted.
-        weight = self.world.size / batch.batch_tokens
-        own_words = self.settings.own_words_at(batch.epoch * self.per_epoch + batch.step, self.per_epoch)
+        weight = self.processes.size / batch.batch_tokens
+        scheduled_sampling = self.settings.scheduled_sampling_at(batch.epoch * self.per_epoch + batch.step, self.per_epoch)
         first, *others = self._pieces(batch)
         early, loss = images.detach().requires_grad_(), torch.zeros((), device=images.device)
         for piece in others:
             with self._unshared():
-                part = self._loss(early, piece, own_words) * weight
+                part = self._loss(early, piece, scheduled_sampling) * weight
                 part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
-        part = self._loss(images, first, own_words) * weight
+        part = self._loss(images, first, scheduled_sampling) * weight
         torch.autograd.backward([part, images] if others else [part], [None, early.grad] if others else None)
         loss += part.detach()
-        loss /= self.world.size
+        loss /= self.processes.size
         return loss
 
-    def _loss(self, images: Tensor, piece: tuple[Tensor, Tensor, Tensor], own_words: float) -> Tensor:
-        with decoder_arithmetic(self.settings.precision, images.device):
-            loss: Tensor = self.model(images, *piece, label_smoothing=self.settings.label_smoothing, own_words=own_words)
+    def _loss(self, images: Tensor, piece: tuple[Tensor, Tensor, Tensor], scheduled_sampling: float) -> Tensor:
+        with decoder_autocast(self.settings.precision, images.device):
+            loss: Tensor = self.model(images, *piece, label_smoothing=self.settings.label_smoothing, scheduled_sampling=scheduled_sampling)
         return loss
 
     def _pieces(self, batch: CaptionBatch) -> list[tuple[Tensor, Tensor, Tensor]]:

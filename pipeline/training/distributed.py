@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import DistError
 
-from pipeline.loading.order import Part
+from pipeline.loading.order import RankSlice
 from shards.errors import CapstreamError, InputError, ResourceError, SaidElsewhereError
 
 R = TypeVar("R")
@@ -26,27 +26,27 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class ProcessGroup:
     """A process among those that train together."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
     @property
-    def part(self) -> Part:
-        return Part(rank=self.rank, size=self.size)
+    def rank_slice(self) -> RankSlice:
+        return RankSlice(rank=self.rank, size=self.size)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
             distributed.all_reduce(torch.zeros(1))  # on CPUs, whatever computes: a barrier of NCCL would want a device of its own
 
-    def total(self, *values: float) -> list[float]:
+    def sum(self, *values: float) -> list[float]:
         """Sums over all processes."""
         if self.size == 1:
             return list(values)
@@ -55,7 +55,7 @@ class World:
         found: list[float] = sums.tolist()
         return found
 
-    def gathered(self, mine: Sequence[R]) -> list[R]:
+    def gather(self, mine: Sequence[R]) -> list[R]:
         """Every process's items, in order of rank; on all processes."""
         if self.size == 1:
             return list(mine)
@@ -64,16 +64,16 @@ class World:
         distributed.all_gather_object(everyone, list(mine))
         return [item for items in everyone for item in items]
 
-    def first_alone(self, function: Callable[[], R]) -> R:
+    def main_first(self, function: Callable[[], R]) -> R:
         """Run ``function`` in the first process, then in the others: what it makes is there when they look."""
-        if not self.first:
-            self.wait()
+        if not self.is_main:
+            self.barrier()
         result = function()
-        if self.first:
-            self.wait()
+        if self.is_main:
+            self.barrier()
         return result
 
-    def together(self, function: Callable[[], R]) -> R:
+    def run_all(self, function: Callable[[], R]) -> R:
         """Run ``function`` in all processes; if it fails in any, all end, and one of them says why.
 
         Raises:
@@ -84,7 +84,7 @@ class World:
             result = function()
         except CapstreamError as error:
             problem = error
-        failed = self.gathered([self.rank] if problem is not None else [])
+        failed = self.gather([self.rank] if problem is not None else [])
         if problem is not None and failed[0] == self.rank:
             raise problem
         if failed:
@@ -115,19 +115,19 @@ def own_device(device: str) -> str:
 
 
 @contextmanager
-def joined_world(device: torch.device) -> Iterator[World]:
-    """The :class:`World` of this process while the block runs.
+def process_group(device: torch.device) -> Iterator[ProcessGroup]:
+    """The :class:`ProcessGroup` of this process while the block runs.
 
     Raises:
         ResourceError: The others cannot be reached, or one of them ended.
     """
     if not launched():
-        yield World()
+        yield ProcessGroup()
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         distributed.init_process_group(backend, timeout=PATIENCE)
-        yield World(rank=distributed.get_rank(), size=distributed.get_world_size())
+        yield ProcessGroup(rank=distributed.get_rank(), size=distributed.get_world_size())
     except (DistError, RuntimeError) as error:
         if not isinstance(error, DistError) and not any(sign in str(error) for sign in LOST):
             raise
@@ -140,8 +140,8 @@ def joined_world(device: torch.device) -> Iterator[World]:
             distributed.destroy_process_group()
 
 
-def summed(value: Tensor, world: World) -> Tensor:
+def all_reduce_sum(value: Tensor, processes: ProcessGroup) -> Tensor:
     """``value`` added up over all processes, in place, without gradients."""
-    if world.size > 1:
+    if processes.size > 1:
         distributed.all_reduce(value)
     return value

@@ -8,7 +8,7 @@ from types import FrameType
 
 import torch
 
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 
 # Presses of Ctrl-C in so short a time are one: torchrun hands the terminal's on.
 ONE_PRESS_SECONDS = 2.0
@@ -21,23 +21,23 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 
 @contextmanager
-def interruptible(world: World, device: torch.device) -> Iterator[Callable[[int], bool]]:
+def interruptible(processes: ProcessGroup, device: torch.device) -> Iterator[Callable[[int], bool]]:
     """Yield a function that tells, at a step, whether Ctrl-C was pressed or the process told to end, in any process of the training.
 
     The step is finished first. A second Ctrl-C, two seconds later or more, ends at once.
     """
     pressed: float | None = None
-    between = GPU_STEPS_BETWEEN_QUESTIONS if device.type == "cuda" and world.size > 1 else 1
+    between = GPU_STEPS_BETWEEN_QUESTIONS if device.type == "cuda" and processes.size > 1 else 1
 
     def remember(_number: int, _frame: FrameType | None) -> None:
         nonlocal pressed
         now = time.monotonic()
-        if pressed is not None and now - pressed > (ONE_PRESS_SECONDS if world.size > 1 else 0):
+        if pressed is not None and now - pressed > (ONE_PRESS_SECONDS if processes.size > 1 else 0):
             raise KeyboardInterrupt
         pressed = now if pressed is None else pressed
 
     def asked(step: int) -> bool:
-        return step % between == 0 and world.total(float(pressed is not None))[0] > 0
+        return step % between == 0 and processes.sum(float(pressed is not None))[0] > 0
 
     try:
         before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -13,11 +13,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from model.decoder import Captioner
 from pipeline.loading.batches import CaptionBatch
-from pipeline.runs.checkpoints import Best, Position, find_checkpoint, holds_checkpoints, load_model, load_training, save_checkpoint
+from pipeline.runs.checkpoints import BestValidation, TrainingPosition, find_checkpoint, holds_checkpoints, load_model, load_training, save_checkpoint
 from pipeline.runs.run import RunConfig
 from pipeline.runs.train_config import TrainConfig
-from pipeline.training.averaging import with_this_end, without_earlier_ends
-from pipeline.training.distributed import World
+from pipeline.training.averaging import average_epoch, without_stale_average
+from pipeline.training.distributed import ProcessGroup
 from shards.errors import InputError
 
 
@@ -38,15 +38,15 @@ class Learner:
         DamageError, MismatchError: The checkpoint cannot be read, or is of another captioner.
     """
 
-    def __init__(self, out: Path, config: RunConfig, device: torch.device, world: World, *, per_epoch: int, start: Path | None) -> None:
-        self.out, self.settings, self.world, self.per_epoch = out, config.train, world, per_epoch
+    def __init__(self, out: Path, config: RunConfig, device: torch.device, processes: ProcessGroup, *, per_epoch: int, start: Path | None) -> None:
+        self.out, self.settings, self.processes, self.per_epoch = out, config.train, processes, per_epoch
         torch.manual_seed(config.train.seed)
         self.captioner = Captioner(config.decoder).to(device)
         self.optimizer = adamw(self.captioner, config.train)
-        self.position, self.notes, newest = Position(epoch=0, step_in_epoch=0, step=0), list[str](), None
+        self.position, self.notes, newest = TrainingPosition(epoch=0, step_in_epoch=0, step=0), list[str](), None
         if holds_checkpoints(out):
             newest, position, self.notes = find_checkpoint(out)
-            self.position = without_earlier_ends(position, config.train, per_epoch)
+            self.position = without_stale_average(position, config.train, per_epoch)
         first_weights = newest or start
         if first_weights is not None:
             load_model(first_weights, self.captioner)
@@ -77,21 +77,21 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        torch.manual_seed(step_seed(self.settings.seed, self.position.step, self.world.rank))
+        torch.manual_seed(step_seed(self.settings.seed, self.position.step, self.processes.rank))
         loss = gradients(batch)
         if self.settings.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.captioner.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         self.position = replace(self.position, step_in_epoch=self.position.step_in_epoch + 1, step=self.position.step + 1)
         if self._mean is not None and self.position.step_in_epoch == self.per_epoch:
-            self.position = with_this_end(self._mean, self.captioner, self.position, self.settings)
+            self.position = average_epoch(self._mean, self.captioner, self.position, self.settings)
         return loss
 
     def begin_next_epoch(self, cider: float | None) -> None:
         """Go on to the next epoch; ``cider`` is what the captions of this one scored on val, if they were scored."""
         best = self.position.best
         if cider is not None and (best is None or cider > best.cider):
-            best = Best(step=self.position.step, cider=cider)
+            best = BestValidation(step=self.position.step, cider=cider)
         self.position = replace(self.position, epoch=self.position.epoch + 1, step_in_epoch=0, best=best)
 
     @property
@@ -120,7 +120,7 @@ class Learner:
             ResourceError: Disk full, not allowed.
         """
         self.check_finite()
-        if self.world.first:
+        if self.processes.is_main:
             mean = self.speaker if self.speaker is not self.captioner else None
             save_checkpoint(self.out, self.captioner, self.optimizer, self.position, mean=mean, keep=self.settings.keep_checkpoints)
         self._saved, self._saved_at = self.position, time.monotonic()

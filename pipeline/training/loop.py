@@ -18,12 +18,12 @@ from model.vocabulary import Vocabulary
 from pipeline.execution.progress import Progress
 from pipeline.loading.batches import CaptionBatch, Encoded, to_device, training_batches
 from pipeline.loading.order import steps_per_epoch
-from pipeline.loading.training_data import Data, Features, features_function
-from pipeline.runs.checkpoints import Best, Position
+from pipeline.loading.training_data import FeatureExtractor, TrainingData, feature_extractor
+from pipeline.runs.checkpoints import BestValidation, TrainingPosition
 from pipeline.runs.run import RunConfig
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.cross_entropy import CrossEntropyStep
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.interruption import Interrupted, interruptible
 from pipeline.training.learner import Learner
 from pipeline.training.metrics_log import Meter, MetricsLog
@@ -43,7 +43,7 @@ class TrainSummary:
     steps: int
     loss: float | None
     val_loss: float | None
-    best: Best | None
+    best: BestValidation | None
     seconds_per_epoch: float | None
     captions_per_second: float | None
     waited_share: float
@@ -53,10 +53,10 @@ class TrainSummary:
 def run_training(
     out: Path,
     config: RunConfig,
-    data: Data,
+    data: TrainingData,
     vocabulary: Vocabulary,
     device: torch.device,
-    world: World,
+    processes: ProcessGroup,
     *,
     quiet: bool,
     max_steps: int | None = None,
@@ -74,19 +74,19 @@ def run_training(
     """
     settings = config.train
     per_epoch = steps_per_epoch(data.source.table, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image)
-    learner = Learner(out, config, device, world, per_epoch=per_epoch, start=start)
-    world.wait()  # nobody removes a checkpoint that another is reading
-    encoded, features_of = Encoded(data.source.table, vocabulary, device), features_function(data)
-    validation = _validation(data, vocabulary, features_of, settings, device, world, quiet=quiet)
-    gradients = _gradients(learner.captioner, data, vocabulary, features_of, settings, per_epoch, world)
+    learner = Learner(out, config, device, processes, per_epoch=per_epoch, start=start)
+    processes.barrier()  # nobody removes a checkpoint that another is reading
+    encoded, features_of = Encoded(data.source.table, vocabulary, device), feature_extractor(data)
+    validation = _validation(data, vocabulary, features_of, settings, device, processes, quiet=quiet)
+    gradients = _gradients(learner.captioner, data, vocabulary, features_of, settings, per_epoch, processes)
     total = per_epoch * settings.epochs if max_steps is None else min(per_epoch * settings.epochs, max_steps)
     position = learner.position
     if position.step != position.epoch * per_epoch + position.step_in_epoch or position.step_in_epoch > per_epoch:
         raise DamageError(f"{out}: the newest checkpoint says epoch {position.epoch}, step {position.step}, which no training of it reaches.")
-    log = MetricsLog(out, position, validated=position.step_in_epoch < per_epoch) if world.first else None
+    log = MetricsLog(out, position, validated=position.step_in_epoch < per_epoch) if processes.is_main else None
     loss = val_loss = None
     epoch_seconds: list[float] = []
-    meter = Meter(world, rewarded=settings.self_critical)
+    meter = Meter(processes, rewarded=settings.self_critical)
 
     def rest_of_epoch(progress: Progress, interrupted: Callable[[int], bool]) -> None:
         """Train on what is left of the epoch, up to the last step."""
@@ -99,7 +99,7 @@ def run_training(
             batch_size=settings.batch_size,
             captions_per_image=settings.captions_per_image,
             first_step=learner.position.step_in_epoch,
-            part=world.part,
+            part=processes.rank_slice,
         )
         with contextlib.closing(batches):
             while learner.position.step_in_epoch < per_epoch and learner.position.step < total:
@@ -126,8 +126,8 @@ def run_training(
     learner.begin()
     with (
         contextlib.closing(log) if log is not None else contextlib.nullcontext(),
-        interruptible(world, device) as interrupted,
-        Progress("Training", total=max(total - position.step, 0), unit="steps", quiet=quiet or not world.first) as progress,
+        interruptible(processes, device) as interrupted,
+        Progress("Training", total=max(total - position.step, 0), unit="steps", quiet=quiet or not processes.is_main) as progress,
     ):
         while not _is_over(learner.position, settings, per_epoch, total):
             began, whole = time.perf_counter(), learner.position.step_in_epoch == 0
@@ -147,7 +147,7 @@ def run_training(
                 learner.save()
         if not learner.is_saved:
             learner.save()
-    world.wait()  # a process that ended sooner would be missed
+    processes.barrier()  # a process that ended sooner would be missed
     return TrainSummary(
         steps=learner.position.step,
         loss=loss,
@@ -161,27 +161,40 @@ def run_training(
 
 
 def _validation(
-    data: Data, vocabulary: Vocabulary, features_of: Features, settings: TrainConfig, device: torch.device, world: World, *, quiet: bool
+    data: TrainingData,
+    vocabulary: Vocabulary,
+    features_of: FeatureExtractor,
+    settings: TrainConfig,
+    device: torch.device,
+    processes: ProcessGroup,
+    *,
+    quiet: bool,
 ) -> Validation | None:
     if data.val is None:
         return None
     images = settings.val_images
-    return Validation(data.val, vocabulary, features_of, data.val_pictures, images=images, device=device, world=world, quiet=quiet)
+    return Validation(data.val, vocabulary, features_of, data.val_pictures, images=images, device=device, processes=processes, quiet=quiet)
 
 
 def _gradients(
-    captioner: Captioner, data: Data, vocabulary: Vocabulary, features_of: Features, settings: TrainConfig, per_epoch: int, world: World
+    captioner: Captioner,
+    data: TrainingData,
+    vocabulary: Vocabulary,
+    features_of: FeatureExtractor,
+    settings: TrainConfig,
+    per_epoch: int,
+    processes: ProcessGroup,
 ) -> Callable[[CaptionBatch], Tensor]:
     """What fills the parameters' gradients from a batch, and gives its loss."""
-    model = captioner if world.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
+    model = captioner if processes.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
     if not settings.self_critical:
-        return CrossEntropyStep(captioner, model, features_of, settings, per_epoch, world)
+        return CrossEntropyStep(captioner, model, features_of, settings, per_epoch, processes)
     table = data.source.table
     reward = Reward(table, vocabulary)
-    return SelfCriticalStep(captioner, model, features_of, settings.precision, world, table, reward, vocabulary, settings.samples)
+    return SelfCriticalStep(captioner, model, features_of, settings.precision, processes, table, reward, vocabulary, settings.samples)
 
 
-def _is_over(position: Position, settings: TrainConfig, per_epoch: int, total: int) -> bool:
+def _is_over(position: TrainingPosition, settings: TrainConfig, per_epoch: int, total: int) -> bool:
     """Whether nothing is left to do: the last epoch or step is done, or so many epochs have passed without better captions that patience ends.
 
     An epoch that was stopped after its last step has still to be validated.

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from pipeline.images.figures import picture_grid
-from pipeline.runs.checkpoints import Position
+from pipeline.runs.checkpoints import TrainingPosition
 from pipeline.runs.run import METRICS_FILE
-from pipeline.training.distributed import World, summed
-from pipeline.training.validation import Validated
+from pipeline.training.distributed import ProcessGroup, all_reduce_sum
+from pipeline.training.validation import ValidationResult
 from shards.atomic import committed_file
 from shards.errors import InputError
 
@@ -28,7 +28,7 @@ class MetricsLog:
         validated: Whether it was saved after its step's validation, if there was one.
     """
 
-    def __init__(self, out: Path, position: Position, *, validated: bool) -> None:
+    def __init__(self, out: Path, position: TrainingPosition, *, validated: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / METRICS_FILE
@@ -54,7 +54,7 @@ class MetricsLog:
             if name not in ("step", "epoch", "epochs"):
                 self._events.add_scalar(name, value, line["step"])
 
-    def validated(self, position: Position, found: Validated) -> None:
+    def validated(self, position: TrainingPosition, found: ValidationResult) -> None:
         """A line of scores, and a picture of some captions."""
         line = {
             "step": position.step,
@@ -83,12 +83,12 @@ class Meter:
         rewarded: The losses are minus rewards, as in self-critical training, and no entropies.
     """
 
-    def __init__(self, world: World, *, rewarded: bool = False) -> None:
+    def __init__(self, processes: ProcessGroup, *, rewarded: bool = False) -> None:
         self._rewarded = rewarded
         self.note = ""
         self.captions_per_second: float | None = None
         self.waited_share = 0.0
-        self._world = world
+        self._world = processes
         self._reset()
 
     def _reset(self) -> None:
@@ -102,13 +102,13 @@ class Meter:
         self.waited += waited
         self.seconds += seconds
 
-    def line(self, position: Position, lr: float, steps_per_epoch: int) -> dict[str, float | int]:
+    def line(self, position: TrainingPosition, lr: float, steps_per_epoch: int) -> dict[str, float | int]:
         """A line of the log, the same in all processes, after which the means start anew.
 
         Raises:
             InputError: The loss is not finite.
         """
-        values = summed(torch.stack(self.losses).double().cpu(), self._world).tolist()
+        values = all_reduce_sum(torch.stack(self.losses).double().cpu(), self._world).tolist()
         loss, rate, waiting = sum(values) / len(values), self.captions / self.seconds, self.waited / self.seconds
         if not math.isfinite(loss):
             raise InputError(f"The loss became {loss} by step {position.step}: the training diverged. Start again with a smaller --lr than {lr}.")

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from model.cider_d import CiderD
 from model.decoder import Captioner
-from model.decoding import MAX_WORDS, drawn_captions
+from model.decoding import MAX_WORDS, sample_captions
 from model.ptb import ptb_tokens
 from model.vocabulary import END, PAD, START, Vocabulary
-from pipeline.backbone.precision import decoder_arithmetic
+from pipeline.backbone.precision import decoder_autocast
 from pipeline.loading.batches import CaptionBatch
-from pipeline.loading.training_data import Features
-from pipeline.training.distributed import World
+from pipeline.loading.training_data import FeatureExtractor
+from pipeline.training.distributed import ProcessGroup
 from shards.caption_table import CaptionTable
 
 DROPPED = -1
@@ -84,7 +84,7 @@ class SelfCriticalStep:
     """Forward and backward of one batch's images: gradients of minus the expected reward, over all processes, in the parameters.
 
     Args:
-        captioner, model, features_of, precision, world: As for :class:`pipeline.training.cross_entropy.CrossEntropyStep`.
+        captioner, model, features_of, precision, processes: As for :class:`pipeline.training.cross_entropy.CrossEntropyStep`.
         table, reward: The split that is trained on, and its reward.
         vocabulary: Of the captioner.
         samples: Captions that are drawn of each image.
@@ -92,9 +92,9 @@ class SelfCriticalStep:
 
     captioner: Captioner
     model: torch.nn.Module
-    features_of: Features
+    features_of: FeatureExtractor
     precision: str
-    world: World
+    processes: ProcessGroup
     table: CaptionTable
     reward: Reward
     vocabulary: Vocabulary
@@ -107,16 +107,16 @@ class SelfCriticalStep:
         rows = np.zeros(units, np.int64)
         rows[batch.unit_rows.cpu().numpy()] = self.table.image_rows[batch.captions.numpy()]
         owners = torch.arange(units, device=images.device).repeat_interleave(self.samples)
-        with decoder_arithmetic(self.precision, images.device):
-            tokens, lengths = drawn_captions(self.captioner.decoder, images.detach()[owners], self.vocabulary, max_words=MAX_WORDS)
+        with decoder_autocast(self.precision, images.device):
+            tokens, lengths = sample_captions(self.captioner.decoder, images.detach()[owners], self.vocabulary, max_words=MAX_WORDS)
         rewards = self.reward(tokens.cpu().numpy(), lengths.numpy(), rows[owners.cpu().numpy()]).reshape(units, self.samples)
         gains = torch.from_numpy(advantages(rewards).reshape(-1).astype(np.float32))
         longest_first = lengths.argsort(descending=True, stable=True)
         # Of each caption all but <start> counts.
-        drawn, everyone = self.world.total(float((lengths - 1).sum()), float(len(lengths)))
+        drawn, everyone = self.processes.sum(float((lengths - 1).sum()), float(len(lengths)))
         there = longest_first.to(images.device)
-        with decoder_arithmetic(self.precision, images.device):
+        with decoder_autocast(self.precision, images.device):
             loss = self.model(images, owners[there], tokens[there], lengths[longest_first], weights=gains.to(images.device)[there])
         # DistributedDataParallel takes the mean over processes, and a sum is wanted.
-        (loss * (self.world.size / drawn)).backward()
+        (loss * (self.processes.size / drawn)).backward()
         return torch.tensor(-rewards.sum() / everyone, dtype=torch.float32, device=images.device)

@@ -17,12 +17,12 @@ from pipeline.captions.vocabulary import read_vocabulary, vocabulary_digest, voc
 from pipeline.execution.devices import pick_device, prepare_device
 from pipeline.loading.batches import check_units
 from pipeline.loading.order import units_of
-from pipeline.loading.training_data import Data, open_cached, open_raw
+from pipeline.loading.training_data import TrainingData, open_cached, open_raw
 from pipeline.runs.checkpoints import MODEL_FILE, best_checkpoint, find_checkpoint, holds_checkpoints
 from pipeline.runs.recipes import ARCHITECTURE, chosen_settings, read_settings
 from pipeline.runs.run import CONFIG_FILE, RunConfig, holds_run, read_config, refuse_differences, write_config
 from pipeline.runs.train_config import KINDS, TrainConfig, option
-from pipeline.training.distributed import World, joined_world, own_device
+from pipeline.training.distributed import ProcessGroup, own_device, process_group
 from pipeline.training.loop import TrainSummary, run_training
 from shards.atomic import committed_file, disk_errors, exclusive, file_sha256
 from shards.errors import InputError, MismatchError, OccupiedError
@@ -77,9 +77,9 @@ def train(
     settings = {name: value for name, value in (settings or {}).items() if value is not None}
     torch_device = pick_device(own_device(device))
     prepare_device(torch_device)
-    with joined_world(torch_device) as world:
+    with process_group(torch_device) as processes:
 
-        def read() -> _Asked:
+        def read() -> _Request:
             _check_out(out, resume=resume)
             stored = read_config(out) if holds_run(out) else None
             began = None
@@ -88,7 +88,7 @@ def train(
                 config = _resumed_config(out, stored[0], {**written, **settings}, start)
                 first_weights = _recorded_start(out, stored[0])
             else:
-                began = _opened_start(start)
+                began = _open_starting_run(start)
                 first_weights = began.checkpoint if began is not None else None
                 config = TrainConfig(**chosen_settings(settings, config=config_file, start=began.config.train if began is not None else None))
                 _check_start(config, began)
@@ -100,14 +100,14 @@ def train(
                 raise InputError("Give one of --features DIR (cached) and --shards DIR (raw).")
             if cached is not None and (backbone or weights):
                 raise InputError("--backbone and --weights are for --shards; features were made by the network that their file names.")
-            return _Asked(config=config, stored=stored, began=began, first_weights=first_weights, cached=cached, raw=raw)
+            return _Request(config=config, stored=stored, began=began, first_weights=first_weights, cached=cached, raw=raw)
 
-        asked = world.together(read)
+        asked = processes.run_all(read)
         stored, config = asked.stored, asked.config
         config = replace(config, precision=decoder_precision(config.precision, torch_device))
-        with exclusive(out, "train", "training") if world.first else nullcontext():
+        with exclusive(out, "train", "training") if processes.is_main else nullcontext():
 
-            def prepare() -> tuple[RunConfig, Data, Vocabulary]:
+            def prepare() -> tuple[RunConfig, TrainingData, Vocabulary]:
                 if asked.cached is not None:
                     data = open_cached(asked.cached, torch_device)
                 else:
@@ -123,16 +123,18 @@ def train(
                         passes=config.epochs,
                         threads=workers,
                         on_error=config.on_error,
-                        quiet=quiet or not world.first,
+                        quiet=quiet or not processes.is_main,
                     )
-                return _identified(out, config, data, vocab, stored, asked.began, world)
+                return _identified(out, config, data, vocab, stored, asked.began, processes)
 
-            run_config, data, vocabulary = world.first_alone(prepare)
-            return run_training(out, run_config, data, vocabulary, torch_device, world, quiet=quiet, max_steps=max_steps, start=asked.first_weights)
+            run_config, data, vocabulary = processes.main_first(prepare)
+            return run_training(
+                out, run_config, data, vocabulary, torch_device, processes, quiet=quiet, max_steps=max_steps, start=asked.first_weights
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class StartingRun:
     """The run that a training has its first weights from: what it was, and the checkpoint that is taken."""
 
     folder: Path
@@ -147,7 +149,7 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
+class _Request:
     """What a training is asked to be, read and checked: a new run, perhaps with a start, or one that is ``stored``.
 
     ``first_weights`` is the checkpoint to begin with where the run has none of its own.
@@ -155,20 +157,20 @@ class _Asked:
 
     config: TrainConfig
     stored: tuple[RunConfig, Vocabulary] | None
-    began: Start | None
+    began: StartingRun | None
     first_weights: Path | None
     cached: Path | None
     raw: Path | None
 
 
-def _opened_start(folder: Path | None) -> Start | None:
+def _open_starting_run(folder: Path | None) -> StartingRun | None:
     if folder is None:
         return None
     config, vocabulary = read_config(folder)
     checkpoint, position, _ = find_checkpoint(folder)
     if position.best is not None:
         checkpoint, _ = best_checkpoint(folder, position)
-    return Start(folder=folder, config=config, vocabulary=vocabulary, checkpoint=checkpoint)
+    return StartingRun(folder=folder, config=config, vocabulary=vocabulary, checkpoint=checkpoint)
 
 
 def _recorded_start(out: Path, stored: RunConfig) -> Path | None:
@@ -185,7 +187,7 @@ def _recorded_start(out: Path, stored: RunConfig) -> Path | None:
     return checkpoint
 
 
-def _check_start(config: TrainConfig, began: Start | None) -> None:
+def _check_start(config: TrainConfig, began: StartingRun | None) -> None:
     if began is None:
         if config.self_critical:
             raise InputError("--self-critical needs a captioner that can speak already: give --from RUN, a run that was trained without it.")
@@ -198,7 +200,7 @@ def _check_start(config: TrainConfig, began: Start | None) -> None:
             )
 
 
-def _check_start_fits(began: Start, data: Data, vocab: Path | None) -> None:
+def _check_start_fits(began: StartingRun, data: TrainingData, vocab: Path | None) -> None:
     stored = began.config
     sides = [
         *stored.network.sides(data.network),
@@ -208,8 +210,14 @@ def _check_start_fits(began: Start, data: Data, vocab: Path | None) -> None:
 
 
 def _identified(
-    out: Path, config: TrainConfig, data: Data, vocab: Path | None, stored: tuple[RunConfig, Vocabulary] | None, began: Start | None, world: World
-) -> tuple[RunConfig, Data, Vocabulary]:
+    out: Path,
+    config: TrainConfig,
+    data: TrainingData,
+    vocab: Path | None,
+    stored: tuple[RunConfig, Vocabulary] | None,
+    began: StartingRun | None,
+    processes: ProcessGroup,
+) -> tuple[RunConfig, TrainingData, Vocabulary]:
     """What the run is, checked against what it was, and written down."""
     check_units(units_of(data.source.table, captions_per_image=config.captions_per_image))
     if stored is not None:
@@ -221,7 +229,7 @@ def _identified(
             vocabulary = began.vocabulary
         else:
             vocabulary = read_vocabulary(vocab) if vocab else vocabulary_of(data.source.table, min_count=config.min_count).vocabulary
-        if data.kind == "features" and data.network.weights == RANDOM and world.first:
+        if data.kind == "features" and data.network.weights == RANDOM and processes.is_main:
             _keep_weights(data.path, out)
     shape = {known.name: getattr(config, known.name) for known in fields(DecoderConfig) if known.name in KINDS}
     decoder = DecoderConfig(feature_dim=data.feature_dim, vocabulary_size=len(vocabulary), **shape)
@@ -236,7 +244,7 @@ def _identified(
         versions=library_versions("torch", "torchvision", "numpy", "safetensors"),
         start=stored[0].start if stored is not None else began.identity if began is not None else None,
     )
-    if world.first:
+    if processes.is_main:
         write_config(out, run_config, vocabulary)
     return run_config, data, vocabulary
 
@@ -269,7 +277,7 @@ def _resumed_config(out: Path, stored: RunConfig, settings: dict[str, Any], star
     return TrainConfig(**{**there, **{name: value for name, value in settings.items() if name in MAY_CHANGE}})
 
 
-def _check_resumable(out: Path, stored: RunConfig, data: Data, vocabulary: Vocabulary) -> None:
+def _check_resumable(out: Path, stored: RunConfig, data: TrainingData, vocabulary: Vocabulary) -> None:
     sides = [
         ("source", stored.source, data.kind),
         ("digest of the training data", stored.data_digest, data.data_digest),

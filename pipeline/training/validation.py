@@ -21,8 +21,8 @@ from pipeline.execution.progress import Progress
 from pipeline.features.previews import SAMPLES, spread_rows
 from pipeline.loading.batches import CaptionBatch, Encoded, table_batches, to_device
 from pipeline.loading.sources import Source
-from pipeline.loading.training_data import Features, Pictures
-from pipeline.training.distributed import World
+from pipeline.loading.training_data import FeatureExtractor, Pictures
+from pipeline.training.distributed import ProcessGroup
 from shards.errors import InputError
 
 
@@ -36,7 +36,7 @@ class ShownCaption:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validated:
+class ValidationResult:
     """What a validation found; ``shown`` in the first process alone, ``cider`` None where there are no images."""
 
     loss: float
@@ -58,31 +58,31 @@ class Validation:
         self,
         source: Source,
         vocabulary: Vocabulary,
-        features_of: Features,
+        features_of: FeatureExtractor,
         pictures: Pictures,
         *,
         images: int,
         device: torch.device,
-        world: World,
+        processes: ProcessGroup,
         quiet: bool = True,
     ) -> None:
-        self.table, self.vocabulary, self.pictures, self.world = source.table, vocabulary, pictures, world
+        self.table, self.vocabulary, self.pictures, self.processes = source.table, vocabulary, pictures, processes
         captioned = source.table.caption_counts > 0
         chosen = np.union1d(spread_rows(source.table.images, images), spread_rows(source.table.images, SAMPLES))
         self.rows = chosen[captioned[chosen]]
         # As evaluate scores: the CIDEr of a training is that of its greedy captions there.
-        self.references = [[ptb_tokens(text) for text in texts] for texts in source.table.reference_texts(self.rows)] if world.first else []
-        start, stop = world.part.of(0, len(self.rows))
+        self.references = [[ptb_tokens(text) for text in texts] for texts in source.table.reference_texts(self.rows)] if processes.is_main else []
+        start, stop = processes.rank_slice.of(0, len(self.rows))
         self.batches: list[CaptionBatch] = []
         encoded = Encoded(source.table, vocabulary, device)
-        with torch.no_grad(), Progress("Preparing val", total=stop - start, unit="images", quiet=quiet or not world.first) as progress:
+        with torch.no_grad(), Progress("Preparing val", total=stop - start, unit="images", quiet=quiet or not processes.is_main) as progress:
             for read in table_batches(source, encoded, self.rows[start:stop]):
                 batch = to_device(read, device)
                 self.batches.append(replace(batch, images=features_of(batch)))
                 progress.advance(len(batch.images))
 
     @torch.no_grad()
-    def measure(self, captioner: Captioner) -> Validated:
+    def measure(self, captioner: Captioner) -> ValidationResult:
         """Loss in nats per token, CIDEr of greedy captions, and a few captions to look at.
 
         Raises:
@@ -94,17 +94,17 @@ class Validation:
             images = captioner.projection(batch.images)
             total += float(captioner(images, batch.unit_rows, batch.tokens, batch.caption_lengths))
             tokens += batch.batch_tokens
-        total, tokens = self.world.total(total, tokens)
+        total, tokens = self.processes.sum(total, tokens)
         if not math.isfinite(total):
             raise InputError(f"The loss on the val split became {total}: the training diverged. Start again with a smaller --lr.")
         mine = [words for batch in self.batches for words in greedy(captioner, batch.images, self.vocabulary)]
         captioner.train()
-        words = self.world.gathered(mine)
+        words = self.processes.gather(mine)
         if not words:
-            return Validated(loss=total / max(tokens, 1), cider=None, shown=())
-        mine_alone = cider([ptb_tokens(sentence(caption)) for caption in words], self.references) if self.world.first else 0.0
-        (scored,) = self.world.total(mine_alone)  # all have to agree on which captions are the best, and when patience ends
-        return Validated(loss=total / max(tokens, 1), cider=scored, shown=tuple(self._shown(words)) if self.world.first else ())
+            return ValidationResult(loss=total / max(tokens, 1), cider=None, shown=())
+        mine_alone = cider([ptb_tokens(sentence(caption)) for caption in words], self.references) if self.processes.is_main else 0.0
+        (scored,) = self.processes.sum(mine_alone)  # all have to agree on which captions are the best, and when patience ends
+        return ValidationResult(loss=total / max(tokens, 1), cider=scored, shown=tuple(self._shown(words)) if self.processes.is_main else ())
 
     def _shown(self, words: list[list[str]]) -> Iterator[ShownCaption]:
         rows = [row for row in spread_rows(self.table.images, SAMPLES).tolist() if self.table.caption_counts[row]]

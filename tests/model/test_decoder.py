@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from model.decoder import Captioner, Ensemble
 from model.decoder_config import DecoderConfig, ImageInput
-from pipeline.runs.checkpoints import Position, load_model, save_checkpoint
+from pipeline.runs.checkpoints import TrainingPosition, load_model, save_checkpoint
 
 SIZES: dict[str, Any] = {"feature_dim": 10, "vocabulary_size": 23, "embedding_dim": 12, "hidden_dim": 14}
 
@@ -111,7 +111,7 @@ def test_tied_weights_are_one_tensor_and_stay_so_through_a_file(tmp_path: Path) 
     untied = Captioner(DecoderConfig(**SIZES))
     count, other = (sum(parameter.numel() for parameter in model.parameters()) for model in (captioner, untied))
     assert other - count == 23 * 14 - (14 * 12 + 12)  # one table of words fewer; a layer from 14 to 12 more
-    position = Position(epoch=0, step_in_epoch=1, step=1)
+    position = TrainingPosition(epoch=0, step_in_epoch=1, step=1)
     path = save_checkpoint(tmp_path, captioner, torch.optim.AdamW(captioner.parameters()), position)
     again = Captioner(captioner.config)
     load_model(path, again)
@@ -161,12 +161,12 @@ def test_own_words_replace_a_share_of_words_by_likely_ones_and_never_the_start()
     with torch.no_grad():
         captioner.decoder.output.bias[7] = 50.0  # the decoder always says word 7
     images, _, tokens, lengths = batch(captioner)
-    everything = captioner.decoder.with_own_words(images, tokens, lengths, 1.0)
+    everything = captioner.decoder.scheduled_sampling_inputs(images, tokens, lengths, 1.0)
     for row, length in enumerate(lengths.tolist()):
         assert everything[row].tolist() == [1, *[7] * (length - 1), *[0] * (9 - length)]
-    assert torch.equal(captioner.decoder.with_own_words(images, tokens, lengths, 0.0), tokens)
+    assert torch.equal(captioner.decoder.scheduled_sampling_inputs(images, tokens, lengths, 0.0), tokens)
     many = torch.randint(8, 23, (500, 11))
-    half = captioner.decoder.with_own_words(images[:1].expand(500, -1), many, torch.full((500,), 11), 0.25)
+    half = captioner.decoder.scheduled_sampling_inputs(images[:1].expand(500, -1), many, torch.full((500,), 11), 0.25)
     assert (half[:, 1:] == 7).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from model.decoder import Captioner, Ensemble
 from model.decoder_config import DecoderConfig
-from model.decoding import Decoding, Hypothesis, decode, drawn_captions, greedy
+from model.decoding import Decoding, Hypothesis, decode, greedy, sample_captions
 from model.vocabulary import END, PAD, SPECIAL, START, Vocabulary
 
 VOCABULARY = Vocabulary((*SPECIAL, "a", "b", "c"))
@@ -241,7 +241,7 @@ def test_drawn_captions_follow_the_models_probabilities_and_end_where_it_says() 
     torch.manual_seed(1)
     with torch.no_grad():
         images = model.projection(features).expand(6000, -1)
-    tokens, lengths = drawn_captions(model.decoder, images, VOCABULARY, max_words=3)
+    tokens, lengths = sample_captions(model.decoder, images, VOCABULARY, max_words=3)
     end = VOCABULARY.id(END)
     assert (tokens[:, 0] == VOCABULARY.id(START)).all()
     places = torch.arange(tokens.shape[1])
@@ -265,10 +265,10 @@ def test_drawing_leaves_the_decoder_in_its_mode_and_dropout_at_rest() -> None:
     model = Captioner(DecoderConfig(feature_dim=5, vocabulary_size=len(VOCABULARY), embedding_dim=6, hidden_dim=8, layers=2, output_dropout=0.9))
     images = torch.randn(20, 6)
     torch.manual_seed(0)
-    first = drawn_captions(model.decoder, images, VOCABULARY)
+    first = sample_captions(model.decoder, images, VOCABULARY)
     assert model.decoder.training
     torch.manual_seed(0)
-    second = drawn_captions(model.decoder.eval(), images, VOCABULARY)
+    second = sample_captions(model.decoder.eval(), images, VOCABULARY)
     assert not model.decoder.training
     assert torch.equal(first[0], second[0])
 

@@ -15,16 +15,16 @@ from model.decoder_config import DecoderConfig
 from pipeline.backbone.backbones import KEPT_FILE
 from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.loading.batches import Encoded, to_device, training_batches
-from pipeline.loading.training_data import Data, features_function, open_cached, open_raw
+from pipeline.loading.training_data import TrainingData, feature_extractor, open_cached, open_raw
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.cross_entropy import CrossEntropyStep
-from pipeline.training.distributed import World, joined_world, summed
+from pipeline.training.distributed import ProcessGroup, all_reduce_sum, process_group
 from pipeline.training.validation import Validation
 
 CPU = torch.device("cpu")
 
 
-def open_data(kind: str, data: Path) -> Data:
+def open_data(kind: str, data: Path) -> TrainingData:
     if kind == "features":
         return open_cached(data, CPU)
     kept = data.parent / "features"
@@ -32,20 +32,20 @@ def open_data(kind: str, data: Path) -> Data:
     return open_raw(data, kept, backbone="resnet18", weights="random", augment="tutorial", precision="fp32", device=CPU, threads=1)
 
 
-def gradients(kind: str, path: Path, *, pieces: int, units: int, world: World) -> dict[str, torch.Tensor]:
+def gradients(kind: str, path: Path, *, pieces: int, units: int, processes: ProcessGroup) -> dict[str, torch.Tensor]:
     """Gradients, BatchNorm's averages, the loss and the validation's, of one batch of so many units."""
     data = open_data(kind, path)
     torch.manual_seed(0)
     vocabulary = vocabulary_of(data.source.table, min_count=1).vocabulary
     captioner = Captioner(DecoderConfig(feature_dim=data.feature_dim, vocabulary_size=len(vocabulary), embedding_dim=16, hidden_dim=24))
-    model = captioner if world.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
-    features_of = features_function(data)
-    step = CrossEntropyStep(captioner, model, features_of, TrainConfig(accumulate=pieces, precision="fp32"), 1, world)
+    model = captioner if processes.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
+    features_of = feature_extractor(data)
+    step = CrossEntropyStep(captioner, model, features_of, TrainConfig(accumulate=pieces, precision="fp32"), 1, processes)
     encoded = Encoded(data.source.table, vocabulary)
-    batch = next(training_batches(data.source, encoded, seed=1, epoch=0, batch_size=units, captions_per_image=2, part=world.part))
-    loss = summed(step(to_device(batch, CPU)), world)
+    batch = next(training_batches(data.source, encoded, seed=1, epoch=0, batch_size=units, captions_per_image=2, part=processes.rank_slice))
+    loss = all_reduce_sum(step(to_device(batch, CPU)), processes)
     assert data.val is not None
-    validated = Validation(data.val, vocabulary, features_of, data.val_pictures, images=3, device=CPU, world=world).measure(captioner)
+    validated = Validation(data.val, vocabulary, features_of, data.val_pictures, images=3, device=CPU, processes=processes).measure(captioner)
     found = {name: parameter.grad for name, parameter in captioner.named_parameters() if parameter.grad is not None}
     found |= {name: buffer.float() for name, buffer in captioner.named_buffers()}
     return found | {"loss": loss, "val_loss": torch.tensor(validated.loss), "val_cider": torch.tensor(validated.cider or 0.0)}
@@ -54,11 +54,11 @@ def gradients(kind: str, path: Path, *, pieces: int, units: int, world: World) -
 def main() -> None:
     out, kind, data, pieces, units = sys.argv[1:]
     torch.set_num_threads(1)
-    with joined_world(CPU) as world:
-        found = gradients(kind, Path(data), pieces=int(pieces), units=int(units), world=world)
-        if world.first:
+    with process_group(CPU) as processes:
+        found = gradients(kind, Path(data), pieces=int(pieces), units=int(units), processes=processes)
+        if processes.is_main:
             save_file({name: value.contiguous() for name, value in found.items()}, out)
-        world.wait()
+        processes.barrier()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from pipeline.execution.task_shares import Share
+from pipeline.execution.array_tasks import ArrayTask
 from pipeline.features.cache_features import cache_features
 from pipeline.training.train import train
 from shards import fetch as fetch_module
@@ -90,7 +90,7 @@ def test_a_shard_that_is_gone_or_not_the_one_of_its_sidecar_is_made_again(place:
 
 def test_shards_beyond_the_end_of_an_uncommitted_plan_are_removed(place: Place, drawn: Path, tmp_path: Path) -> None:
     url, client = place
-    shard(drawn, url, share=Share(task_id=0, num_tasks=1))
+    shard(drawn, url, array_task=ArrayTask(task_id=0, num_tasks=1))
     shard(drawn, url, limit=4)
     shard(drawn, tmp_path / "few", limit=4)
     assert objects(client, url) == contents(tmp_path / "few")
@@ -163,7 +163,7 @@ def test_a_large_file_that_breaks_off_is_not_there_at_all(place: Place, tmp_path
 def test_processes_with_shares_write_to_s3_and_the_last_run_commits(place: Place, drawn: Path) -> None:
     url, client = place
     for number in (1, 0):
-        shard(drawn, url, share=Share(task_id=number, num_tasks=2))
+        shard(drawn, url, array_task=ArrayTask(task_id=number, num_tasks=2))
     assert "dataset.json" not in objects(client, url)
     assert shard(drawn, url).kept == 4
     assert objects(client, url) == contents(drawn / "whole")
@@ -187,13 +187,13 @@ def test_parts_in_s3_are_kept_and_joined_by_the_last_run(place: Place, drawn: Pa
     common: dict[str, Any] = {"shards": drawn / "whole", **NETWORK}
     cache_features(out=tmp_path / "local", **common)
     for number in (1, 0):
-        (summary,) = cache_features(out=url, share=Share(task_id=number, num_tasks=2), **common)
+        (summary,) = cache_features(out=url, array_task=ArrayTask(task_id=number, num_tasks=2), **common)
         assert not summary.committed
     names = {f".train.parts/{index:06d}.h5" for index in range(4)}
     assert objects(client, url).keys() == names | {"backbone.safetensors"}
     before = written(client, url)
     time.sleep(1.1)
-    cache_features(out=url, share=Share(task_id=1, num_tasks=2), **common)
+    cache_features(out=url, array_task=ArrayTask(task_id=1, num_tasks=2), **common)
     assert written(client, url) == before
     assert cache_features(out=url, **common)[0].images == 10
     assert objects(client, url) == contents(tmp_path / "local")

@@ -9,7 +9,7 @@ import torch
 
 from model.encoder import build_backbone, with_crop
 from model.networks import random_info, random_state
-from pipeline.backbone.precision import choose_arithmetic, compile_where_it_pays, decoder_arithmetic, pick_precision
+from pipeline.backbone.precision import choose_precision, compile_if_worthwhile, decoder_autocast, pick_precision
 from shards.errors import InputError
 from tests import ROOT
 
@@ -36,7 +36,7 @@ def test_a_bf16_decoder_leaves_onednn_out_where_the_processor_has_no_bfloat16_an
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     backend: Any = torch.backends.mkldnn
-    with pytest.raises(ZeroDivisionError), decoder_arithmetic(precision, CPU):
+    with pytest.raises(ZeroDivisionError), decoder_autocast(precision, CPU):
         assert backend.enabled is onednn
         assert torch.is_autocast_enabled("cpu") is (precision == "bf16")
         raise ZeroDivisionError
@@ -46,14 +46,14 @@ def test_a_bf16_decoder_leaves_onednn_out_where_the_processor_has_no_bfloat16_an
 
 def test_what_was_decided_is_said_and_recorded() -> None:
     exact = build_backbone("squeezenet1_1", random_state("squeezenet1_1", seed=0), PREPROCESSING)
-    plain = choose_arithmetic(exact, precision="fp32", device=CPU, sample=SAMPLE)
+    plain = choose_precision(exact, precision="fp32", device=CPU, sample=SAMPLE)
     assert (plain.precision, plain.notes, plain.details["smallest_cosine"]) == ("fp32", (), None)
-    lowered = choose_arithmetic(exact, precision="bf16", device=CPU, sample=SAMPLE)
+    lowered = choose_precision(exact, precision="bf16", device=CPU, sample=SAMPLE)
     assert lowered.precision == "bf16"
     assert lowered.details["smallest_cosine"] == pytest.approx(1.0, abs=1e-3)
     assert lowered.details["tensors_sha256"] != plain.details["tensors_sha256"]
     assert lowered.notes[0].startswith("Precision bf16: smallest cosine similarity to fp32 features 0.99")
-    assert choose_arithmetic(exact, precision="bf16", device=CPU, sample=SAMPLE).details == lowered.details
+    assert choose_precision(exact, precision="bf16", device=CPU, sample=SAMPLE).details == lowered.details
 
 
 def test_a_precision_that_agrees_badly_is_used_only_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,26 +65,26 @@ def test_a_precision_that_agrees_badly_is_used_only_where_it_was_asked_for(monke
     from model.encoder import calibrate
 
     calibrate(exact, [SAMPLE])
-    by_itself = choose_arithmetic(exact, precision="auto", device=CPU, sample=SAMPLE)
+    by_itself = choose_precision(exact, precision="auto", device=CPU, sample=SAMPLE)
     assert by_itself.precision == "fp32"
     assert "does not agree well enough" in by_itself.notes[0]
-    asked = choose_arithmetic(exact, precision="bf16", device=CPU, sample=SAMPLE)
+    asked = choose_precision(exact, precision="bf16", device=CPU, sample=SAMPLE)
     assert asked.precision == "bf16"
     assert "as asked for, though it agrees badly" in asked.notes[0]
 
 
 def test_a_short_pass_is_not_compiled() -> None:
     exact = build_backbone("squeezenet1_1", random_state("squeezenet1_1", seed=0), PREPROCESSING)
-    arithmetic = choose_arithmetic(exact, precision="fp32", device=CPU, sample=SAMPLE)
-    assert compile_where_it_pays(arithmetic, sample=SAMPLE, views=9_999, views_per_pass=4) is arithmetic
+    arithmetic = choose_precision(exact, precision="fp32", device=CPU, sample=SAMPLE)
+    assert compile_if_worthwhile(arithmetic, sample=SAMPLE, views=9_999, views_per_pass=4) is arithmetic
 
 
 def test_without_a_compiler_a_long_pass_says_so_and_runs_uncompiled(tmp_path: Path) -> None:
     code = (
         "from tests.pipeline.backbone.test_precision import *\n"
         "exact = build_backbone('squeezenet1_1', random_state('squeezenet1_1', seed=0), PREPROCESSING)\n"
-        "arithmetic = choose_arithmetic(exact, precision='fp32', device=CPU, sample=SAMPLE)\n"
-        "tried = compile_where_it_pays(arithmetic, sample=SAMPLE, views=10_000, views_per_pass=4)\n"
+        "arithmetic = choose_precision(exact, precision='fp32', device=CPU, sample=SAMPLE)\n"
+        "tried = compile_if_worthwhile(arithmetic, sample=SAMPLE, views=10_000, views_per_pass=4)\n"
         "assert tried.frozen is arithmetic.frozen and not tried.details['compiled']\n"
         "print(tried.notes)"
     )

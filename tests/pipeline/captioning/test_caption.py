@@ -15,7 +15,7 @@ from PIL import Image
 
 from cli import cli
 from model.decoding import Decoding, decode, sentence
-from pipeline import caption as caption_module
+from pipeline.captioning import caption as caption_module
 from pipeline.captioning.caption import caption_images
 from pipeline.captioning.draw import draw_captions
 from pipeline.evaluation.evaluate import open_run_backbone
@@ -83,7 +83,7 @@ def test_groups_and_bad_files_between_change_no_caption(small: Small, monkeypatc
 
 
 def test_many_photographs_go_through_an_arithmetic_that_was_judged_on_the_first(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caption_module, "FAST_FROM_PHOTOGRAPHS", 8)
+    monkeypatch.setattr(caption_module, "FAST_FROM_IMAGES", 8)
     notes: list[str] = []
     names = ["none.jpg", *scenes(small, 8)]
     results = list(caption_images(run=small.run, images=names, precision="bf16", device="cpu", report=notes.append))

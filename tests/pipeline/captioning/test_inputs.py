@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.captioning.inputs import named_photographs, photograph_bytes
+from pipeline.captioning.inputs import image_bytes, named_images
 from pipeline.images.decode import ImageError
 from shards import fetch as fetch_module
 from shards.errors import InputError
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(*arguments: object, lines: str = "") -> list[str]:
-    return named_photographs([str(argument) for argument in arguments], io.StringIO(lines))
+    return named_images([str(argument) for argument in arguments], io.StringIO(lines))
 
 
 def test_a_folder_gives_all_photographs_below_it_in_order(folder: Path) -> None:
@@ -48,7 +48,7 @@ def test_what_a_pattern_matches_twice_over_is_given_once(folder: Path) -> None:
 def test_a_name_that_no_file_can_have_is_one_photograph_that_cannot_be_read(folder: Path, name: str) -> None:
     assert names(folder / "b.jpg", "-", lines=name) == [str(folder / "b.jpg"), name]
     with pytest.raises(ImageError):
-        photograph_bytes(name)
+        image_bytes(name)
     for pattern in (f"{name}/*", f"{name}*"):
         with pytest.raises(InputError, match="no file matches this pattern"):
             names("-", lines=pattern)
@@ -78,7 +78,7 @@ def test_what_gives_no_photograph_is_refused_by_name(folder: Path) -> None:
 def test_what_is_no_url_is_one_photograph_that_cannot_be_read() -> None:
     assert names("http://[") == ["http://["]
     with pytest.raises(ImageError, match=re.escape("http://[: not a URL")):
-        photograph_bytes("http://[")
+        image_bytes("http://[")
 
 
 @pytest.fixture
@@ -95,14 +95,14 @@ def served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_url_gives_the_bytes_that_its_server_sends(served: str, folder: Path) -> None:
-    assert photograph_bytes(f"{served}/deep/er/c.webp") == (folder / "deep/er/c.webp").read_bytes()
+    assert image_bytes(f"{served}/deep/er/c.webp") == (folder / "deep/er/c.webp").read_bytes()
 
 
 def test_a_url_that_fails_or_sends_too_much_says_so(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match=r"none\.jpg: there is no such file"):
-        photograph_bytes(f"{served}/none.jpg")
+        image_bytes(f"{served}/none.jpg")
     with pytest.raises(ImageError, match=r"could not be fetched in 2 attempts .* credentials\.$"):
-        photograph_bytes("http://127.0.0.1:9/dead.jpg")
+        image_bytes("http://127.0.0.1:9/dead.jpg")
     monkeypatch.setattr("pipeline.captioning.inputs.MAX_DOWNLOAD_BYTES", 4)
     with pytest.raises(ImageError, match="more than the 4 bytes"):
-        photograph_bytes(f"{served}/b.jpg")
+        image_bytes(f"{served}/b.jpg")

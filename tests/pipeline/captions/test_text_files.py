@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import caption_lines
+from pipeline.captions import text_files as caption_lines
 from pipeline.captions.records import CaptionFile
 from pipeline.captions.text_files import read_folder, read_split_list, read_tokens, text_lines
 from shards.errors import InputError

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.tokenize import word_tokenize
 
-from pipeline import tokenizer
+from pipeline.captions import tokenizer
 from pipeline.captions.tokenizer import tokenize
 
 WORDS = ["a", "dog", "3", "1000", "x-ray", "cannot", "Cannot", "gimme", "gonna", "gotta", "lemme", "wanna", "more", "don", "t", "s", "d", "ye", "tis"]

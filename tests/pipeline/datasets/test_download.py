@@ -21,10 +21,10 @@ import pytest
 from click.testing import Result
 
 from cli import cli
-from pipeline import download as download_module
-from pipeline import progress as progress_module
+from pipeline.datasets import download as download_module
 from pipeline.datasets.catalogue import DATASETS, Archive, Dataset
 from pipeline.datasets.download import download
+from pipeline.execution import progress as progress_module
 from shards import fetch
 from shards.atomic import exclusive
 from shards.errors import DamageError, InputError, OccupiedError, ResourceError

@@ -17,7 +17,7 @@ from model.decoder import Ensemble
 from model.decoding import Decoding, decode, sentence
 from model.metrics import score_captions
 from model.ptb import ptb_tokens
-from pipeline import evaluate as evaluate_module
+from pipeline.evaluation import evaluate as evaluate_module
 from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.evaluation.evaluate_results import score_results
 from pipeline.evaluation.score_file import read_scores

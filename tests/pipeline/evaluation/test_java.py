@@ -8,7 +8,7 @@ import pytest
 
 from model.intervals import resampled_sums
 from model.ptb import ptb_tokens
-from pipeline import java
+from pipeline.evaluation import java
 from pipeline.evaluation.java import NEEDS, SPICE_LIBRARIES, JavaError, find_java, java_tokens, meteor, require, spice
 
 needs_java = pytest.mark.skipif(find_java() is None, reason="there is no Java here")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from model.decoding import Alternative
+from model.decoding import ScoredCaption
 from pipeline.evaluation.score_file import Interval, ScoredImage, ScoreFile, read_scores, write_scores
 from shards.errors import DamageError, InputError, MismatchError
 
@@ -14,7 +14,7 @@ IMAGE = ScoredImage(
     caption="a dog",
     references=("the dog", "a dog \ud800"),
     scores={"cider": 0.25},
-    alternatives=(Alternative(caption="a dog", score=-1.5), Alternative(caption="dogs", score=-2.0)),
+    alternatives=(ScoredCaption(caption="a dog", score=-1.5), ScoredCaption(caption="dogs", score=-2.0)),
 )
 SCORES = ScoreFile(
     split="val",

@@ -1,20 +1,20 @@
 import pytest
 
-from model.decoding import Alternative
+from model.decoding import ScoredCaption
 from model.metrics import score_captions
 from model.ptb import ptb_tokens
-from pipeline import scoring
+from pipeline.evaluation import scoring
 from pipeline.evaluation.java import JavaError, find_java
-from pipeline.evaluation.scoring import Judged, check_tokenizer, score_texts
+from pipeline.evaluation.scoring import Prediction, check_tokenizer, score_texts
 from shards.errors import InputError
 
 REFERENCES = [("A red dog runs.", "The dog is running!"), ("Two cats sleep on a sofa.", "Cats, asleep"), ("A man eats fish.", "a man's dinner")]
 CAPTIONS = ["a red dog runs", "two cats on a", "a man eats fish."]
 
 
-def judged(captions: list[str] = CAPTIONS) -> list[Judged]:
+def judged(captions: list[str] = CAPTIONS) -> list[Prediction]:
     return [
-        Judged(image_id=10 + row, file_name=f"{row}.jpg", caption=caption, references=references)
+        Prediction(image_id=10 + row, file_name=f"{row}.jpg", caption=caption, references=references)
         for row, (caption, references) in enumerate(zip(captions, REFERENCES, strict=False))
     ]
 
@@ -55,8 +55,8 @@ def test_without_training_captions_there_is_no_novelty() -> None:
 
 
 def test_alternatives_stay_with_their_image() -> None:
-    other = (Alternative(caption="a red dog runs", score=-1.0), Alternative(caption="a dog", score=-2.0))
-    image = Judged(image_id=1, file_name="", caption="a red dog runs", references=REFERENCES[0], alternatives=other)
+    other = (ScoredCaption(caption="a red dog runs", score=-1.0), ScoredCaption(caption="a dog", score=-2.0))
+    image = Prediction(image_id=1, file_name="", caption="a red dog runs", references=REFERENCES[0], alternatives=other)
     assert score_texts([image], split="", made_by={}, java=False).images[0].alternatives == other
 
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import cli
-from pipeline import progress
+from pipeline.execution import progress
 from pipeline.execution.messages import tell_as
 from tests import ROOT
 from tests.conftest import Small

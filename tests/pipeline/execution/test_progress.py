@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from pipeline import progress as progress_module
+from pipeline.execution import progress as progress_module
 from pipeline.execution.messages import Telling
 from pipeline.execution.progress import Progress
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import cache_features as stage
-from pipeline.execution.task_shares import Share
+from pipeline.execution.array_tasks import ArrayTask
+from pipeline.features import cache_features as stage
 from pipeline.features.cache_features import cache_features
 from pipeline.features.parts import check_every_shard_once, finished_parts, join_parts, part_name
 from shards.errors import DamageError, MismatchError
@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw(folder, NAMES)
     shard(folder, folder / "shards")
     for number in (2, 0, 1):
-        (summary,) = cache_features(shards=folder / "shards", out=folder / "out", share=Share(task_id=number, num_tasks=3), **NETWORK)
+        (summary,) = cache_features(shards=folder / "shards", out=folder / "out", array_task=ArrayTask(task_id=number, num_tasks=3), **NETWORK)
         assert (summary.images, summary.committed) == (3, False)
     (folder / "whole").mkdir()
     shutil.copy(folder / "out/backbone.safetensors", folder / "whole")
@@ -46,7 +46,7 @@ def test_parts_of_several_tasks_are_joined_without_any_network_to_the_bytes_of_o
     made: Path, copy: tuple[Split, Path, Output], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, out, _ = copy
-    monkeypatch.setattr(stage, "choose_arithmetic", None)  # a machine of another kind could not choose it
+    monkeypatch.setattr(stage, "choose_precision", None)  # a machine of another kind could not choose it
     (summary,) = cache_features(shards=made / "shards", out=out, **NETWORK)
     assert (summary.images, summary.committed) == (9, True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {path.name: path.read_bytes() for path in (made / "whole").iterdir()}
@@ -99,7 +99,7 @@ def test_a_part_of_another_pass_is_not_joined(made: Path, copy: tuple[Split, Pat
     split, _, parts = copy
     found = finished_parts(parts, split)
     assert found is not None
-    cache_features(shards=made / "shards", out=tmp_path / "other", share=Share(task_id=1, num_tasks=3), batch_size=1, **NETWORK)
+    cache_features(shards=made / "shards", out=tmp_path / "other", array_task=ArrayTask(task_id=1, num_tasks=3), batch_size=1, **NETWORK)
     shutil.copy(tmp_path / "other/.train.parts" / part_name(1), parts.folder)
     assert finished_parts(parts, split) is None
     with pytest.raises(MismatchError, match=r"000001\.h5: was made in another way"):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.features.views import Place, places, view_names
+from pipeline.features.views import CropBox, places, view_names
 from shards.errors import InputError
 
 
@@ -13,11 +13,11 @@ def test_ten_crops_lie_in_the_centre_and_the_corners_each_mirrored_too() -> None
     found = places(names, position=3, height=256, width=340, crop=224)
     plain = [(16, 58), (0, 0), (0, 116), (32, 0), (32, 116)]
     assert names[:5] == ("center", "top-left", "top-right", "bottom-left", "bottom-right")
-    assert found == [Place(top=t, left=x, flipped=flipped) for flipped in (False, True) for t, x in plain]
+    assert found == [CropBox(top=t, left=x, flipped=flipped) for flipped in (False, True) for t, x in plain]
 
 
 def test_an_odd_rest_is_smaller_above_and_left_as_in_the_centre_crop() -> None:
-    assert places(("center",), position=0, height=11, width=8, crop=4) == [Place(top=3, left=2, flipped=False)]
+    assert places(("center",), position=0, height=11, width=8, crop=4) == [CropBox(top=3, left=2, flipped=False)]
 
 
 def test_the_centre_is_always_first() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from pipeline import images
+from pipeline.images import decode as images
 from pipeline.images.decode import ImageError, Resize, decode_image, decode_pixels, encode_jpeg, load_photograph, read_image_file, stored_jpeg
 from shards.errors import InputError
 

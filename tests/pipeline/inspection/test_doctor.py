@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from pipeline import doctor as doctor_module
+from pipeline.inspection import doctor as doctor_module
 from pipeline.inspection.doctor import Check, doctor
 from shards.manifest import DatasetFile
 from tests import ROOT

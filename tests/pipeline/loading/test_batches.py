@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model.vocabulary import END, PAD, START
 from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.loading.batches import CaptionBatch, Encoded, training_batches
-from pipeline.loading.order import Part, epoch_order, steps_per_epoch
+from pipeline.loading.order import RankSlice, epoch_order, steps_per_epoch
 from pipeline.loading.sources import Augmentation, FeatureSource, ShardSource
 from shards.caption_table import table_from_records, table_of_split
 from shards.errors import InputError
@@ -81,15 +81,15 @@ def test_processes_share_the_same_batches_in_as_many_steps_each(small: Small, tm
     encoded = Encoded(table, vocabulary_of(table, min_count=1).vocabulary)
     file = open_features(small.features / "train.h5")
 
-    def stream(part: Part) -> list[CaptionBatch]:
+    def stream(part: RankSlice) -> list[CaptionBatch]:
         # Each process has a source of its own.
         source = FeatureSource(replace(file, table=table), draw_views=True) if cached else ShardSource(split, table, PREPROCESSING, "tutorial")
         return list(training_batches(source, encoded, seed=2, epoch=1, batch_size=16, captions_per_image=k, part=part))
 
-    alone = stream(Part())
+    alone = stream(RankSlice())
     assert sorted(caption for batch in alone for caption in batch.captions.tolist()) == list(range(table.captions))
     for size in (2, 3):
-        streams = [stream(Part(rank=rank, size=size)) for rank in range(size)]
+        streams = [stream(RankSlice(rank=rank, size=size)) for rank in range(size)]
         assert {len(steps) for steps in streams} == {len(alone)}
         for whole, *parts in zip(alone, *streams, strict=True):
             assert torch.equal(torch.cat([part.images for part in parts]), whole.images)

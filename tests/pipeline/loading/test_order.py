@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.loading.order import Part, batch_bounds, epoch_order
+from pipeline.loading.order import RankSlice, batch_bounds, epoch_order
 from tests.conftest import table_with
 
 COUNTS = st.lists(st.lists(st.integers(1, 7), max_size=6), min_size=1, max_size=40).filter(lambda c: sum(map(len, c)) > 0)
@@ -44,7 +44,7 @@ def test_a_last_batch_of_one_joins_the_one_before(units: int, size: int, bounds:
 
 @given(st.integers(0, 40), st.integers(0, 200), st.integers(1, 9))
 def test_parts_of_a_batch_follow_one_another_and_differ_by_one_at_most(start: int, count: int, size: int) -> None:
-    parts = [Part(rank=rank, size=size).of(start, start + count) for rank in range(size)]
+    parts = [RankSlice(rank=rank, size=size).of(start, start + count) for rank in range(size)]
     assert [row for first, last in parts for row in range(first, last)] == list(range(start, start + count))
     lengths = [last - first for first, last in parts]
     assert max(lengths) - min(lengths) <= 1

@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from model.decoding import Alternative
+from model.decoding import ScoredCaption
 from model.intervals import RESAMPLES, mean_bounds
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.score_file import Interval, ScoredImage, ScoreFile, scores_path, write_scores
@@ -280,7 +280,7 @@ def test_the_difference_from_a_run_that_scores_nothing_has_the_interval_of_the_s
     ("images", "message"),
     [
         ((scored(1, cider=float("nan")),), "a score of image 1 is not finite"),
-        ((scored(1, alternatives=(Alternative(caption="a", score=float("-inf")),)),), "a score of image 1 is not finite"),
+        ((scored(1, alternatives=(ScoredCaption(caption="a", score=float("-inf")),)),), "a score of image 1 is not finite"),
         ((scored(1), scored(1)), "image 1 occurs twice"),
         ((), "holds no images"),
     ],
@@ -296,7 +296,7 @@ def test_a_score_file_that_cannot_be_shown_is_refused(tmp_path: Path, images: tu
 
 
 def test_hostile_text_ends_no_element_and_the_policy_names_style_and_script_by_digest(tmp_path: Path) -> None:
-    image = scored(1, file_name=HOSTILE, caption=HOSTILE, references=(HOSTILE,), alternatives=(Alternative(caption=HOSTILE, score=-1.0),))
+    image = scored(1, file_name=HOSTILE, caption=HOSTILE, references=(HOSTILE,), alternatives=(ScoredCaption(caption=HOSTILE, score=-1.0),))
     run = run_with(tmp_path / "r<b>un", score_file(image, notes=(HOSTILE,), made_by={HOSTILE: {HOSTILE: [HOSTILE]}}))
     page = tmp_path / "page.html"
     report(runs=[run], out=page)

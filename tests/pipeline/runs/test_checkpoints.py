@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from pipeline.runs.checkpoints import Best, Position, best_checkpoint, checkpoint_folder, find_checkpoint, save_checkpoint
+from pipeline.runs.checkpoints import BestValidation, TrainingPosition, best_checkpoint, checkpoint_folder, find_checkpoint, save_checkpoint
 from pipeline.runs.run import open_run
 from pipeline.training.train import train
 from shards.atomic import file_sha256
@@ -71,7 +71,11 @@ def test_what_an_older_checkpoint_calls_the_best_is_kept_with_it(small: Small, t
     optimizer = torch.optim.AdamW(captioner.parameters())
     for step, best in ((10, 10), (20, 10), (30, 30), (30, 30)):
         save_checkpoint(
-            tmp_path, captioner, optimizer, Position(epoch=0, step_in_epoch=step, step=step, best=Best(step=best, cider=best / 10)), keep=2
+            tmp_path,
+            captioner,
+            optimizer,
+            TrainingPosition(epoch=0, step_in_epoch=step, step=step, best=BestValidation(step=best, cider=best / 10)),
+            keep=2,
         )
     (checkpoint_folder(tmp_path, 30) / "model.safetensors").write_bytes(b"damaged")
     _, position, notes = find_checkpoint(tmp_path)

@@ -37,8 +37,8 @@ def test_the_rate_warms_up_evenly_under_every_schedule() -> None:
 
 
 def test_the_share_of_own_words_rises_evenly_and_stays() -> None:
-    config = TrainConfig(own_words=0.2, own_words_epochs=4)
-    assert [config.own_words_at(step, 5) for step in (0, 5, 10, 20, 50)] == pytest.approx([0.0, 0.05, 0.1, 0.2, 0.2])
+    config = TrainConfig(scheduled_sampling=0.2, scheduled_sampling_epochs=4)
+    assert [config.scheduled_sampling_at(step, 5) for step in (0, 5, 10, 20, 50)] == pytest.approx([0.0, 0.05, 0.1, 0.2, 0.2])
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_the_share_of_own_words_rises_evenly_and_stays() -> None:
         {"weight_decay": -0.1},
         {"clip_norm": float("nan")},
         {"label_smoothing": 1.0},
-        {"own_words": -0.1},
-        {"own_words_epochs": 0},
+        {"scheduled_sampling": -0.1},
+        {"scheduled_sampling_epochs": 0},
         {"patience": 0},
         {"self_critical": True, "samples": 1},
         {"self_critical": True, "label_smoothing": 0.1},
-        {"self_critical": True, "own_words": 0.1},
+        {"self_critical": True, "scheduled_sampling": 0.1},
         {"self_critical": True, "accumulate": 2},
         {"input_dropout": 1.0},
         {"feature_dropout": -0.1},

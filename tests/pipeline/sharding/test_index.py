@@ -15,11 +15,11 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from pipeline import index as index_module
 from pipeline.captions.tokenizer import tokenize
 from pipeline.datasets.synthetic import synthesize
 from pipeline.images.decode import Resize, decode_image
 from pipeline.inspection.verify import verify
+from pipeline.sharding import index as index_module
 from pipeline.sharding.index import index_tars
 from pipeline.sharding.read_samples import read_samples, shard_samples
 from shards.atomic import write_json

@@ -330,7 +330,7 @@ def photographs(folder: Path, count: int) -> list[Path]:
         Image.fromarray(random.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
     annotation = {
         "images": [{"id": index, "file_name": path.name} for index, path in enumerate(paths)],
-        "annotations": [{"id": index, "image_id": index, "caption": f"Photograph {index}."} for index in range(count)],
+        "annotations": [{"id": index, "image_id": index, "caption": f"DecodedImage {index}."} for index in range(count)],
     }
     (folder / "c.json").write_text(json.dumps(annotation))
     return paths

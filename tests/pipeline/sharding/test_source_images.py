@@ -1,4 +1,4 @@
-"""Photographs at URLs, from a real web server on 127.0.0.1."""
+"""SourceImages at URLs, from a real web server on 127.0.0.1."""
 
 import json
 from collections.abc import Iterator

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.runs.checkpoints import find_checkpoint
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.train import train
 from tests import ROOT
 from tests.conftest import TINY_MODEL, Small
@@ -48,7 +48,7 @@ def test_gradients_equal_those_of_one_process_on_the_same_batch(
     small: Small, tmp_path: Path, kind: str, processes: int, pieces: int, units: int
 ) -> None:
     data = small.features if kind == "features" else small.shards
-    alone = gradients(kind, data, pieces=1, units=units, world=World())
+    alone = gradients(kind, data, pieces=1, units=units, processes=ProcessGroup())
     child = torchrun(processes, ROOT / "tests/pipeline/gradients.py", tmp_path / "out.safetensors", kind, data, pieces, units)
     _, errors = finished(child)
     assert child.returncode == 0, errors
@@ -60,7 +60,7 @@ def test_gradients_equal_those_of_one_process_on_the_same_batch(
 
 
 def test_pieces_of_a_batch_give_the_same_gradients(small: Small) -> None:
-    whole, pieces = (gradients("features", small.features, pieces=pieces, units=16, world=World()) for pieces in (1, 5))
+    whole, pieces = (gradients("features", small.features, pieces=pieces, units=16, processes=ProcessGroup()) for pieces in (1, 5))
     for name, value in whole.items():
         assert torch.allclose(pieces[name], value, rtol=1e-5, atol=1e-6), name
 

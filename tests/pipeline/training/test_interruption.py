@@ -20,7 +20,16 @@ from tests.conftest import TINY_MODEL, Small
 from tests.pipeline.short_runs import interrupted_at, lines, same
 
 SETTINGS = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 3}
-STRONG = {"recipe": "strong", "own_words": 0.3, "own_words_epochs": 2, "epochs": 2, "batch_size": 16, "min_count": 1, "hidden_dim": 32, "layers": 2}
+STRONG = {
+    "recipe": "strong",
+    "scheduled_sampling": 0.3,
+    "scheduled_sampling_epochs": 2,
+    "epochs": 2,
+    "batch_size": 16,
+    "min_count": 1,
+    "hidden_dim": 32,
+    "layers": 2,
+}
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 

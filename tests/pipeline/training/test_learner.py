@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.decoder import Captioner
-from pipeline.runs.checkpoints import Position, checkpoint_folder, find_checkpoint, load_model, load_training, save_checkpoint
+from pipeline.runs.checkpoints import TrainingPosition, checkpoint_folder, find_checkpoint, load_model, load_training, save_checkpoint
 from pipeline.runs.run import open_run
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.interruption import Interrupted
@@ -75,9 +75,9 @@ def test_a_step_that_is_saved_again_with_a_mean_captions_with_it(small: Small, t
     mean = copy.deepcopy(run.captioner)
     with torch.no_grad():
         mean.decoder.output.bias.add_(1)
-    ended = Position(epoch=0, step_in_epoch=12, step=12)
+    ended = TrainingPosition(epoch=0, step_in_epoch=12, step=12)
     save_checkpoint(tmp_path, run.captioner, optimizer, ended)
-    validated = Position(epoch=1, step_in_epoch=0, step=12, averaged=1)
+    validated = TrainingPosition(epoch=1, step_in_epoch=0, step=12, averaged=1)
     save_checkpoint(tmp_path, run.captioner, optimizer, validated, mean=mean)
     path, position, notes = find_checkpoint(tmp_path)
     assert (position, notes) == (validated, [])

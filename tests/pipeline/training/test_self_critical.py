@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from model.decoder import Captioner
 from model.decoder_config import DecoderConfig
-from model.decoding import drawn_captions
+from model.decoding import sample_captions
 from model.ptb import ptb_tokens
 from model.vocabulary import END, START, UNK, Vocabulary
 from pipeline.captions.tokenizer import tokenize
@@ -22,7 +22,7 @@ from pipeline.loading.batches import Encoded, to_device, training_batches
 from pipeline.loading.training_data import open_cached
 from pipeline.reporting.curves import draw_curves
 from pipeline.runs.run import read_config
-from pipeline.training.distributed import World
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.self_critical import Reward, SelfCriticalStep, advantages
 from pipeline.training.train import train
 from shards.caption_table import table_from_records
@@ -72,7 +72,7 @@ def test_a_steps_gradient_is_that_of_drawn_captions_weighted_by_their_advantage(
     batch = to_device(next(training_batches(data.source, Encoded(table, vocabulary), seed=0, epoch=0, batch_size=7, captions_per_image=9)), CPU)
     assert len(batch.images) == 7
     reward = Reward(table, vocabulary)
-    step = SelfCriticalStep(captioner, captioner, lambda batch: batch.images, "fp32", World(), table, reward, vocabulary, 4)
+    step = SelfCriticalStep(captioner, captioner, lambda batch: batch.images, "fp32", ProcessGroup(), table, reward, vocabulary, 4)
     torch.manual_seed(5)
     value = step(batch)
     gradients = [parameter.grad.clone() for parameter in captioner.parameters() if parameter.grad is not None]
@@ -81,7 +81,7 @@ def test_a_steps_gradient_is_that_of_drawn_captions_weighted_by_their_advantage(
     images = captioner.projection(batch.images)
     owners = torch.arange(7).repeat_interleave(4)
     torch.manual_seed(5)
-    tokens, lengths = drawn_captions(captioner.decoder, images.detach()[owners], vocabulary)
+    tokens, lengths = sample_captions(captioner.decoder, images.detach()[owners], vocabulary)
     rows = np.array([table.image_rows[batch.captions[(batch.unit_rows == unit).nonzero()[0, 0]]] for unit in range(7)])
     rewards = reward(tokens.numpy(), lengths.numpy(), rows[owners.numpy()])
     gains = advantages(rewards.reshape(7, 4)).ravel()

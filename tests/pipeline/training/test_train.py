@@ -13,7 +13,7 @@ from model.vocabulary import Vocabulary
 from pipeline.captions.vocabulary import write_vocabulary
 from pipeline.features.cache_features import cache_features
 from pipeline.loading.batches import CaptionBatch
-from pipeline.runs.checkpoints import Position, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
+from pipeline.runs.checkpoints import TrainingPosition, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
 from pipeline.runs.run import open_run
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.cross_entropy import CrossEntropyStep
@@ -139,7 +139,7 @@ def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path
         captioner.decoder.output.bias.fill_(float("inf"))  # what a step too far leaves behind
     optimizer = adamw(captioner, TrainConfig())
     load_training(find_checkpoint(out)[0], captioner, optimizer)
-    save_checkpoint(out, captioner, optimizer, Position(epoch=0, step_in_epoch=3, step=3))
+    save_checkpoint(out, captioner, optimizer, TrainingPosition(epoch=0, step_in_epoch=3, step=3))
     with pytest.raises(InputError, match=r"the training diverged.*smaller --lr than 1000000"):
         train(out=out, resume=True, device="cpu")
 

@@ -14,8 +14,8 @@ from model.ptb import ptb_tokens
 from model.vocabulary import Vocabulary
 from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.loading.training_data import Data, features_function, open_cached
-from pipeline.training.distributed import World
+from pipeline.loading.training_data import TrainingData, feature_extractor, open_cached
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.validation import Validation
 from shards.errors import InputError
 from tests.conftest import Small
@@ -23,7 +23,7 @@ from tests.conftest import Small
 CPU = torch.device("cpu")
 
 
-def opened(small: Small) -> tuple[Data, Vocabulary, Captioner]:
+def opened(small: Small) -> tuple[TrainingData, Vocabulary, Captioner]:
     data = open_cached(small.features, CPU)
     torch.manual_seed(0)
     vocabulary = vocabulary_of(data.source.table, min_count=1).vocabulary
@@ -34,7 +34,9 @@ def test_scores_are_those_of_the_split_captioned_and_scored_by_hand(small: Small
     data, vocabulary, captioner = opened(small)
     assert data.val is not None
     table = data.val.table
-    measured = Validation(data.val, vocabulary, features_function(data), data.val_pictures, images=5000, device=CPU, world=World()).measure(captioner)
+    measured = Validation(
+        data.val, vocabulary, feature_extractor(data), data.val_pictures, images=5000, device=CPU, processes=ProcessGroup()
+    ).measure(captioner)
     assert captioner.training  # as it was
 
     captioner.eval()
@@ -58,7 +60,7 @@ def test_scores_are_those_of_the_split_captioned_and_scored_by_hand(small: Small
 def test_a_training_that_has_diverged_says_so_before_it_captions(small: Small) -> None:
     data, vocabulary, captioner = opened(small)
     assert data.val is not None
-    validation = Validation(data.val, vocabulary, features_function(data), data.val_pictures, images=5000, device=CPU, world=World())
+    validation = Validation(data.val, vocabulary, feature_extractor(data), data.val_pictures, images=5000, device=CPU, processes=ProcessGroup())
     with torch.no_grad():
         for parameter in captioner.parameters():
             parameter.fill_(torch.nan)
@@ -74,7 +76,7 @@ def test_a_trainings_last_cider_is_the_one_that_evaluate_finds(small: Small, tmp
 
 def test_of_many_images_some_are_looked_at_spread_over_all(small: Small) -> None:
     data, vocabulary, _ = opened(small)
-    features_of = features_function(data)
-    validation = Validation(data.source, vocabulary, features_of, lambda rows: [None] * len(rows), images=4, device=CPU, world=World())
+    features_of = feature_extractor(data)
+    validation = Validation(data.source, vocabulary, features_of, lambda rows: [None] * len(rows), images=4, device=CPU, processes=ProcessGroup())
     # 4 of 36, and the 8 that are shown
     assert validation.rows.tolist() == [0, 4, 9, 13, 18, 22, 27, 31]

@@ -20,13 +20,13 @@ WORKER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class ArrayTask:
     """What process ``task_id`` of ``num_tasks`` does.
 
     Raises:
         InputError: Impossible values; names the option.
 
-    >>> Share(task_id=1, num_tasks=3).of("abcdefgh")
+    >>> ArrayTask(task_id=1, num_tasks=3).of("abcdefgh")
     ['b', 'e', 'h']
     """
 
@@ -47,7 +47,7 @@ class Share:
         return f"task {self.task_id} of {self.num_tasks}"
 
 
-def pick_share(task_id: int | None, num_tasks: int | None) -> Share | None:
+def pick_array_task(task_id: int | None, num_tasks: int | None) -> ArrayTask | None:
     """The share that two options name; None: everything.
 
     Raises:
@@ -57,11 +57,11 @@ def pick_share(task_id: int | None, num_tasks: int | None) -> Share | None:
         return None
     if task_id is None or num_tasks is None:
         raise InputError("--task-id and --num-tasks go together: --task-id 0 --num-tasks 8 does the first of eight shares.")
-    return Share(task_id=task_id, num_tasks=num_tasks)
+    return ArrayTask(task_id=task_id, num_tasks=num_tasks)
 
 
 @contextlib.contextmanager
-def writing(folder: Path, name: str, share: Share | None, doing: str) -> Iterator[None]:
+def writing(folder: Path, name: str, array_task: ArrayTask | None, doing: str) -> Iterator[None]:
     """Hold the place of the one writer of ``name`` in ``folder``, or of one of the processes that share the work among them.
 
     A process takes its own lock first and looks for the others' then: of two that must not work together at least one sees the other.
@@ -70,9 +70,9 @@ def writing(folder: Path, name: str, share: Share | None, doing: str) -> Iterato
         OccupiedError: Another process does everything, this very share, or a share of another number of tasks; or, for who does
             everything, any share.
     """
-    beside = f".{share.num_tasks}-shares" if share is not None else ""
-    own = name if share is None else f"{name}.{share.task_id}{beside}"
-    with exclusive(folder, own, doing if share is None else f"{doing} as {share}"):
+    beside = f".{array_task.num_tasks}-shares" if array_task is not None else ""
+    own = name if array_task is None else f"{name}.{array_task.task_id}{beside}"
+    with exclusive(folder, own, doing if array_task is None else f"{doing} as {array_task}"):
         for lock in sorted(folder.glob(f".{name}.lock")) + sorted(folder.glob(f".{name}.*-shares.lock")):
             other = lock.name[1 : -len(".lock")]
             if other != own and not (beside and other.endswith(beside)):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.execution.task_shares import Share, pick_share, writing
+from pipeline.execution.array_tasks import ArrayTask, pick_array_task, writing
 from shards.errors import InputError, OccupiedError
 from tests import ROOT
 from tests.servers import contents, draw, shard
@@ -15,8 +15,8 @@ NAMES = [f"{number}.jpg" for number in range(10)]
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline.execution.task_shares import Share, writing
-share = Share(task_id=int(sys.argv[2]), num_tasks=int(sys.argv[3])) if len(sys.argv) > 2 else None
+from pipeline.execution.array_tasks import ArrayTask, writing
+share = ArrayTask(task_id=int(sys.argv[2]), num_tasks=int(sys.argv[3])) if len(sys.argv) > 2 else None
 with writing(Path(sys.argv[1]), "train", share, "writing split 'train'"):
     print("held", flush=True)
     sys.stdin.readline()
@@ -25,7 +25,7 @@ with writing(Path(sys.argv[1]), "train", share, "writing split 'train'"):
 
 @given(st.integers(0, 40), st.integers(1, 12))
 def test_shares_are_all_of_the_work_once(tasks: int, num_tasks: int) -> None:
-    shares = [Share(task_id=number, num_tasks=num_tasks).of(range(tasks)) for number in range(num_tasks)]
+    shares = [ArrayTask(task_id=number, num_tasks=num_tasks).of(range(tasks)) for number in range(num_tasks)]
     assert sorted(task for share in shares for task in share) == list(range(tasks))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -42,7 +42,7 @@ def test_shares_are_all_of_the_work_once(tasks: int, num_tasks: int) -> None:
 )
 def test_impossible_shares_are_refused(task_id: int | None, num_tasks: int | None, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        pick_share(task_id, num_tasks)
+        pick_array_task(task_id, num_tasks)
 
 
 def hold(folder: Path, *share: int) -> "subprocess.Popen[str]":
@@ -58,23 +58,23 @@ def hold(folder: Path, *share: int) -> "subprocess.Popen[str]":
     ("holder", "other", "says"),
     [
         ((0, 4), None, "another process is writing split 'train'"),
-        ((), Share(task_id=1, num_tasks=4), "another process is writing split 'train'"),
-        ((1, 4), Share(task_id=1, num_tasks=4), "another process is writing split 'train' as task 1 of 4"),
-        ((0, 4), Share(task_id=1, num_tasks=8), "another process is writing split 'train'"),
+        ((), ArrayTask(task_id=1, num_tasks=4), "another process is writing split 'train'"),
+        ((1, 4), ArrayTask(task_id=1, num_tasks=4), "another process is writing split 'train' as task 1 of 4"),
+        ((0, 4), ArrayTask(task_id=1, num_tasks=8), "another process is writing split 'train'"),
         ((), None, "another process is writing split 'train'"),
     ],
 )
 def test_processes_that_would_do_the_same_work_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: tuple[int, ...], other: Share | None, says: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: tuple[int, ...], other: ArrayTask | None, says: str
 ) -> None:
-    monkeypatch.setattr("pipeline.execution.task_shares.LOOKING_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.execution.array_tasks.LOOKING_SECONDS", 0.1)
     child = hold(tmp_path, *holder)
     with pytest.raises(OccupiedError, match=says), writing(tmp_path, "train", other, "writing split 'train'"):
         pass
     with writing(tmp_path, "val", None, "writing split 'val'"), writing(tmp_path, "train_2", other, "writing split 'train_2'"):
         pass  # other splits are other matters
     if holder and other is not None and other.num_tasks == 4:
-        with writing(tmp_path, "train", Share(task_id=2, num_tasks=4), "writing split 'train'"):
+        with writing(tmp_path, "train", ArrayTask(task_id=2, num_tasks=4), "writing split 'train'"):
             pass  # a share beside it
     child.kill()
     child.communicate()
@@ -88,8 +88,8 @@ def test_processes_with_shares_make_what_one_run_makes_and_the_last_one_commits(
     shard(tmp_path, tmp_path / "whole")
     out = tmp_path / "out"
     code = (
-        "import sys; from pathlib import Path; from pipeline.execution.task_shares import Share; from tests.servers import shard\n"
-        "shard(Path(sys.argv[1]), Path(sys.argv[1]) / 'out', share=Share(task_id=int(sys.argv[2]), num_tasks=3))"
+        "import sys; from pathlib import Path; from pipeline.execution.array_tasks import ArrayTask; from tests.servers import shard\n"
+        "shard(Path(sys.argv[1]), Path(sys.argv[1]) / 'out', array_task=ArrayTask(task_id=int(sys.argv[2]), num_tasks=3))"
     )
     children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(number)], cwd=ROOT) for number in range(3)]
     assert [child.wait(120) for child in children] == [0, 0, 0]
@@ -103,9 +103,9 @@ def test_processes_with_shares_make_what_one_run_makes_and_the_last_one_commits(
 def test_what_a_task_did_not_do_is_done_by_the_last_run(tmp_path: Path) -> None:
     draw(tmp_path, NAMES)
     shard(tmp_path, tmp_path / "whole")
-    first = shard(tmp_path, tmp_path / "out", share=Share(task_id=0, num_tasks=2))
+    first = shard(tmp_path, tmp_path / "out", array_task=ArrayTask(task_id=0, num_tasks=2))
     assert (first.shards, first.images, first.committed) == (2, 6, False)
-    nothing = shard(tmp_path, tmp_path / "out", share=Share(task_id=5, num_tasks=7))
+    nothing = shard(tmp_path, tmp_path / "out", array_task=ArrayTask(task_id=5, num_tasks=7))
     assert (nothing.shards, nothing.images) == (0, 0)
     assert shard(tmp_path, tmp_path / "out").kept == 2
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
