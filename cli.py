@@ -41,6 +41,7 @@ from pipeline.console.options import (
 from pipeline.console.settings import PREFIX, SettableCommand, read_defaults
 from pipeline.execution.messages import Telling, log_line, next_step, note, say, show_rejects, tell_as
 from shards.errors import CapstreamError, SaidElsewhereError
+from shards.paths import Location
 
 if TYPE_CHECKING:
     from pipeline.evaluation.score_file import ScoreFile
@@ -212,13 +213,13 @@ def synth(out: Path, images: int, seed: int, workers: int) -> None:
 @click.option("--retry-rejected", is_flag=True, help="Make shards with rejected photographs again.")
 @executor_option
 def shard(
-    images: Path | str,
+    images: Location,
     captions: tuple[Path, ...],
     split: str | None,
     split_lists: tuple[str, ...],
     columns: tuple[str, ...],
     no_restval: bool,
-    out: Path | str,
+    out: Location,
     size: int,
     mode: str,
     filter_: str,
@@ -277,7 +278,7 @@ def shard(
     next_step(f"python cli.py vocab --shards {out} --out {vocabulary}, or python cli.py cache-features --shards {out} --out {features}")
 
 
-def below(folder: Path | str, name: str) -> Path | str:
+def below(folder: Location, name: str) -> Location:
     """A file in a folder, or in one at a URL."""
     return folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}"
 
@@ -367,7 +368,7 @@ def report_shards(folder: Path, reports: "list[SplitReport]") -> None:
 @shard_cache_options
 @click.option("--plot", type=Folder, default=None, help="Draw it into this picture too (.png, .jpg, .pdf, .svg).")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
-def stats(place: Path | str, shard_cache: Path, shard_cache_gb: float, plot: Path | None, as_json: bool) -> None:
+def stats(place: Location, shard_cache: Path, shard_cache_gb: float, plot: Path | None, as_json: bool) -> None:
     """Say what is in a shard dataset, a feature file or a folder of feature files: counts, lengths, words, sizes, what was left out."""
     from pipeline.inspection.stats import as_json as document
     from pipeline.inspection.stats import stats
@@ -393,7 +394,7 @@ def stats(place: Path | str, shard_cache: Path, shard_cache_gb: float, plot: Pat
 @click.option("--split", default="train", help="Whose captions to count.")
 @click.option("--min-count", type=int, default=4, help="Keep words that occur at least this often.")
 @click.option("--out", type=Folder, required=True, help="The vocabulary file (JSON).")
-def vocab(shards: Path | str, shard_cache: Path, shard_cache_gb: float, split: str, min_count: int, out: Path) -> None:
+def vocab(shards: Location, shard_cache: Path, shard_cache_gb: float, split: str, min_count: int, out: Path) -> None:
     """Count the captions' words and number those that occur often enough."""
     from pipeline.captions.vocabulary import make_vocabulary
 
@@ -451,10 +452,10 @@ def backbones(pattern: str) -> None:
 @click.option("--device", default="auto", help="auto (all GPUs, else the CPU), cpu, cuda:0, cuda:0,cuda:1 ...: one process each.")
 @executor_option
 def cache_features(
-    shards: Path | str,
+    shards: Location,
     shard_cache: Path,
     shard_cache_gb: float,
-    out: Path | str,
+    out: Location,
     splits: tuple[str, ...],
     backbone: str,
     weights: str | None,
@@ -612,7 +613,7 @@ def import_features(
 @training_options
 def train(
     features: Path | None,
-    shards: Path | str | None,
+    shards: Location | None,
     shard_cache: Path,
     shard_cache_gb: float,
     out: Path,
@@ -798,7 +799,7 @@ def typed_command() -> str:
 def evaluate(
     runs: tuple[Path, ...],
     features: Path | None,
-    shards: Path | str | None,
+    shards: Location | None,
     shard_cache: Path,
     shard_cache_gb: float,
     split: str,
@@ -884,7 +885,7 @@ def show_scores(scores: "ScoreFile") -> None:
 @click.option("--images", type=Folder, default=None, help="Pictures: the folder that the photographs' file names are relative to.")
 @shards_options("Pictures: the shards of the split, a folder or a URL.")
 def report(
-    runs: tuple[Path, ...], out: Path, split: str, images: Path | None, shards: Path | str | None, shard_cache: Path, shard_cache_gb: float
+    runs: tuple[Path, ...], out: Path, split: str, images: Path | None, shards: Location | None, shard_cache: Path, shard_cache_gb: float
 ) -> None:
     """Write one page that shows RUNS (folders, or score files): scores, curves, every image with its captions. It needs no network."""
     from pipeline.reporting.report import report

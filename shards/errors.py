@@ -41,3 +41,12 @@ class ResourceError(CapstreamError):
 
 class SaidElsewhereError(CapstreamError):
     """Another process of the same training reports what went wrong; this one only ends."""
+
+
+def first_line(error: Exception) -> str:
+    r"""The first line of another library's error, at most 200 characters; its type's name where it says nothing.
+
+    >>> first_line(ValueError("no such device\nstack: ..."))
+    'no such device'
+    """
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -13,6 +13,7 @@ from typing import IO, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
+from shards.paths import Location
 
 R = TypeVar("R")
 # The protocols that the extra "remote" installs what is needed for; fsspec knows others.
@@ -45,7 +46,7 @@ class BrokenError(Exception):
         self.status = status
 
 
-def is_url(place: Path | str) -> bool:
+def is_url(place: Location) -> bool:
     """Whether ``place`` is an address that fsspec reads, and no local path.
 
     >>> is_url("s3://bucket/shards"), is_url("data/shards")

@@ -15,6 +15,7 @@ from typing import TypeVar
 from shards.atomic import committed, disk_errors
 from shards.errors import CapstreamError, InputError
 from shards.fetch import MissingError, download, file_system, foreign_errors, is_url, tried, url_parts
+from shards.paths import Location
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,7 +38,7 @@ class Output:
     folder: Path
     url: str | None = None
 
-    def at(self, name: str) -> Path | str:
+    def at(self, name: str) -> Location:
         """The place of a file: its path, or its URL."""
         return self.folder / name if self.url is None else f"{self.url}/{name}"
 
@@ -145,7 +146,7 @@ class Output:
         tried(discard, url, done="removed", again=AGAIN)
 
 
-def checked_output(place: Path | str) -> Path | str:
+def checked_output(place: Location) -> Location:
     """Where output is to go, if it can: a URL without a slash at its end.
 
     Raises:
@@ -164,7 +165,7 @@ def checked_output(place: Path | str) -> Path | str:
 
 
 @contextlib.contextmanager
-def opened_output(place: Path | str) -> Iterator[Output]:
+def opened_output(place: Location) -> Iterator[Output]:
     """Open a place for output; of one in S3 errors name the URL, not the scratch folder.
 
     Raises:

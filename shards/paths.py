@@ -3,10 +3,13 @@
 import re
 import shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeAlias
 
-# What their files are called.
+# A local path, or the URL of a place that fsspec opens (https://..., s3://...).
+Location: TypeAlias = Path | str
+
+# File name extensions of images, in lower case.
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-
 
 PLAIN_NAME = re.compile(r"\w[\w.-]*")
 

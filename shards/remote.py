@@ -43,6 +43,7 @@ from shards.mirror import (
     read_mirror,
     touch,
 )
+from shards.paths import Location
 
 # Sidecars are small: waiting for answers is what takes time.
 SIDECARS_AT_ONCE = 8
@@ -51,7 +52,7 @@ MAX_SIDECAR_BYTES = 1 << 30
 JOIN_SECONDS = 5.0
 
 
-def localize(place: Path | str, *, cache: Path | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Path:
+def localize(place: Location, *, cache: Path | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Path:
     """The local folder of a shard dataset: a path as it is; for a URL its mirror, with ``dataset.json`` and all sidecars as they are there now.
 
     Args:

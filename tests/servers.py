@@ -16,6 +16,7 @@ from pipeline.images.decode import Resize
 from pipeline.sharding.shard import ShardConfig, write_shards
 from pipeline.sharding.splits import ShardSummary
 from shards.fetch import _file_system
+from shards.paths import Location
 from tests.local_server import LocalServer
 
 CONFIG = ShardConfig(resize=Resize(size=32))
@@ -35,7 +36,7 @@ def draw(folder: Path, names: list[str]) -> None:
     (folder / "c.json").write_text(json.dumps(annotation))
 
 
-def shard(folder: Path, out: Path | str, **options: Any) -> ShardSummary:
+def shard(folder: Path, out: Location, **options: Any) -> ShardSummary:
     """Shards of three of what :func:`draw` made."""
     images = options.pop("images", folder / "images")
     return write_shards(images=images, captions=folder / "c.json", out=out, config=CONFIG, shard_size=SHARD_SIZE, **options)

@@ -30,7 +30,7 @@ from model.networks import (
 )
 from model.preprocessing import Preprocessing
 from shards.atomic import committed_file
-from shards.errors import DamageError, InputError, MismatchError, ResourceError
+from shards.errors import DamageError, InputError, MismatchError, ResourceError, first_line
 from shards.features import Provenance
 
 RANDOM = "random"
@@ -273,7 +273,7 @@ def _build(backbone: str, source: str, state: dict[str, Tensor], preprocessing: 
 
 def _crop_error(backbone: str, preprocessing: Preprocessing, error: Exception) -> InputError:
     crop = preprocessing.crop
-    return InputError(f"{backbone} cannot take images of {crop} pixels ({_first_line(error)}). Make the shards again with a larger --size.")
+    return InputError(f"{backbone} cannot take images of {crop} pixels ({first_line(error)}). Make the shards again with a larger --size.")
 
 
 def _download(backbone: str, name: str) -> dict[str, Tensor]:
@@ -284,10 +284,6 @@ def _download(backbone: str, name: str) -> dict[str, Tensor]:
             f"The weights {name} of {backbone} could not be downloaded ({error}). Without network: --weights PATH for a .pth or "
             ".safetensors file fetched elsewhere, or --weights random for a try without meaning."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -301,7 +297,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and its unpickler raise many kinds for strangers' bytes
-        raise InputError(f"{path}: not a file of weights ({_first_line(error)}). A .pth or .safetensors state dict is wanted.") from None
+        raise InputError(f"{path}: not a file of weights ({first_line(error)}). A .pth or .safetensors state dict is wanted.") from None
     if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path}: not a state dict (names to tensors). Save the network's state_dict() and give that file.")
     return state

@@ -16,7 +16,7 @@ from torch.nn import functional
 from model.encoder import FrozenBackbone, backbone_state
 from model.networks import state_digest
 from model.precision import AGREEMENT, Lowered, compiled, folded, lower
-from shards.errors import InputError
+from shards.errors import InputError, first_line
 
 # Half of them correct the network of lower precision, the others judge it.
 AGREEMENT_IMAGES = 32
@@ -138,7 +138,7 @@ def compile_if_worthwhile(arithmetic: ComputedBackbone, *, sample: Tensor, views
     try:
         cosine = float(functional.cosine_similarity(frozen(batch).double(), fast(batch).double(), dim=1).min())
     except (RuntimeError, OSError, TypeError, AttributeError, AssertionError) as error:  # no C++ compiler, most often
-        problem = f"torch.compile does not work here ({_first_line(error)})"
+        problem = f"torch.compile does not work here ({first_line(error)})"
     else:
         if cosine >= AGREEMENT:
             return replace(arithmetic, frozen=fast, details={**arithmetic.details, "compiled": True})
@@ -154,9 +154,9 @@ def _lowered(frozen: FrozenBackbone, precision: str, sample: Tensor, *, asked: s
         raise
     except (RuntimeError, TypeError, ValueError) as error:  # a layer that has no such arithmetic here
         if asked != "auto":
-            reason = _first_line(error)
+            reason = first_line(error)
             raise InputError(f"--precision {precision}: this network cannot run in it here ({reason}). Take --precision fp32.") from None
-        return None, f"Precision fp32: {precision} does not work with this network here ({_first_line(error)})."
+        return None, f"Precision fp32: {precision} does not work with this network here ({first_line(error)})."
     layers = f", the first {len(lowered.kept)} layers in fp32" if lowered.kept else ""
     agreement = f"smallest cosine similarity to fp32 features {lowered.cosine:.5f} on {lowered.judges} images"
     if lowered.agrees:
@@ -164,7 +164,3 @@ def _lowered(frozen: FrozenBackbone, precision: str, sample: Tensor, *, asked: s
     if asked == "auto":
         return None, f"Precision fp32: {precision} does not agree well enough with this network ({agreement})."
     return lowered, f"Precision {precision}{layers}, as asked for, though it agrees badly: {agreement}."
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

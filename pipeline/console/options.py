@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from pipeline.execution.messages import note
 from pipeline.runs.train_config import KINDS, TrainConfig, option
+from shards.paths import Location
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -38,7 +39,7 @@ def cores() -> int:
     return default_workers()
 
 
-def place(value: str) -> Path | str:
+def place(value: str) -> Location:
     """A folder, or a URL as it was typed: as a path it would lose one of its slashes."""
     return value if "://" in value else Path(value)
 
@@ -74,7 +75,7 @@ def shard_cache_options(function: Callable[P, R]) -> Callable[P, R]:
     return folder(gigabytes(function))
 
 
-def local_shards(shards: Path | str, cache: Path, gigabytes: float) -> Path:
+def local_shards(shards: Location, cache: Path, gigabytes: float) -> Path:
     """The folder of a shard dataset, which for one at a URL is its mirror in the cache."""
     from shards.remote import localize
 

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.backbone.backbones import _first_line
-from shards.errors import InputError, ResourceError
+from shards.errors import InputError, ResourceError, first_line
 
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
 
@@ -59,7 +58,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name}: cannot be used here ({_first_line(error)}). Try cpu, cuda or auto.") from None
+        raise InputError(f"--device {name}: cannot be used here ({first_line(error)}). Try cpu, cuda or auto.") from None
     return device
 
 

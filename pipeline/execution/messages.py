@@ -7,10 +7,11 @@ what the command's own help says, so that it can be read by whoever reads it tod
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import click
+
+from shards.paths import Location
 
 Kind = Literal["result", "note", "progress", "next", "error"]
 
@@ -54,7 +55,7 @@ def note(text: str) -> None:
         click.echo(text, err=True)
 
 
-def show_rejects(rejects: dict[str, int], lines: Path | str | None) -> None:
+def show_rejects(rejects: dict[str, int], lines: Location | None) -> None:
     """What was left out, if anything was, and which file has a line for each, if one has yet."""
     if rejects:
         where = f" Each has a line in {lines}." if lines is not None else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.execution.executors import default_workers
-from shards.errors import CapstreamError, InputError, ResourceError
+from shards.errors import CapstreamError, InputError, ResourceError, first_line
 
 R = TypeVar("R")
 ROOT = Path(__file__).parent.parent
@@ -67,7 +67,7 @@ def ray_cluster(
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ResourceError(
-                f"--ray-address {address}: cannot be used ({_first_line(error)}). Check it with: ray status --address {address}"
+                f"--ray-address {address}: cannot be used ({first_line(error)}). Check it with: ray status --address {address}"
             ) from None
     try:
         yield RayCluster(report)
@@ -150,13 +150,9 @@ def _result(reference: Any) -> Any:
         ray.exceptions.ObjectLostError,
     ) as error:
         raise ResourceError(
-            f"A worker process died {RETRIES + 1} times over one task, perhaps for memory ({_first_line(error)}). Run the command again with fewer "
+            f"A worker process died {RETRIES + 1} times over one task, perhaps for memory ({first_line(error)}). Run the command again with fewer "
             "CPUs, or look into Ray's logs: finished parts are kept."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 # In a worker process: what the tasks of the newest run share, by the name of the reference to it.

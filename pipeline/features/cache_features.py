@@ -36,6 +36,7 @@ from shards.errors import DamageError, InputError, MismatchError, OccupiedError,
 from shards.features import FeatureFile, Provenance, feature_path, open_features
 from shards.manifest import SPLIT_NAME, DatasetFile, Split, library_versions, read_dataset_file
 from shards.output import Output, opened_output
+from shards.paths import Location
 from shards.tar import open_samples
 
 OWN_FILE = re.compile(rf"{SPLIT_NAME.pattern}(\.h5|{re.escape(ENDING)})")
@@ -69,7 +70,7 @@ class CacheSummary:
     """
 
     split: str
-    path: Path | str
+    path: Location
     images: int
     dim: int
     views: int
@@ -83,7 +84,7 @@ class CacheSummary:
 def cache_features(
     *,
     shards: Path,
-    out: Path | str,
+    out: Location,
     splits: Sequence[str] = (),
     backbone: str = "resnet152",
     weights: str | None = None,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.captions.records import ListedImage
 from shards.atomic import file_sha256
-from shards.errors import InputError
+from shards.errors import InputError, first_line
 from shards.manifest import Reject
 
 MAX_DIM = 1 << 16
@@ -283,8 +283,7 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> _Header:
             warnings.simplefilter("ignore")  # that the file was made by Python 2, as many features were
             shape, fortran, dtype = NPY_VERSIONS[version](file)
     except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError, TokenError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: not an .npy file ({first_line}). Save the features with numpy.save.") from None
+        raise InputError(f"{path}: not an .npy file ({first_line(error)}). Save the features with numpy.save.") from None
     if dtype.hasobject:
         raise InputError(f"{path}: holds Python objects (a pickle), which could run code when loaded. Save the features as an array of float32.")
     if dtype.newbyteorder("=").name not in FLOATS:

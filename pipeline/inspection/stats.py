@@ -22,6 +22,7 @@ from shards.caption_table import CaptionTable, table_from_records
 from shards.errors import DamageError, InputError
 from shards.features import open_features
 from shards.manifest import REJECTS_FILE, Shard, Split, open_split, read_dataset_file
+from shards.paths import Location
 from shards.tar import read_records
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def image_sizes(sizes: NDArray[np.int64]) -> ImageSizes:
     )
 
 
-def as_json(path: Path | str, found: tuple[SplitStats, ...]) -> str:
+def as_json(path: Location, found: tuple[SplitStats, ...]) -> str:
     """All of it as a JSON document."""
     return json.dumps({"of": str(path), "splits": [asdict(split) for split in found]}, indent=1)
 

@@ -38,6 +38,7 @@ from shards.manifest import (
     sidecar_path,
 )
 from shards.output import Output, opened_output
+from shards.paths import Location
 from shards.tar import write_tar
 
 
@@ -70,13 +71,13 @@ class ShardTask:
         plan_rejects: What the annotation file itself lost; kept in the first shard's sidecar.
     """
 
-    out: Path | str
+    out: Location
     split: str
     index: int
     start: int
     records: tuple[CaptionedImage, ...]
     plan_rejects: tuple[Reject, ...]
-    images: Path | str
+    images: Location
     config: ShardConfig
     check_sources: bool
     retry_rejected: bool
@@ -111,9 +112,9 @@ def write_splits(*, captions: CaptionSource, split: str | None = None, **setting
 
 def write_shards(
     *,
-    images: Path | str,
+    images: Location,
     captions: Path | SplitCaptions,
-    out: Path | str,
+    out: Location,
     split: str = "train",
     config: ShardConfig,
     shard_size: int = 1000,
@@ -354,14 +355,14 @@ def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:
     return dict(Counter(reject.reason for reject in rejects))
 
 
-def _photographs_sha256(images: Path | str, names: Sequence[str]) -> str:
+def _photographs_sha256(images: Location, names: Sequence[str]) -> str:
     found = SourceImages()
     for data in read_originals(images, names):
         found.add(data)
     return found.digest()
 
 
-def _sizes(images: Path | str, names: Sequence[str], read: SourceImages) -> list[int | None]:
+def _sizes(images: Location, names: Sequence[str], read: SourceImages) -> list[int | None]:
     """As :func:`original_sizes`, which is only asked for what could not be read."""
     unread = iter(original_sizes(images, [name for name, size in zip(names, read.sizes, strict=True) if size is None]))
     return [next(unread) if size is None else size for size in read.sizes]

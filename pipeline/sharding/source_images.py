@@ -9,13 +9,14 @@ from pipeline.execution.prefetch import ahead
 from pipeline.images.decode import MAX_FILE_BYTES, ImageError, read_image_file
 from shards.errors import DamageError, InputError
 from shards.fetch import MissingError, RefusedError, fetched_bytes, file_size, file_system, is_url
+from shards.paths import Location
 
 # SourceImages are small: waiting for answers is what takes time.
 FETCHED_AT_ONCE = 8
 R = TypeVar("R")
 
 
-def check_originals(images: Path | str) -> None:
+def check_originals(images: Location) -> None:
     """Refuse a place that can hold no photographs.
 
     Raises:
@@ -30,7 +31,7 @@ def check_originals(images: Path | str) -> None:
         raise InputError(f"{images}: no such folder (--images should name the folder that holds the photographs).")
 
 
-def read_originals(images: Path | str, names: Sequence[str]) -> Generator[bytes | ImageError, None, None]:
+def read_originals(images: Location, names: Sequence[str]) -> Generator[bytes | ImageError, None, None]:
     """The bytes of each photograph, or why there are none, in order.
 
     Args:
@@ -43,7 +44,7 @@ def read_originals(images: Path | str, names: Sequence[str]) -> Generator[bytes 
     return _each(images, names, _read_url, _read_file)
 
 
-def original_sizes(images: Path | str, names: Sequence[str]) -> list[int | None]:
+def original_sizes(images: Location, names: Sequence[str]) -> list[int | None]:
     """The size of each photograph in bytes, without reading it; None where there is none.
 
     Raises:
@@ -52,7 +53,7 @@ def original_sizes(images: Path | str, names: Sequence[str]) -> list[int | None]
     return list(_each(images, names, _size_at_url, _file_size))
 
 
-def _each(images: Path | str, names: Sequence[str], remote: Callable[[str], R], local: Callable[[Path], R]) -> Generator[R, None, None]:
+def _each(images: Location, names: Sequence[str], remote: Callable[[str], R], local: Callable[[Path], R]) -> Generator[R, None, None]:
     if is_url(images):
         return ahead(remote, (_url(str(images), name) for name in names), threads=FETCHED_AT_ONCE)
     return (local(Path(images) / name) for name in names)
