@@ -1,1 +1,1 @@
-"""The stages: one module is one command is one plain function, paths and a config in, a result out."""
+"""The pipeline: one package per subject. A command is a function that takes paths and settings and returns a result."""

@@ -1,0 +1,1 @@
+"""What the command line's options share: their types, their help and the settings they stand for."""

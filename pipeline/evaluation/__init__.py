@@ -1,0 +1,1 @@
+"""Score captions against their references and write the scores to a file."""

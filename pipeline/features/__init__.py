@@ -1,0 +1,1 @@
+"""Compute the image features of a split once and store them in an HDF5 file, or import existing ones."""

@@ -1,0 +1,1 @@
+"""Turn images and captions into a dataset of WebDataset shards, and read its samples back."""
