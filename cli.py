@@ -3,8 +3,6 @@
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
 
-import errno
-import functools
 import io
 import json
 import os
@@ -12,10 +10,11 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.console.errors import INTERRUPTED, note, reported
 from pipeline.console.options import (
     FILTER,
     RESIZE_MODE,
@@ -39,8 +38,7 @@ from pipeline.console.options import (
     workers_option,
 )
 from pipeline.console.settings import PREFIX, SettableCommand, read_defaults
-from pipeline.execution.messages import Telling, log_line, next_step, note, say, show_rejects, tell_as
-from shards.errors import CapstreamError, SaidElsewhereError
+from pipeline.execution.messages import Telling, log_line, next_step, say, show_rejects, tell_as
 from shards.paths import Location
 
 if TYPE_CHECKING:
@@ -51,9 +49,6 @@ if TYPE_CHECKING:
     from pipeline.runs.checkpoints import CheckpointChoice
     from shards.errors import OnError
 
-P = ParamSpec("P")
-R = TypeVar("R")
-INTERRUPTED = 130
 # Captioning fewer photographs than this shows no progress.
 QUIET_BELOW = 100
 LARGE_PAGE = 300_000_000
@@ -76,34 +71,6 @@ class FlowGroup(click.Group):
                 raise
             log_line("error", error.format_message(), exit_code=error.exit_code)
             ctx.exit(error.exit_code)
-
-
-def reported(function: Callable[P, R]) -> Callable[P, R]:
-    """Expected failures become one paragraph and exit code 1; Ctrl-C becomes one line and exit code 130."""
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except SaidElsewhereError:
-            sys.exit(1)
-        except CapstreamError as error:
-            raise click.ClickException(str(error)) from None
-        except KeyboardInterrupt:
-            note("Stopped. What was finished is kept: run the same command again (train: with --resume) to go on.")
-            sys.exit(INTERRUPTED)
-        except PermissionError as error:
-            raise click.ClickException(
-                f"{error.filename}: not allowed ({error.strerror}). Check who may read it, or choose another folder."
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
-                raise
-            raise click.ClickException(f"{error.filename}: no file can be reached by this name ({error.strerror}). Check it.") from None
-        except MemoryError:
-            raise click.ClickException("Out of memory. Try a smaller --batch-size or fewer --workers.") from None
-
-    return run
 
 
 def speaks() -> bool:

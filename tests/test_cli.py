@@ -83,9 +83,9 @@ def test_every_command_ends_by_saying_what_to_run_next(run_cli: Run, tmp_path: P
         (["caption", "--run", "{r}", "{d}/nothing.jpg"], "could not be captioned"),
         (["caption", "--run", "{r}", "{s}/captions_val.json"], "not an image"),
         (["caption", "--run", "{r}", "{x}"], "could not be captioned"),
-        (["evaluate", "--run", "{r}", "--features", "{f}", "--out", "{d}/{x}"], "no file can be reached by this name"),
-        (["report", "{d}/{x}", "--out", "{d}/p.html"], "no file can be reached by this name"),
-        (["curves", "{d}/{x}", "--out", "{d}/p.png"], "no file can be reached by this name"),
+        (["evaluate", "--run", "{r}", "--features", "{f}", "--out", "{d}/{x}"], "not a usable file name"),
+        (["report", "{d}/{x}", "--out", "{d}/p.html"], "not a usable file name"),
+        (["curves", "{d}/{x}", "--out", "{d}/p.png"], "not a usable file name"),
     ],
 )
 def test_a_mistake_is_one_paragraph_and_exit_code_1(run_cli: Run, small: Small, tmp_path: Path, arguments: list[str], says: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 from click.core import ParameterSource
 
-from pipeline.execution.messages import note
+from pipeline.console.errors import note
 from pipeline.runs.train_config import KINDS, TrainConfig, option
 from shards.paths import Location
 
@@ -212,7 +212,7 @@ def chosen_decoding(settings: dict[str, Any]) -> "Decoding":
     try:
         return Decoding(**settings)
     except ValueError as error:
-        said = re.sub(rf"\b(?:{'|'.join(settings)})\b", lambda name: option(name[0]), str(error))
+        said = re.sub(rf"`?\b({'|'.join(settings)})\b`?", r"`\1`", str(error))
         raise InputError(f"{said}.") from None
 
 

@@ -1,0 +1,78 @@
+"""Errors and notes as the command line prints them.
+
+Modules below the command line know no options. They name a setting in backticks (`` `batch_size` ``), and the command line prints the option of
+the running command in its place (``--batch-size``).
+"""
+
+import errno
+import functools
+import re
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import click
+
+from pipeline.console.settings import options_of
+from pipeline.execution import messages
+from shards.errors import CapstreamError, SaidElsewhereError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+INTERRUPTED = 130
+SETTING = re.compile(r"(?<!`)`([A-Za-z_]\w*)`(?!`)")
+
+
+def with_options(message: str, command: click.Command | None) -> str:
+    """A message in which each setting in backticks is replaced by the command's option of that name.
+
+    A setting goes by the name of its parameter in the code or by its option's own name. All other words in backticks stay as they are.
+
+    >>> resize = click.Command("shard", params=[click.Option(["--resize", "mode"]), click.Option(["--shard-size"])])
+    >>> with_options("`shard_size` 0: must be at least 1. `mode` and `resize` do not matter, nor does `this`.", resize)
+    '--shard-size 0: must be at least 1. --resize and --resize do not matter, nor does `this`.'
+    """
+    written = option_names(command) if command is not None else {}
+    return SETTING.sub(lambda found: written.get(found[1], found[0]), message)
+
+
+def option_names(command: click.Command) -> dict[str, str]:
+    """The options of a command by the settings' names: ``{"batch_size": "--batch-size", ...}``."""
+    parameters = {option.name: option.opts[0] for option in options_of(command) if option.name}
+    # An option's own name goes over the name of another option's parameter
+    typed = {text.lstrip("-").replace("-", "_"): text for option in options_of(command) for text in (*option.opts, *option.secondary_opts)}
+    return parameters | typed
+
+
+def note(text: str) -> None:
+    """A line that is no result, with options for settings: see :func:`with_options`."""
+    context = click.get_current_context(silent=True)
+    messages.note(with_options(text, context.command if context is not None else None))
+
+
+def reported(function: Callable[P, R]) -> Callable[P, R]:
+    """Expected failures become one paragraph and exit code 1; Ctrl-C becomes one line and exit code 130."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except SaidElsewhereError:
+            sys.exit(1)
+        except CapstreamError as error:
+            raise click.ClickException(with_options(str(error), click.get_current_context().command)) from None
+        except KeyboardInterrupt:
+            note("Stopped. Finished work is kept. To continue, run the same command again (train: with --resume).")
+            sys.exit(INTERRUPTED)
+        except PermissionError as error:
+            raise click.ClickException(
+                f"{error.filename}: permission denied ({error.strerror}). Check its permissions, or choose another folder."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+            raise click.ClickException(f"{error.filename}: not a usable file name ({error.strerror}). Check the name.") from None
+        except MemoryError:
+            raise click.ClickException("Out of memory. Try a smaller --batch-size or fewer --workers.") from None
+
+    return run

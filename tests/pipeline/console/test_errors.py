@@ -1,0 +1,64 @@
+"""Settings in messages are printed as the options of the running command."""
+
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cli import cli
+from pipeline.console.errors import note, option_names, reported, with_options
+from pipeline.console.settings import options_of
+from shards.errors import InputError
+
+TRAIN = cli.commands["train"]
+
+
+@pytest.mark.parametrize(
+    ("message", "printed"),
+    [
+        ("`batch_size` 1: must be at least 2.", "--batch-size 1: must be at least 2."),
+        ("`from` /r: not a run. `start` is another name.", "--from /r: not a run. --from is another name."),
+        ("`captions_per_image`, `resume`", "--captions-per-image, --resume"),
+        ("`self_critical`, `cross_entropy`, `no_tie_weights`", "--self-critical, --cross-entropy, --no-tie-weights"),
+        ("`config_file` and `config`", "--config and --config"),
+        ("`beam`, `min_counts`, `batch-size`, `epochs 3`", "`beam`, `min_counts`, `batch-size`, `epochs 3`"),
+        ("seed, batch_size, ``seed``", "seed, batch_size, ``seed``"),
+        ("Make it with: python cli.py vocab --shards X --out Y", "Make it with: python cli.py vocab --shards X --out Y"),
+        ("", ""),
+    ],
+)
+def test_settings_of_the_command_become_its_options_and_all_other_words_stay(message: str, printed: str) -> None:
+    assert with_options(message, TRAIN) == printed
+
+
+def test_outside_a_command_a_message_stays() -> None:
+    assert with_options("`batch_size` 1", None) == "`batch_size` 1"
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_option_has_a_setting_by_its_own_name(name: str) -> None:
+    written = option_names(cli.commands[name])
+    for option in options_of(cli.commands[name]):
+        for text in (*option.opts, *option.secondary_opts):
+            assert written[text.removeprefix("--").replace("-", "_")] == text
+
+
+def test_errors_and_notes_of_a_running_command_name_its_options() -> None:
+    @click.command()
+    @click.option("--batch-size", type=int)
+    @reported
+    def toy(batch_size: int) -> None:
+        note("`batch_size` is small; `workers` is not an option.")
+        raise InputError(f"`batch_size` {batch_size}: must be at least 2.")
+
+    result = CliRunner().invoke(toy, ["--batch-size", "1"])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == ["--batch-size is small; `workers` is not an option.", "Error: --batch-size 1: must be at least 2."]
+
+
+def test_errors_for_programs_name_options_too() -> None:
+    result = CliRunner().invoke(cli, ["--log-json", "caption", "--run", "none", "a.jpg", "--beam", "0"])
+    error = json.loads(result.stderr.splitlines()[-1])
+    assert error["kind"] == "error"
+    assert error["text"].startswith("--beam ")
