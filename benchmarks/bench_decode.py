@@ -32,7 +32,8 @@ from torch import Tensor
 from benchmarks.generated import WORDS, synchronized, train_a_little
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.workload import say
-from model.decoder import Captioner
+from model.captioner import Captioner
+from model.decoders.lstm import LSTMDecoder
 from model.decoding import Decoding, decode
 from model.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
 from pipeline.captions.tokenizer import tokenize
@@ -73,7 +74,7 @@ def one_image(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, be
             words = []
             break
         words = [[*words[int(rows[place])], int(chosen[place])] for place in going]
-        state = tuple(part[:, rows[going]] for part in state)
+        state = state.select(rows[going])
         last, scores = chosen[going], best[going]
     finished += list(zip(scores.tolist(), words, strict=False))
     return vocabulary.decode(max(finished)[1])
@@ -81,7 +82,7 @@ def one_image(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, be
 
 @torch.inference_mode()
 def one_image_greedy(captioner: Captioner, features: Tensor, vocabulary: Vocabulary) -> list[str]:
-    """The caption of one image, features (dim,), by the likeliest word at each step."""
+    """The caption of one image, features (dim,), greedy search."""
     never = [vocabulary.id(word) for word in (PAD, START, UNK)]
     state = captioner.first_state(features[None])
     word, words = vocabulary.id(START), []
@@ -123,6 +124,7 @@ def trained_run(settings: argparse.Namespace, folder: Path) -> tuple[Run, Tensor
 
 def products_seconds(captioner: Captioner, rows: int, steps: int) -> float:
     """Seconds of the vocabulary's matrix product alone, for a batch of ``rows`` and so many steps."""
+    assert isinstance(captioner.decoder, LSTMDecoder)
     weight = captioner.decoder.output.weight
     hidden = torch.randn(rows, weight.shape[1], device=weight.device)
     with torch.inference_mode():

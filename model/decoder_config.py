@@ -1,27 +1,39 @@
-"""The shape of a captioner, as runs record it. Imports nothing heavy: the command line reads its choices from here."""
+"""Which decoders there are, and a captioner's decoder and sizes as runs record them. Imports nothing heavy, so that ``--help`` answers at once."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from model.registry import Registry
+
+if TYPE_CHECKING:
+    from model.decoders.base import Decoder
+
+DECODERS: "Registry[type[Decoder]]" = Registry("decoder", lstm="model.decoders.lstm:LSTMDecoder")
 
 ImageInput = Literal["once", "every_step"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Shape of a captioner; the defaults are the tutorial's.
+    """A captioner's decoder and sizes; the defaults are the tutorial's.
 
     Attributes:
-        image_input: ``once``: the projected image is the LSTM's first input alone (Vinyals et al., 2015, "Show and tell");
-            ``every_step``: it stands beside each word too (Mao et al., 2015, "Deep captioning with multimodal recurrent neural networks").
-        feature_dropout: Share of an image's features that a training step leaves out; see :class:`model.encoder.Projection`.
-        input_dropout, output_dropout: Share of the LSTM's inputs and outputs that a training step leaves out, between its layers too
+        decoder: A name in :data:`DECODERS`.
+        image_input: ``once``: the projected image is the LSTM's first input only (Vinyals et al., 2015, "Show and tell");
+            ``every_step``: it is also concatenated to each word (Mao et al., 2015, "Deep captioning with multimodal recurrent neural networks").
+        feature_dropout: Dropout probability of image features in training; see :class:`model.encoder.Projection`.
+        input_dropout, output_dropout: Dropout probability of the LSTM's inputs and outputs in training, also between its layers
             (Zaremba et al., 2014, "Recurrent neural network regularization").
-        tie_weights: The vocabulary's scores are products with the words' own embeddings (Press and Wolf, 2017, "Using the output embedding
-            to improve language models"); a linear layer goes before where the LSTM's size is another.
+        tie_weights: The output layer shares its weights with the word embedding (Press and Wolf, 2017, "Using the output embedding to
+            improve language models"); where the LSTM's size differs from the embedding's, a linear layer comes in between.
+
+    Raises:
+        ValueError: An unknown decoder, or an impossible size.
     """
 
     feature_dim: int
     vocabulary_size: int
+    decoder: str = "lstm"
     embedding_dim: int = 256
     hidden_dim: int = 512
     layers: int = 1
@@ -32,6 +44,8 @@ class DecoderConfig:
     tie_weights: bool = False
 
     def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise ValueError(DECODERS.unknown(self.decoder))
         for name in ("feature_dim", "vocabulary_size", "embedding_dim", "hidden_dim", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")

@@ -23,7 +23,7 @@ from pipeline.execution.prefetch import ahead
 from pipeline.execution.progress import Progress
 from pipeline.images.decode import ImageError, Resize, decode_image
 from pipeline.runs.checkpoints import CheckpointChoice
-from pipeline.runs.run import Run, kept_weights, open_run, open_speaker
+from pipeline.runs.run import Run, kept_weights, open_caption_model, open_run
 
 # From so many photographs on, judging a faster arithmetic on some of them costs less than it saves.
 FAST_FROM_IMAGES = 256
@@ -76,7 +76,7 @@ def caption_images(
 
     Args:
         run: A run directory.
-        others: More runs that caption together with it, as :func:`pipeline.runs.run.open_speaker` says.
+        others: More runs that caption together with it, as :func:`pipeline.runs.run.open_caption_model` says.
         images: Files and URLs, as :func:`pipeline.captioning.inputs.named_images` gives them.
         decoding: How captions are made; by default greedily.
         precision: Of the frozen network, as for ``cache-features``; ``auto`` stays with fp32 for a few photographs, where judging
@@ -94,7 +94,7 @@ def caption_images(
     if report is not None:
         for note in opened.notes:
             report(note)
-    speaker = open_speaker(opened, others, checkpoint=checkpoint)
+    model = open_caption_model(opened, others, checkpoint=checkpoint)
     resize, crop = run_resize(opened), opened.config.network.declared_preprocessing().crop
     size = images_per_pass(chosen_device)
     groups = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
@@ -124,7 +124,7 @@ def caption_images(
                             report(note)
                 # Rounded like cached features.
                 features = frozen(pixels.to(chosen_device)).half()
-                found = iter(decode_run(opened, speaker, features, decoding, numbers=there))
+                found = iter(decode_run(opened, model, features, decoding, numbers=there))
             for number, item in zip(group, loaded, strict=True):
                 if isinstance(item, ImageError):
                     yield ImageCaptions(name=images[number], problem=str(item))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from model.decoder import Speaker
+from model.captioner import CaptionModel
 from model.decoding import Decoding, Hypothesis, ScoredCaption, decode, sentence
 from pipeline.runs.checkpoints import checkpoint_folder
 from pipeline.runs.run import Run
@@ -14,7 +14,7 @@ from shards.errors import DamageError
 ROWS_AT_ONCE = 2048
 
 
-def decode_run(run: Run, speaker: Speaker, features: Tensor, decoding: Decoding, *, numbers: Sequence[int]) -> list[list[Hypothesis]]:
+def decode_run(run: Run, model: CaptionModel, features: Tensor, decoding: Decoding, *, numbers: Sequence[int]) -> list[list[Hypothesis]]:
     """Captions of a batch of images, as :func:`model.decoding.decode` makes them with a run's captioner, or one that speaks with it.
 
     Raises:
@@ -25,7 +25,7 @@ def decode_run(run: Run, speaker: Speaker, features: Tensor, decoding: Decoding,
         return [
             found
             for start in range(0, len(features), size)
-            for found in decode(speaker, features[start : start + size], run.vocabulary, decoding, numbers=numbers[start : start + size])
+            for found in decode(model, features[start : start + size], run.vocabulary, decoding, numbers=numbers[start : start + size])
         ]
     except ValueError as error:
         checkpoint = checkpoint_folder(run.folder, run.position.step)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoder import Speaker
+from model.captioner import CaptionModel
 from model.decoding import Decoding, ScoredCaption, sentence
 from model.encoder import FrozenBackbone
 from model.precision import folded
@@ -23,7 +23,7 @@ from pipeline.execution.prefetch import ahead
 from pipeline.execution.progress import Progress
 from pipeline.loading.sources import ShardSource
 from pipeline.runs.checkpoints import CheckpointChoice
-from pipeline.runs.run import Run, kept_weights, open_run, open_speaker
+from pipeline.runs.run import Run, kept_weights, open_caption_model, open_run
 from shards.caption_table import CaptionTable, table_of_split
 from shards.errors import CapstreamError, InputError
 from shards.features import check_network, feature_path, open_features
@@ -81,7 +81,7 @@ def evaluate(
 
     Args:
         run: A run directory.
-        others: More runs that caption together with it, as :func:`pipeline.runs.run.open_speaker` says; ``out`` has to be given then.
+        others: More runs that caption together with it, as :func:`pipeline.runs.run.open_caption_model` says; ``out`` has to be given then.
         features, shards: One of the two: feature files, or shards that go through the run's own backbone.
         weights: With ``shards``: where the backbone's weights are, if no longer at the place that the run recorded.
         out: The score file, by default ``RUN/SPLIT.scores.json``.
@@ -114,7 +114,7 @@ def evaluate(
     opened = open_run(run, device=pick_device(device), checkpoint=checkpoint)
     for note in opened.notes:
         report(note)
-    speaker = open_speaker(opened, others, checkpoint=checkpoint)
+    model = open_caption_model(opened, others, checkpoint=checkpoint)
     if features is not None:
         data = _cached(opened, feature_path(features, split), batch_size)
     else:
@@ -122,7 +122,7 @@ def evaluate(
         data = _raw(opened, shards, split, batch_size, weights)
     if not data.table.captions:
         raise InputError(f"{data.path}: no image of split {split!r} has a caption to compare with. Choose another --split.")
-    captions, alternatives = _captioned(opened, speaker, data, decoding, split, quiet)
+    captions, alternatives = _captioned(opened, model, data, decoding, split, quiet)
     table = data.table
     write_results(results, zip(table.image_ids.tolist(), captions, strict=True))
     notes: list[str] = []
@@ -146,7 +146,7 @@ def evaluate(
 
 
 def _captioned(
-    run: Run, speaker: Speaker, data: EvaluationData, decoding: Decoding, split: str, quiet: bool
+    run: Run, model: CaptionModel, data: EvaluationData, decoding: Decoding, split: str, quiet: bool
 ) -> tuple[list[str], list[tuple[ScoredCaption, ...]]]:
     """Each image's caption, and all that decoding found where that is more than one."""
     device = next(run.captioner.parameters()).device
@@ -155,7 +155,7 @@ def _captioned(
     with Progress(f"Captioning {split}", total=data.table.images, unit="images", quiet=quiet) as progress:
         for batch in data.batches:
             numbers = range(len(captions), len(captions) + len(batch))
-            for hypotheses in decode_run(run, speaker, batch.to(device), decoding, numbers=numbers):
+            for hypotheses in decode_run(run, model, batch.to(device), decoding, numbers=numbers):
                 captions.append(sentence(hypotheses[0].words))
                 alternatives.append(scored_captions(hypotheses) if len(hypotheses) > 1 else ())
             progress.advance(len(batch))

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from model.decoder import Captioner
+from model.captioner import Captioner
 from shards.atomic import committed_file, disk_errors, file_sha256, read_own_json, sync_folder, write_json
 from shards.errors import CapstreamError, DamageError, InputError, MismatchError
 

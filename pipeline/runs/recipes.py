@@ -38,7 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 # What a training that starts from another run's weights has from that run.
-ARCHITECTURE = ("embedding_dim", "hidden_dim", "layers", "image_input", "tie_weights", "min_count")
+ARCHITECTURE = ("decoder", "embedding_dim", "hidden_dim", "layers", "image_input", "tie_weights", "min_count")
 MAX_BYTES = 1 << 20
 
 

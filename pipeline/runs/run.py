@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from model.decoder import Captioner, Ensemble
+from model.captioner import Captioner, Ensemble
 from model.decoder_config import DecoderConfig
 from model.vocabulary import Vocabulary
 from pipeline.backbone.backbones import KEPT_FILE, Network
@@ -121,7 +121,7 @@ def open_run(folder: Path, *, device: torch.device, checkpoint: CheckpointChoice
     return Run(folder=folder, config=config, vocabulary=vocabulary, captioner=captioner.to(device).eval(), position=position, notes=tuple(notes))
 
 
-def open_speaker(run: Run, others: Sequence[Path], *, checkpoint: CheckpointChoice = "latest") -> Captioner | Ensemble:
+def open_caption_model(run: Run, others: Sequence[Path], *, checkpoint: CheckpointChoice = "latest") -> Captioner | Ensemble:
     """What captions are decoded from: the run's captioner, or with others the ensemble of all.
 
     Raises:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from model.decoder_config import DecoderConfig, ImageInput
+from model.decoder_config import DECODERS, DecoderConfig, ImageInput
 from shards.errors import InputError, OnError
 
 MAX_LR = 1e6
@@ -59,14 +59,14 @@ class TrainConfig:
         warmup_steps: Steps in which the rate rises to what the schedule says (Goyal et al., 2017).
         weight_decay: What all weights of matrices lose each step, times the learning rate; biases and BatchNorm's scales lose nothing.
         clip_norm: The gradients' norm is cut to this (Pascanu et al., 2013).
-        label_smoothing, scheduled_sampling: As for :meth:`model.decoder.Captioner.forward`. The share of own words rises evenly from 0 over the
+        label_smoothing, scheduled_sampling: As for :meth:`model.captioner.Captioner.forward`. The share of own words rises evenly from 0 over the
             first ``scheduled_sampling_epochs`` epochs.
         average_last: As in Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization"; see
             :mod:`pipeline.training.averaging`.
         self_critical: Rennie et al., 2017; see :mod:`pipeline.training.self_critical`.
         precision: What ``auto`` came to is what a run records.
         val_images: Spread over all of the split.
-        embedding_dim ... tie_weights: As for :class:`model.decoder_config.DecoderConfig`.
+        decoder ... tie_weights: As for :class:`model.decoder_config.DecoderConfig`.
     """
 
     recipe: str = setting("tutorial", "tutorial, strong, or self-critical: what the options below are, where they are not given.")
@@ -93,6 +93,7 @@ class TrainConfig:
     scheduled_sampling_epochs: int = setting(10, "Epochs in which that share rises from 0.", COUNT)
     patience: int | None = setting(None, "End after so many epochs without better captions of val.", COUNT, absent="never")
     average_last: int | None = setting(None, "Caption with the mean of the weights at the ends of so many last epochs.", COUNT, absent="never")
+    decoder: str = setting(DecoderConfig.decoder, f"The decoder: {', '.join(DECODERS)}.")
     embedding_dim: int = setting(DecoderConfig.embedding_dim, "Size of word and image embeddings.", COUNT)
     hidden_dim: int = setting(DecoderConfig.hidden_dim, "Size of the LSTM's state.", COUNT)
     layers: int = setting(DecoderConfig.layers, "LSTM layers.", COUNT)
@@ -126,6 +127,8 @@ class TrainConfig:
                 raise InputError(f"{option(known.name)} {value}: must be {', '.join(kind[:-1])} or {kind[-1]}.")
             if limits is not None and not limits.hold(value):
                 raise InputError(f"{option(known.name)} {value}: must be {limits.words}.")
+        if self.decoder not in DECODERS:
+            raise InputError(f"`decoder` {self.decoder}: {DECODERS.unknown(self.decoder)}")
         for name in OF_CROSS_ENTROPY if self.self_critical else ():
             if getattr(self, name) != getattr(type(self), name):
                 raise InputError(f"{option(name)} {getattr(self, name)}: --self-critical would not use it. Leave it away.")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch.optim.swa_utils import AveragedModel
 
-from model.decoder import Captioner
+from model.captioner import Captioner
 from pipeline.runs.checkpoints import TrainingPosition
 from pipeline.runs.train_config import TrainConfig
 

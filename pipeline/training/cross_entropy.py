@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from model.decoder import Captioner
+from model.captioner import Captioner
 from pipeline.backbone.precision import decoder_autocast
 from pipeline.loading.batches import CaptionBatch
 from pipeline.loading.training_data import FeatureExtractor

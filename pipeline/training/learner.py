@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from model.decoder import Captioner
+from model.captioner import Captioner
 from pipeline.loading.batches import CaptionBatch
 from pipeline.runs.checkpoints import BestValidation, TrainingPosition, find_checkpoint, holds_checkpoints, load_model, load_training, save_checkpoint
 from pipeline.runs.run import RunConfig
@@ -57,7 +57,7 @@ class Learner:
         self._saved, self._saved_at = self.position, time.monotonic()
 
     @property
-    def speaker(self) -> Captioner:
+    def captioning_model(self) -> Captioner:
         """What captions: the mean of some epochs' weights, if there is one, else the newest weights."""
         if self._mean is None or not self.position.averaged:
             return self.captioner
@@ -121,7 +121,7 @@ class Learner:
         """
         self.check_finite()
         if self.processes.is_main:
-            mean = self.speaker if self.speaker is not self.captioner else None
+            mean = self.captioning_model if self.captioning_model is not self.captioner else None
             save_checkpoint(self.out, self.captioner, self.optimizer, self.position, mean=mean, keep=self.settings.keep_checkpoints)
         self._saved, self._saved_at = self.position, time.monotonic()
 

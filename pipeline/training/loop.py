@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from model.decoder import Captioner
+from model.captioner import Captioner
 from model.vocabulary import Vocabulary
 from pipeline.execution.progress import Progress
 from pipeline.loading.batches import CaptionBatch, Encoded, to_device, training_batches
@@ -137,7 +137,7 @@ def run_training(
             if whole:
                 epoch_seconds.append(time.perf_counter() - began)
             learner.check_finite()
-            found = validation.measure(learner.speaker) if validation is not None else None
+            found = validation.measure(learner.captioning_model) if validation is not None else None
             if found is not None:
                 val_loss = found.loss
                 if log is not None:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.captioner import Captioner
 from model.cider_d import CiderD
-from model.decoder import Captioner
 from model.decoding import MAX_WORDS, sample_captions
 from model.ptb import ptb_tokens
 from model.vocabulary import END, PAD, START, Vocabulary

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.decoder import Captioner
+from model.captioner import Captioner
 from model.decoding import greedy, sentence
 from model.metrics import cider
 from model.ptb import ptb_tokens

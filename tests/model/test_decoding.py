@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.decoder import Captioner, Ensemble
+from model.captioner import Captioner, Ensemble
 from model.decoder_config import DecoderConfig
 from model.decoding import Decoding, Hypothesis, decode, greedy, sample_captions
 from model.vocabulary import END, PAD, SPECIAL, START, Vocabulary
+from tests.model.lstm import lstm_of
 
 VOCABULARY = Vocabulary((*SPECIAL, "a", "b", "c"))
 WORDS = (4, 5, 6)
@@ -28,7 +29,7 @@ def captioner(seed: int = 0, scale: float = 1.0) -> Captioner:
 @torch.no_grad()
 def log_probabilities(model: Captioner, features: torch.Tensor, words: tuple[int, ...]) -> torch.Tensor:
     """Of the word after some words, for a single image; written plainly."""
-    decoder = model.decoder
+    decoder = lstm_of(model)
     _, state = decoder.lstm(model.projection(features[None]).unsqueeze(1))
     for word in (VOCABULARY.id(START), *words):
         hidden, state = decoder.lstm(decoder.embedding(torch.tensor([[word]])), state)
@@ -84,7 +85,7 @@ def plain(model: Captioner, features: torch.Tensor) -> list[list[str]]:
 def test_batched_greedy_equals_image_by_image(seed: int) -> None:
     model, features = captioner(seed), torch.randn(7, 5)
     with torch.no_grad():
-        model.decoder.output.bias[VOCABULARY.id(END)] += 0.15  # so that captions end at different lengths
+        lstm_of(model).output.bias[VOCABULARY.id(END)] += 0.15  # so that captions end at different lengths
     expected = plain(model, features)
     assert greedy(model, features, VOCABULARY) == expected
     assert [greedy(model, row[None], VOCABULARY)[0] for row in features] == expected
@@ -93,7 +94,7 @@ def test_batched_greedy_equals_image_by_image(seed: int) -> None:
 def test_start_is_not_counted_and_twenty_words_are_the_most() -> None:
     model = captioner()
     with torch.no_grad():
-        model.decoder.output.bias[VOCABULARY.id(END)] = -1e9
+        lstm_of(model).output.bias[VOCABULARY.id(END)] = -1e9
     captions = greedy(model, torch.randn(3, 5), VOCABULARY)
     assert [len(caption) for caption in captions] == [20, 20, 20]
     assert not {word for caption in captions for word in caption} & set(SPECIAL)
@@ -102,7 +103,7 @@ def test_start_is_not_counted_and_twenty_words_are_the_most() -> None:
 def test_a_caption_that_ends_at_once_is_empty() -> None:
     model = captioner()
     with torch.no_grad():
-        model.decoder.output.bias[VOCABULARY.id(END)] = 1e9
+        lstm_of(model).output.bias[VOCABULARY.id(END)] = 1e9
     assert greedy(model, torch.randn(2, 5), VOCABULARY) == [[], []]
     assert greedy(model, torch.randn(0, 5), VOCABULARY) == []
 
@@ -157,7 +158,7 @@ def test_hypotheses_are_distinct_ranked_and_never_worse_than_greedy(seed: int, s
 def test_a_beam_with_nothing_finished_still_answers() -> None:
     model = captioner()
     with torch.no_grad():
-        model.decoder.output.bias[VOCABULARY.id(END)] = -torch.inf
+        lstm_of(model).output.bias[VOCABULARY.id(END)] = -torch.inf
     found = decode(model, torch.randn(2, 5), VOCABULARY, Decoding(beam=4, max_words=6))
     assert all(len(h.words) == 6 for hypotheses in found for h in hypotheses)
     assert [len(hypotheses) for hypotheses in found] == [4, 4]
@@ -166,7 +167,7 @@ def test_a_beam_with_nothing_finished_still_answers() -> None:
 def test_blocked_ngrams_do_not_come_twice() -> None:
     model = captioner(3, 4.0)
     with torch.no_grad():
-        model.decoder.output.bias[VOCABULARY.id(END)] = -1e9
+        lstm_of(model).output.bias[VOCABULARY.id(END)] = -1e9
     for block in (1, 2, 3):
         for hypotheses in decode(model, torch.randn(4, 5), VOCABULARY, Decoding(beam=3, block_ngrams=block)):
             for h in hypotheses:
@@ -230,9 +231,9 @@ def test_impossible_decodings_are_refused_by_name(setting: dict[str, float]) -> 
 def test_weights_that_are_not_finite_are_named_and_give_no_captions() -> None:
     model = captioner()
     with torch.no_grad():
-        model.decoder.output.weight[WORDS[0]] = torch.nan
+        lstm_of(model).output.weight[WORDS[0]] = torch.nan
     for decoding in (Decoding(), Decoding(beam=3), Decoding(samples=2)):
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match="contain NaN"):
             decode(model, torch.randn(2, 5), VOCABULARY, decoding)
 
 
@@ -276,5 +277,5 @@ def test_drawing_leaves_the_decoder_in_its_mode_and_dropout_at_rest() -> None:
 def test_an_ensemble_of_one_says_what_its_member_says() -> None:
     model, features = captioner(5, 3.0), torch.randn(4, 5)
     for decoding in (Decoding(), Decoding(beam=3)):
-        alone, together = (decode(speaker, features, VOCABULARY, decoding) for speaker in (model, Ensemble([model]).eval()))
+        alone, together = (decode(one, features, VOCABULARY, decoding) for one in (model, Ensemble([model]).eval()))
         assert [[h.words for h in found] for found in alone] == [[h.words for h in found] for found in together]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from model.decoder import Captioner
+from model.captioner import Captioner
 from model.decoder_config import DecoderConfig
 from pipeline.backbone.backbones import KEPT_FILE
 from pipeline.captions.vocabulary import vocabulary_of

@@ -13,7 +13,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file
 
-from model.decoder import Ensemble
+from model.captioner import Ensemble
 from model.decoding import Decoding, decode, sentence
 from model.metrics import score_captions
 from model.ptb import ptb_tokens

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.decoder import Captioner
+from model.captioner import Captioner
 from pipeline.runs.checkpoints import TrainingPosition, checkpoint_folder, find_checkpoint, load_model, load_training, save_checkpoint
 from pipeline.runs.run import open_run
 from pipeline.runs.train_config import TrainConfig
@@ -15,6 +15,7 @@ from pipeline.training.interruption import Interrupted
 from pipeline.training.learner import adamw
 from pipeline.training.train import train
 from tests.conftest import TINY_MODEL, Small
+from tests.model.lstm import lstm_of
 from tests.pipeline.short_runs import interrupted_at, lines
 
 
@@ -74,7 +75,7 @@ def test_a_step_that_is_saved_again_with_a_mean_captions_with_it(small: Small, t
     optimizer = adamw(run.captioner, TrainConfig())
     mean = copy.deepcopy(run.captioner)
     with torch.no_grad():
-        mean.decoder.output.bias.add_(1)
+        lstm_of(mean).output.bias.add_(1)
     ended = TrainingPosition(epoch=0, step_in_epoch=12, step=12)
     save_checkpoint(tmp_path, run.captioner, optimizer, ended)
     validated = TrainingPosition(epoch=1, step_in_epoch=0, step=12, averaged=1)
@@ -83,9 +84,9 @@ def test_a_step_that_is_saved_again_with_a_mean_captions_with_it(small: Small, t
     assert (position, notes) == (validated, [])
     found = Captioner(run.config.decoder)
     load_model(path, found)
-    assert torch.equal(found.decoder.output.bias, mean.decoder.output.bias)
+    assert torch.equal(lstm_of(found).output.bias, lstm_of(mean).output.bias)
     load_training(path, found, adamw(found, TrainConfig()))
-    assert torch.equal(found.decoder.output.bias, run.captioner.decoder.output.bias)
+    assert torch.equal(lstm_of(found).output.bias, lstm_of(run.captioner).output.bias)
 
 
 def test_a_training_stopped_in_its_last_step_captions_with_the_mean_after_it_went_on(

@@ -11,7 +11,7 @@ from click.testing import Result
 from pycocoevalcap.cider.cider import Cider
 from torch.nn.utils.rnn import pad_sequence
 
-from model.decoder import Captioner
+from model.captioner import Captioner
 from model.decoder_config import DecoderConfig
 from model.decoding import sample_captions
 from model.ptb import ptb_tokens
@@ -87,7 +87,7 @@ def test_a_steps_gradient_is_that_of_drawn_captions_weighted_by_their_advantage(
     gains = advantages(rewards.reshape(7, 4)).ravel()
     total = torch.zeros(())
     for row, length in enumerate(lengths.tolist()):
-        state = captioner.decoder.decoding_step(images[owners[row]][None], (images[owners[row]][None, None],))[1]
+        state = captioner.decoder.first_state(images[owners[row]][None])
         for place in range(1, length):
             logits, state = captioner.decoding_step(tokens[row, place - 1][None], state)
             total = total - float(gains[row]) * logits.log_softmax(1)[0, tokens[row, place]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from model.decoder import Captioner
+from model.captioner import Captioner
 from model.vocabulary import Vocabulary
 from pipeline.captions.vocabulary import write_vocabulary
 from pipeline.features.cache_features import cache_features
@@ -22,6 +22,7 @@ from pipeline.training.train import train
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.features import open_features, write_features
 from tests.conftest import TINY_MODEL, Small, table_with
+from tests.model.lstm import lstm_of
 from tests.pipeline.short_runs import lines, weights
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -136,7 +137,7 @@ def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path
     train(out=out, features=small.features, settings={**TINY_MODEL, "lr": 1e6}, device="cpu", max_steps=2)
     captioner = open_run(out, device=torch.device("cpu")).captioner
     with torch.no_grad():
-        captioner.decoder.output.bias.fill_(float("inf"))  # what a step too far leaves behind
+        lstm_of(captioner).output.bias.fill_(float("inf"))  # what a step too far leaves behind
     optimizer = adamw(captioner, TrainConfig())
     load_training(find_checkpoint(out)[0], captioner, optimizer)
     save_checkpoint(out, captioner, optimizer, TrainingPosition(epoch=0, step_in_epoch=3, step=3))
@@ -209,7 +210,7 @@ def test_weights_that_are_no_numbers_are_neither_kept_nor_scored(small: Small, t
     def call(self: CrossEntropyStep, batch: CaptionBatch) -> torch.Tensor:
         loss, number = compute(self, batch), batch.epoch * self.per_epoch + batch.step
         if number == 11 or (number == 5 and self.settings.checkpoint_every == 1):
-            self.captioner.decoder.output.bias.grad.fill_(torch.nan)  # type: ignore[union-attr]
+            lstm_of(self.captioner).output.bias.grad.fill_(torch.nan)  # type: ignore[union-attr]
         return loss
 
     monkeypatch.setattr(CrossEntropyStep, "__call__", call)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.decoder import Captioner
+from model.captioner import Captioner
 from model.decoder_config import DecoderConfig
 from model.decoding import greedy, sentence
 from model.metrics import cider

@@ -6,9 +6,12 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from model.decoder import Captioner, Ensemble
+from model.captioner import Captioner, Ensemble
 from model.decoder_config import DecoderConfig, ImageInput
+from model.decoders.base import DecoderState
+from model.decoders.lstm import LSTMState
 from pipeline.runs.checkpoints import TrainingPosition, load_model, save_checkpoint
+from tests.model.lstm import lstm_of
 
 SIZES: dict[str, Any] = {"feature_dim": 10, "vocabulary_size": 23, "embedding_dim": 12, "hidden_dim": 14}
 
@@ -24,7 +27,7 @@ def test_the_loss_equals_a_straightforward_implementation() -> None:
     loss = captioner(captioner.projection(features), torch.arange(6), tokens, lengths) / lengths.sum()
 
     # The tutorial's way: embeddings of everything, cut by packing.
-    linear, norm, decoder = captioner.projection.linear, nn.BatchNorm1d(12), captioner.decoder
+    linear, norm, decoder = captioner.projection.linear, nn.BatchNorm1d(12), lstm_of(captioner)
     images = norm(linear(features))
     embedded = torch.cat([images.unsqueeze(1), decoder.embedding(tokens)], dim=1)
     hidden, _ = decoder.lstm(pack_padded_sequence(embedded, lengths, batch_first=True))
@@ -78,23 +81,24 @@ SHAPES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_word_after_another_gives_the_scores_of_all_places_at_once(shape: dict[str, Any]) -> None:
+def test_one_word_after_another_gives_the_scores_of_all_positions_at_once(shape: dict[str, Any]) -> None:
     torch.manual_seed(0)
     captioner = Captioner(DecoderConfig(**{**SIZES, **shape})).eval()
     images, _, tokens, lengths = batch(captioner, rows=1)
     together = captioner.decoder(images, tokens, lengths)
-    alone, state = captioner.decoder.decoding_step(images, (images.unsqueeze(0),))
-    torch.testing.assert_close(together[:1], alone)
-    for place in range(tokens.shape[1] - 1):
-        alone, state = captioner.decoding_step(tokens[:, place], state)
-        torch.testing.assert_close(together[place + 1 : place + 2], alone)
+    state: DecoderState = lstm_of(captioner).first_state(images)
+    assert isinstance(state, LSTMState)
+    torch.testing.assert_close(together[:1], lstm_of(captioner).output(lstm_of(captioner).to_embedding(state.hidden[-1])))
+    for position in range(tokens.shape[1] - 1):
+        alone, state = captioner.decoding_step(tokens[:, position], state)
+        torch.testing.assert_close(together[position + 1 : position + 2], alone)
 
 
 @pytest.mark.parametrize("image_input", ["once", "every_step"])
 def test_only_an_image_at_every_step_reaches_late_words_directly(image_input: ImageInput) -> None:
     captioner = Captioner(DecoderConfig(**{**SIZES, "image_input": image_input}))
     with torch.no_grad():
-        recurrent, *biases = (dict(captioner.decoder.lstm.named_parameters())[f"{name}_l0"] for name in ("weight_hh", "bias_ih", "bias_hh"))
+        recurrent, *biases = (dict(lstm_of(captioner).lstm.named_parameters())[f"{name}_l0"] for name in ("weight_hh", "bias_ih", "bias_hh"))
         recurrent.zero_()  # nothing is remembered but in the cell
         for bias in biases:
             bias[14:28] = -100.0  # the forget gate is shut
@@ -107,7 +111,7 @@ def test_only_an_image_at_every_step_reaches_late_words_directly(image_input: Im
 
 def test_tied_weights_are_one_tensor_and_stay_so_through_a_file(tmp_path: Path) -> None:
     captioner = Captioner(DecoderConfig(**SIZES, tie_weights=True))
-    assert captioner.decoder.output.weight is captioner.decoder.embedding.weight
+    assert lstm_of(captioner).output.weight is lstm_of(captioner).embedding.weight
     untied = Captioner(DecoderConfig(**SIZES))
     count, other = (sum(parameter.numel() for parameter in model.parameters()) for model in (captioner, untied))
     assert other - count == 23 * 14 - (14 * 12 + 12)  # one table of words fewer; a layer from 14 to 12 more
@@ -115,8 +119,8 @@ def test_tied_weights_are_one_tensor_and_stay_so_through_a_file(tmp_path: Path) 
     path = save_checkpoint(tmp_path, captioner, torch.optim.AdamW(captioner.parameters()), position)
     again = Captioner(captioner.config)
     load_model(path, again)
-    assert again.decoder.output.weight is again.decoder.embedding.weight
-    torch.testing.assert_close(again.decoder.output.weight, captioner.decoder.output.weight)
+    assert lstm_of(again).output.weight is lstm_of(again).embedding.weight
+    torch.testing.assert_close(lstm_of(again).output.weight, lstm_of(captioner).output.weight)
 
 
 def test_label_smoothing_is_torchs_own_mean_over_all_words() -> None:
@@ -159,7 +163,7 @@ def test_own_words_replace_a_share_of_words_by_likely_ones_and_never_the_start()
     torch.manual_seed(0)
     captioner = Captioner(DecoderConfig(**SIZES)).eval()
     with torch.no_grad():
-        captioner.decoder.output.bias[7] = 50.0  # the decoder always says word 7
+        lstm_of(captioner).output.bias[7] = 50.0  # the decoder always says word 7
     images, _, tokens, lengths = batch(captioner)
     everything = captioner.decoder.scheduled_sampling_inputs(images, tokens, lengths, 1.0)
     for row, length in enumerate(lengths.tolist()):
