@@ -683,7 +683,8 @@ def caption(
     Each line of output is a caption; with more than one photograph its name stands before it, with more than one caption its
     log-probability behind.
     """
-    from pipeline.captioning.caption import caption_images
+    from pipeline.captioning.caption import caption_images, lines
+    from pipeline.captioning.captioner import CaptionerConfig
     from pipeline.captioning.draw import MAX_SHOWN, check_can_draw, draw_captions
     from pipeline.captioning.inputs import named_images
 
@@ -700,25 +701,15 @@ def caption(
     failed = 0
     shown: list[tuple[str, str]] = []
     run, *others = runs
-    captioned = caption_images(
-        run=run,
-        others=others,
-        images=names,
-        decoding=decoding,
-        precision=precision,
-        device=device,
-        weights=weights,
-        checkpoint=checkpoint,
-        quiet=len(names) < QUIET_BELOW,
-        report=note,
-    )
+    config = CaptionerConfig(run=run, ensemble=others, decoding=decoding, precision=precision, device=device, weights=weights, checkpoint=checkpoint)
+    captioned = caption_images(config, names, quiet=len(names) < QUIET_BELOW, report=note)
     for photograph in captioned:
         if photograph.problem is not None:
             failed += 1
             note(f"No caption: {photograph.problem}")
         elif len(shown) < MAX_SHOWN:
             shown.append((photograph.name, photograph.captions[0].caption))
-        for line in photograph.lines(count, named=len(names) > 1, as_json=as_json):
+        for line in lines(photograph, count, named=len(names) > 1, as_json=as_json):
             click.echo(line)  # data, and no message
     if show and shown:
         draw_captions(shown, out)

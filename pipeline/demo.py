@@ -16,6 +16,7 @@ from typing import Any
 from model.metrics import score_captions
 from model.ptb import ptb_tokens
 from pipeline.captioning.caption import caption_images
+from pipeline.captioning.captioner import CaptionerConfig
 from pipeline.captioning.draw import draw_captions
 from pipeline.captions.vocabulary import make_vocabulary
 from pipeline.datasets.synthetic import named_pairs, synthesize
@@ -153,7 +154,7 @@ def demo(*, out: Path, images: int | None, weights: str, workers: int, device: s
     say("7/7 caption: some val photographs from their files")
     picture = out / "captions.png"
     shown = [str(out / "synth" / "images" / name) for name in val.file_names[:PICTURES]]
-    captioned = caption_images(run=out / "run", images=shown, device=device)
+    captioned = caption_images(CaptionerConfig(run=out / "run", device=device), shown)
     references = [val.texts[int(i)] for i in (val.caption_counts.cumsum() - val.caption_counts)[:PICTURES]]
     draw_captions([(c.name, f"{c.captions[0].caption}\n(reference: {r})") for c, r in zip(captioned, references, strict=True)], picture)
     rows.append(("all together", f"{whole.lap():,.0f} s"))

@@ -9,21 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.captioner import CaptionModel
 from model.decoding import Decoding, ScoredCaption, sentence
-from model.encoder import FrozenBackbone
-from model.precision import folded
-from pipeline.backbone.backbones import recorded_network, reopen_backbone
-from pipeline.captioning.decode import decode_run, scored_captions
+from pipeline.backbone.backbones import recorded_network
+from pipeline.captioning.captioner import CaptionerConfig, ImageCaptioner, scored_captions
 from pipeline.evaluation.coco_results import check_results_place, results_path, write_results
 from pipeline.evaluation.score_file import ScoreFile, check_scores_place, scores_path, write_scores
 from pipeline.evaluation.scoring import Prediction, Ptb, check_tokenizer, score_texts
-from pipeline.execution.devices import pick_device, prepare_device
 from pipeline.execution.prefetch import ahead
 from pipeline.execution.progress import Progress
 from pipeline.loading.sources import ShardSource
 from pipeline.runs.checkpoints import CheckpointChoice
-from pipeline.runs.run import Run, kept_weights, open_caption_model, open_run
+from pipeline.runs.run import Run
 from shards.caption_table import CaptionTable, table_of_split
 from shards.errors import CapstreamError, InputError
 from shards.features import check_network, feature_path, open_features
@@ -111,18 +107,18 @@ def evaluate(
         raise InputError(f"--out and --results are both {out}: choose different names.")
     check_scores_place(out)
     check_results_place(results)
-    opened = open_run(run, device=pick_device(device), checkpoint=checkpoint)
-    for note in opened.notes:
-        report(note)
-    model = open_caption_model(opened, others, checkpoint=checkpoint)
+    # fp32: the features that cached features in fp32 would be
+    config = CaptionerConfig(run=run, ensemble=others, decoding=decoding, precision="fp32", device=device, weights=weights, checkpoint=checkpoint)
+    captioner = ImageCaptioner(config, report=report)
+    opened = captioner.run
     if features is not None:
         data = _cached(opened, feature_path(features, split), batch_size)
     else:
         assert shards is not None
-        data = _raw(opened, shards, split, batch_size, weights)
+        data = _raw(captioner, shards, split, batch_size)
     if not data.table.captions:
         raise InputError(f"{data.path}: no image of split {split!r} has a caption to compare with. Choose another --split.")
-    captions, alternatives = _captioned(opened, model, data, decoding, split, quiet)
+    captions, alternatives = _captioned(captioner, data, split, quiet)
     table = data.table
     write_results(results, zip(table.image_ids.tolist(), captions, strict=True))
     notes: list[str] = []
@@ -145,17 +141,14 @@ def evaluate(
     return Evaluation(scores=scores, captions=named, out=out, results=results)
 
 
-def _captioned(
-    run: Run, model: CaptionModel, data: EvaluationData, decoding: Decoding, split: str, quiet: bool
-) -> tuple[list[str], list[tuple[ScoredCaption, ...]]]:
+def _captioned(captioner: ImageCaptioner, data: EvaluationData, split: str, quiet: bool) -> tuple[list[str], list[tuple[ScoredCaption, ...]]]:
     """Each image's caption, and all that decoding found where that is more than one."""
-    device = next(run.captioner.parameters()).device
     captions: list[str] = []
     alternatives: list[tuple[ScoredCaption, ...]] = []
     with Progress(f"Captioning {split}", total=data.table.images, unit="images", quiet=quiet) as progress:
         for batch in data.batches:
             numbers = range(len(captions), len(captions) + len(batch))
-            for hypotheses in decode_run(run, model, batch.to(device), decoding, numbers=numbers):
+            for hypotheses in captioner.caption_features(batch, numbers=numbers):
                 captions.append(sentence(hypotheses[0].words))
                 alternatives.append(scored_captions(hypotheses) if len(hypotheses) > 1 else ())
             progress.advance(len(batch))
@@ -202,13 +195,6 @@ def _training_captions(run: Run, features: Path | None, shards: Path | None, not
     return texts
 
 
-def open_run_backbone(run: Run, *, weights: str | None = None) -> FrozenBackbone:
-    """The frozen network that a run's features came from, in float32 on the run's device."""
-    device = next(run.captioner.parameters()).device
-    prepare_device(device)
-    return folded(reopen_backbone(run.config.network, kept=kept_weights(run.folder), weights=weights)).to(device)
-
-
 def run_network(run: Run) -> dict[str, object]:
     """What must be equal for features to suit a run, in the form of :meth:`shards.features.Provenance.network`."""
     network = run.config.network
@@ -226,21 +212,20 @@ def _cached(run: Run, path: Path, batch_size: int) -> EvaluationData:
     return EvaluationData(table=file.table, batches=batches, path=str(path), digest=file.digest, views=file.provenance.views)
 
 
-def _raw(run: Run, shards: Path, split_name: str, batch_size: int, weights: str | None) -> EvaluationData:
+def _raw(captioner: ImageCaptioner, shards: Path, split_name: str, batch_size: int) -> EvaluationData:
     split = open_split(shards, split_name)
-    preprocessing = run.config.network.declared_preprocessing()
+    preprocessing = captioner.preprocessing
     resize = split.config["resize"]
     wanted = {"size": preprocessing.size, "mode": preprocessing.mode, "filter": preprocessing.filter}
-    check_network(f"{run.folder}", wanted, f"{shards}", resize)
-    frozen = open_run_backbone(run, weights=weights)
+    check_network(f"{captioner.run.folder}", wanted, f"{shards}", resize)
+    captioner.open_backbone()
     table = table_of_split(split)
     source = ShardSource(split, table, preprocessing, "none")
-    device = next(run.captioner.parameters()).device
     starts: Sequence[int] = range(0, table.images, batch_size)
 
     def load(start: int) -> Tensor:
         rows = np.arange(start, min(start + batch_size, table.images))
         return source.images(rows, np.zeros((len(rows), 3)))
 
-    batches = (frozen(pixels.to(device)).half() for pixels in ahead(load, starts, threads=source.threads))
+    batches = (captioner.extract(pixels) for pixels in ahead(load, starts, threads=source.threads))
     return EvaluationData(table=table, batches=batches, path=origin(shards), digest=split.digest, views=("center",))

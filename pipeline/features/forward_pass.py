@@ -1,7 +1,7 @@
-"""Pixel batches -> features, with the device kept busy: the one loop in which the frozen network runs over a dataset.
+"""Pixel batches -> features, with the device kept busy: the loop that passes a whole dataset through the frozen network.
 
-On a CPU the network owns the cores, and decoding is a few per cent beside it. On a GPU the loop runs ahead of the device: pixels are
-copied from pinned memory on a stream of their own while the batch before is computed, and results are fetched two batches later.
+On a CPU the network takes the cores, and decoding costs a few per cent of its time. On a GPU the loop runs ahead of the device: pixels are
+copied from pinned memory on a separate stream while the previous batch is computed, and results are fetched two batches later.
 """
 
 from collections import deque
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.encoder import FrozenBackbone
+from pipeline.backbone.extraction import extract_features
 from pipeline.features.pixel_batches import PixelBatch
 from shards.errors import DamageError
 
@@ -26,7 +27,7 @@ def features_of_batches(
 
     Args:
         frozen: On ``device``.
-        names: What to call each shard in messages.
+        names: The name of each shard in messages.
 
     Raises:
         DamageError: A feature is not finite in float16; names the sample.
@@ -42,22 +43,21 @@ def _on_cpu(frozen: FrozenBackbone, batches: Iterable[PixelBatch], device: torch
     for batch in batches:
         pieces = [torch.from_numpy(piece) for piece in batch.pieces]
         images = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(device)
-        # (images, views, crop, crop, 3) -> (images * views, crop, crop, 3), and back to (images, views, dim)
-        yield batch, frozen(images.flatten(0, 1)).half().cpu().unflatten(0, images.shape[:2])
+        yield batch, extract_features(frozen, images).cpu()
 
 
 def _on_gpu(frozen: FrozenBackbone, batches: Iterable[PixelBatch], device: torch.device) -> Iterator[tuple[PixelBatch, Tensor]]:
     copies, compute = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
     pending: deque[tuple[PixelBatch, Tensor, torch.cuda.Event]] = deque()
     for batch in batches:
-        # The pinned copy is this process's own: the shared memory is free for the next batch at once.
+        # Copied to pinned memory of this process, so that the shared memory is free for the next batch.
         pinned = torch.empty((len(batch.samples), *batch.pieces[0].shape[1:]), dtype=torch.uint8, pin_memory=True)
         torch.cat([torch.from_numpy(piece) for piece in batch.pieces], out=pinned)
         with torch.cuda.stream(copies):
             images = pinned.to(device, non_blocking=True)
         compute.wait_stream(copies)
         images.record_stream(compute)
-        features = frozen(images.flatten(0, 1)).half().unflatten(0, images.shape[:2])
+        features = extract_features(frozen, images)
         fetched = torch.empty(features.shape, dtype=torch.float16, pin_memory=True)
         fetched.copy_(features, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -75,15 +75,15 @@ def _fetched(batch: PixelBatch, features: Tensor, done: torch.cuda.Event) -> tup
 
 
 def check_finite(features: NDArray[np.float16], names: Sequence[str]) -> None:
-    """Refuse features, float16 (images, ..., dim), that are not finite.
+    """Check that features, float16 (images, ..., dim), contain no NaN or inf.
 
     Raises:
-        DamageError: Names the first image.
+        DamageError: They do; names the first image.
     """
     finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
     if not finite.all():
         name = names[int(np.flatnonzero(~finite)[0])]
         raise DamageError(
-            f"{name}: the network's features are not finite in float16, in which they are stored. The weights do not suit this network or its "
-            "input; take other --weights, or --precision fp32 where another was taken."
+            f"{name}: the network's features contain NaN or inf in float16, the type in which they are stored. The weights do not suit this "
+            "network or its input. Choose other `weights`, or `precision` fp32 if another one was chosen."
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.encoder import FrozenBackbone, feature_dim
 from pipeline.backbone.backbones import KEPT_FILE, Network, open_backbone, recorded_network
+from pipeline.backbone.extraction import extract_features
 from pipeline.backbone.precision import AGREEMENT_IMAGES, ComputedBackbone, choose_precision, compile_if_worthwhile
 from pipeline.execution.devices import images_per_pass, out_of_memory
 from pipeline.execution.progress import Progress
@@ -169,18 +170,15 @@ def _arithmetic(exact: FrozenBackbone, precision: str, device: torch.device, sam
 
 
 def feature_extractor(data: TrainingData) -> FeatureExtractor:
-    """What turns a batch of ``data`` into features: nothing where they are cached, the frozen network where they are not."""
+    """What turns a batch of ``data`` into features: the frozen network for raw images, nothing for cached features."""
     frozen, dim = data.frozen, data.feature_dim
     if frozen is None:
         return lambda batch: batch.images
 
-    def compute(batch: CaptionBatch) -> Tensor:
-        if not len(batch.images):  # a process's share of a small batch
-            return batch.images.new_empty((0, dim), dtype=torch.float16)
-        with torch.inference_mode():
-            # Rounded like cached features, so that both ways train on the same numbers.
-            pieces = torch.split(batch.images, images_per_pass(batch.images.device))
-            features = torch.cat([frozen(piece).half() for piece in pieces])
-        return features.clone()  # autograd takes no inference tensors
+    def extract(batch: CaptionBatch) -> Tensor:
+        images = batch.images
+        if not len(images):  # a rank's slice of a small batch may be empty
+            return images.new_empty((0, dim), dtype=torch.float16)
+        return extract_features(frozen, images, batch_size=images_per_pass(images.device))
 
-    return compute
+    return extract

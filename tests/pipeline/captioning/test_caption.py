@@ -15,12 +15,14 @@ from PIL import Image
 
 from cli import cli
 from model.decoding import Decoding, decode, sentence
-from pipeline.captioning import caption as caption_module
+from model.precision import folded
+from pipeline.backbone.backbones import reopen_backbone
+from pipeline.captioning import captioner as captioner_module
 from pipeline.captioning.caption import caption_images
+from pipeline.captioning.captioner import CaptionerConfig
 from pipeline.captioning.draw import draw_captions
-from pipeline.evaluation.evaluate import open_run_backbone
 from pipeline.images.decode import Resize, decode_image
-from pipeline.runs.run import open_run
+from pipeline.runs.run import kept_weights, open_run
 from shards import fetch as fetch_module
 from shards.errors import DamageError, InputError
 from tests.conftest import Small, diverged
@@ -46,47 +48,49 @@ def test_any_image_file_gets_a_line_and_a_bad_one_its_problem(small: Small, tmp_
         forms.append(str(tmp_path / name))
     (tmp_path / "cut.jpg").write_bytes(Path(source).read_bytes()[:500])
     bad = [str(tmp_path / "cut.jpg"), str(tmp_path / "none.jpg")]
-    results = list(caption_images(run=small.run, images=[bad[0], *forms, bad[1]], device="cpu"))
+    results = list(caption_images(CaptionerConfig(run=small.run, device="cpu"), [bad[0], *forms, bad[1]]))
     assert [r.name for r in results] == [bad[0], *forms, bad[1]]
     assert all(len(r.captions) == 1 for r in results[1:-1])
     assert "truncated" in str(results[0].problem)
     assert "no such file" in str(results[-1].problem)
-    alone = next(iter(caption_images(run=small.run, images=[source], device="cpu")))
+    alone = next(iter(caption_images(CaptionerConfig(run=small.run, device="cpu"), [source])))
     assert results[1].captions[0].caption == alone.captions[0].caption
 
 
 def test_captions_are_decoded_from_what_the_network_sees_in_the_middle_of_the_resized_photograph(small: Small) -> None:
-    run, names, decoding = open_run(small.run, device=torch.device("cpu")), scenes(small, 6), Decoding(beam=3)
+    names, config = scenes(small, 6), CaptionerConfig(run=small.run, decoding=Decoding(beam=3), device="cpu")
+    run = open_run(small.run, device=torch.device("cpu"))
+    frozen = reopen_backbone(run.config.network, kept=kept_weights(run.folder))
     pixels = [np.asarray(decode_image(Path(name).read_bytes(), name, Resize(size=64)).image) for name in names]
     crop = run.config.network.declared_preprocessing().crop
     corner = (64 - crop) // 2
     cropped = torch.from_numpy(np.stack([array[corner : corner + crop, corner : corner + crop] for array in pixels]))
-    features = open_run_backbone(run)(cropped).half()
-    wanted = [[sentence(h.words) for h in found] for found in decode(run.captioner, features, run.vocabulary, decoding)]
-    found = list(caption_images(run=small.run, images=names, decoding=decoding, device="cpu"))
+    features = folded(frozen)(cropped).half()
+    wanted = [[sentence(h.words) for h in found] for found in decode(run.captioner, features, run.vocabulary, config.decoding)]
+    found = list(caption_images(config, names))
     assert [[c.caption for c in photograph.captions] for photograph in found] == wanted
 
 
 def test_groups_and_bad_files_between_change_no_caption(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     names = scenes(small, 11)
     decoding = Decoding(samples=3, seed=4)
-    wanted = [r.captions for r in caption_images(run=small.run, images=names, decoding=decoding, device="cpu")]
-    monkeypatch.setattr(caption_module, "images_per_pass", lambda device: 4)
-    monkeypatch.setattr(caption_module, "ROWS_AT_ONCE", 8)  # two images
-    grouped = [r.captions for r in caption_images(run=small.run, images=names, decoding=decoding, device="cpu")]
+    wanted = [r.captions for r in caption_images(CaptionerConfig(run=small.run, decoding=decoding, device="cpu"), names)]
+    monkeypatch.setattr(captioner_module, "images_per_pass", lambda device: 4)
+    monkeypatch.setattr(captioner_module, "HYPOTHESES_AT_ONCE", 8)  # two images
+    grouped = [r.captions for r in caption_images(CaptionerConfig(run=small.run, decoding=decoding, device="cpu"), names)]
     assert [[c.caption for c in captions] for captions in grouped] == [[c.caption for c in captions] for captions in wanted]
     broken = [*names[:2], "none.jpg", *names[3:]]
-    with_a_bad_one = [r.captions for r in caption_images(run=small.run, images=broken, decoding=decoding, device="cpu")]
+    with_a_bad_one = [r.captions for r in caption_images(CaptionerConfig(run=small.run, decoding=decoding, device="cpu"), broken)]
     assert with_a_bad_one[2] == ()
     del with_a_bad_one[2], wanted[2]
     assert [[c.caption for c in captions] for captions in with_a_bad_one] == [[c.caption for c in captions] for captions in wanted]
 
 
 def test_many_photographs_go_through_an_arithmetic_that_was_judged_on_the_first(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caption_module, "FAST_FROM_IMAGES", 8)
+    monkeypatch.setattr(captioner_module, "FAST_FROM_IMAGES", 8)
     notes: list[str] = []
     names = ["none.jpg", *scenes(small, 8)]
-    results = list(caption_images(run=small.run, images=names, precision="bf16", device="cpu", report=notes.append))
+    results = list(caption_images(CaptionerConfig(run=small.run, precision="bf16", device="cpu"), names, report=notes.append))
     assert len(notes) == 1
     assert "bf16" in notes[0]
     assert [len(r.captions) for r in results] == [0, *[1] * 8]
@@ -142,7 +146,7 @@ def test_what_to_run_next_can_be_pasted_into_a_shell(small: Small, tmp_path: Pat
         (["--beam", "0"], "Error: --beam is 0, it must be at least 1.\n"),
         (["--temperature", "0"], "--temperature"),
         (["--samples", "2", "--top-p", "2"], "Error: --top-p is 2.0, "),
-        (["--top-k", "3"], "Error: --temperature, --top-k and --top-p are for --samples, and --samples is 0.\n"),
+        (["--top-k", "3"], "Error: --temperature, --top-k and --top-p need --samples, which is 0.\n"),
         (["--samples", "2", "--beam", "2"], "captions are drawn or searched for, not both"),
         (["--samples", "2", "--length-penalty", "1"], "--length-penalty is for a search"),
         (["--diversity", "1"], "--diversity is for --groups"),
@@ -167,7 +171,7 @@ def test_a_checkpoint_whose_scores_are_no_numbers_is_named_with_the_next_step(
     result = run_cli("caption", "--run", tmp_path / "run", *scenes(small, 1), *options)
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert result.stderr.startswith(f"Error: {checkpoint}: the captioner's scores are not finite")
+    assert result.stderr.startswith(f"Error: {checkpoint}: the model's scores contain NaN")
     assert "--checkpoint best" in result.stderr
 
 
@@ -194,16 +198,16 @@ def test_photographs_of_one_pass_are_read_side_by_side_and_two_passes_ahead(smal
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(fetch_module, "BACKOFF_SECONDS", ())
-    monkeypatch.setattr(caption_module, "default_workers", lambda: 2)
-    monkeypatch.setattr(caption_module, "images_per_pass", lambda device: 4)
+    monkeypatch.setattr(captioner_module, "default_workers", lambda: 2)
+    monkeypatch.setattr(captioner_module, "images_per_pass", lambda device: 4)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
         urls = [f"http://127.0.0.1:{server.server_port}/{n}.jpg" for n in range(40)]
-        assert [one.problem for one in caption_images(run=small.run, images=urls[:4], device="cpu")] == [None] * 4
+        assert [one.problem for one in caption_images(CaptionerConfig(run=small.run, device="cpu"), urls[:4])] == [None] * 4
         asked.clear()
-        results = caption_images(run=small.run, images=urls, device="cpu")
+        results = caption_images(CaptionerConfig(run=small.run, device="cpu"), urls)
         assert [next(results).problem for _ in range(4)] == [None] * 4
         assert len(asked) <= 4 + 2 * 4
         results.close()
@@ -217,7 +221,7 @@ def test_a_run_without_its_random_weights_says_so(small: Small, tmp_path: Path) 
     shutil.copytree(small.run, tmp_path / "run")
     (tmp_path / "run" / "backbone.safetensors").unlink()
     with pytest.raises(DamageError, match=r"backbone\.safetensors.*missing"):
-        list(caption_images(run=tmp_path / "run", images=[str(tmp_path / "x.jpg")], device="cpu"))
+        list(caption_images(CaptionerConfig(run=tmp_path / "run", device="cpu"), [str(tmp_path / "x.jpg")]))
 
 
 def test_the_picture_shows_every_photograph(small: Small, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_checkpoint_whose_scores_are_no_numbers_is_named_with_the_next_step(
     checkpoint = diverged(small.run, tmp_path / "run")
     result = run_cli("evaluate", "--run", tmp_path / "run", f"--{data}", getattr(small, data))
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: {checkpoint}: the captioner's scores are not finite")
+    assert result.stderr.startswith(f"Error: {checkpoint}: the model's scores contain NaN")
     assert "--checkpoint best" in result.stderr
     assert not list((tmp_path / "run").glob("val.*"))
 

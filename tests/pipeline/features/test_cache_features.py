@@ -227,7 +227,7 @@ def test_a_network_that_gives_no_number_stops_the_pass_and_the_sample_is_named(s
         config=ShardConfig(resize=Resize(size=256)),
     )
     common: dict[str, Any] = {"shards": tmp_path / "shards", "out": tmp_path / "out", "backbone": "squeezenet1_1", "device": "cpu"}
-    with pytest.raises(DamageError, match=r"val-000000\.tar: sample 000000000: the network's features are not finite.*--weights"):
+    with pytest.raises(DamageError, match=r"val-000000\.tar: sample 000000000: the network's features contain NaN or inf.*`weights`"):
         cache_features(weights=str(tmp_path / "nan.safetensors"), **common)
     assert not (tmp_path / "out" / "val.h5").exists()
 

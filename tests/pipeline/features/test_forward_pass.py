@@ -10,5 +10,5 @@ def test_the_first_image_with_a_number_that_is_none_is_named(bad: float) -> None
     features = np.zeros((3, 2, 5), np.float16)
     check_finite(features, ["a", "b", "c"])
     features[1, 1, 4] = features[2, 0, 0] = bad
-    with pytest.raises(DamageError, match=r"^b: the network's features are not finite.*--precision fp32"):
+    with pytest.raises(DamageError, match=r"^b: the network's features contain NaN or inf.*`precision` fp32"):
         check_finite(features, ["a", "b", "c"])

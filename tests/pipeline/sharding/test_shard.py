@@ -16,6 +16,7 @@ import webdataset
 from PIL import Image
 
 from pipeline.captioning.caption import caption_images
+from pipeline.captioning.captioner import CaptionerConfig
 from pipeline.captions.tokenizer import tokenize
 from pipeline.features.cache_features import cache_features
 from pipeline.images.decode import Resize, decode_image
@@ -417,7 +418,7 @@ def test_every_resize_mode_goes_the_whole_way(tmp_path: Path, mode: str, size: t
     assert cached[0].images == 4
     raw = {"shards": tmp_path / "shards", "backbone": "resnet18", "weights": "random"}
     train(out=tmp_path / "raw", settings={**TINY_MODEL, "epochs": 1}, device="cpu", **raw)  # type: ignore[arg-type]
-    captioned = list(caption_images(run=tmp_path / "raw", images=[str(tmp_path / "images" / "0.jpg")], device="cpu"))
+    captioned = list(caption_images(CaptionerConfig(run=tmp_path / "raw", device="cpu"), [str(tmp_path / "images" / "0.jpg")]))
     assert captioned[0].problem is None
 
 
