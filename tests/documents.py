@@ -33,7 +33,7 @@ from tests import ROOT
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 COMMANDS = ("python ", "torchrun ", "make ", "pip ", ".venv/bin/", "find ", "cat ", "CAPSTREAM_", ". ")
 MINE = [f"my-photos/{name}.jpg" for name in ("garden", "beach", "street", "kitchen")]
-PHOTOGRAPHS = ("holiday.jpg", "photographs/a.jpg", "photographs/b.jpg", *MINE)
+PHOTOGRAPHS = ("holiday.jpg", "photos/a.jpg", "photos/b.jpg", *MINE)
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 FILE = re.compile(r"`([\w.-]+)`:$")
 HAS = re.compile(r"<!-- the reader has: (.+?) -->")
@@ -125,7 +125,7 @@ def prepare(base: Path) -> None:
         target.write_text(json.dumps(content))
         run("shard", "--images", place.parent, "--captions", target, "--out", base / "data/shards", "--split", split, "--workers", 1)
     (base / "my-photos").mkdir()
-    (base / "photographs").mkdir()
+    (base / "photos").mkdir()
     pictures = sorted((base / "data/train2014").iterdir())
     for name, picture in zip(PHOTOGRAPHS, pictures, strict=False):
         shutil.copyfile(picture, base / name)
