@@ -444,7 +444,7 @@ def cache_features(
     if executor == "local":  # before torch's slow import: both go on side by side
         warm_up("pipeline.features.pixel_batches")
     from pipeline.execution.array_tasks import pick_array_task
-    from pipeline.features.cache_features import cache_features
+    from pipeline.features.cache_features import CacheConfig, cache_features
 
     array_task = pick_array_task(task_id, num_tasks)
     local = local_shards(shards, shard_cache, shard_cache_gb)
@@ -452,15 +452,17 @@ def cache_features(
         summaries = cache_features(
             shards=local,
             out=out,
-            splits=splits,
-            backbone=backbone,
-            weights=weights,
-            precision=precision,
-            views=views,
-            batch_size=batch_size,
-            device=device,
-            workers=workers if cluster is None else None,
-            on_error=on_error,
+            config=CacheConfig(
+                splits=splits,
+                backbone=backbone,
+                weights=weights,
+                precision=precision,
+                views=views,
+                batch_size=batch_size,
+                device=device,
+                workers=workers if cluster is None else None,
+                on_error=on_error,
+            ),
             cluster=cluster,
             array_task=array_task,
             report=note,

@@ -25,7 +25,7 @@ from model.decoding import greedy, sentence
 from model.metrics import cider
 from model.ptb import ptb_tokens
 from pipeline.datasets.synthetic import synthesize
-from pipeline.features.cache_features import cache_features
+from pipeline.features.cache_features import CacheConfig, cache_features
 from pipeline.runs.run import open_run
 from pipeline.sharding.shard import ShardConfig, write_shards
 from pipeline.training.train import train
@@ -67,7 +67,7 @@ def measure(s: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     rows = []
     for views in s.views:
         features = work / views.replace(":", "-")
-        cache_features(shards=work / "shards", out=features, backbone=s.backbone, weights=s.weights, views=views, device="cpu")
+        cache_features(shards=work / "shards", out=features, config=CacheConfig(backbone=s.backbone, weights=s.weights, views=views, device="cpu"))
     for seed in range(s.seeds):
         for views in s.views:
             run, features = work / f"run-{views.replace(':', '-')}-{seed}", work / views.replace(":", "-")

@@ -21,7 +21,7 @@ from pipeline.captioning.draw import draw_captions
 from pipeline.captions.vocabulary import make_vocabulary
 from pipeline.datasets.synthetic import named_pairs, synthesize
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.features.cache_features import cache_features
+from pipeline.features.cache_features import CacheConfig, cache_features
 from pipeline.sharding.shard import ShardConfig, write_shards
 from pipeline.training.train import train
 from shards.atomic import disk_errors
@@ -113,7 +113,9 @@ def demo(*, out: Path, images: int | None, weights: str, workers: int, device: s
     rows.append(("vocab", f"{len(vocabulary.vocabulary)} words"))
 
     say(f"4/7 cache-features: {backbone}, weights {weights}")
-    cached = cache_features(shards=out / "shards", out=out / "features", backbone=backbone, weights=weights, device=device, quiet=False)
+    cached = cache_features(
+        shards=out / "shards", out=out / "features", config=CacheConfig(backbone=backbone, weights=weights, device=device), quiet=False
+    )
     rate = cached[0].images_per_second
     rows.append(("cache-features", f"{backbone} ({weights}), {cached[0].dim} features an image, {rate:,.0f} images/s"))
 

@@ -16,12 +16,12 @@ from cli import cli
 from model.encoder import with_crop
 from model.networks import random_info
 from pipeline.datasets.synthetic import synthesize
-from pipeline.features.cache_features import cache_features
 from pipeline.images.decode import Resize
 from pipeline.sharding.shard import ShardConfig, write_shards
 from pipeline.training.train import train
 from shards.atomic import file_sha256, read_json, write_json
 from shards.caption_table import CaptionTable, table_from_records
+from tests.caching import cache_features
 
 torch.set_num_threads(2)
 # A shell that runs tests in the background (`make test &` in a script) has them ignore Ctrl-C, and with them every command that they start.

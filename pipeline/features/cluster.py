@@ -1,6 +1,6 @@
-"""The parts of a feature file, made on the machines of a cluster: a task for some shards, whose process builds the network from its recipe.
+"""Parts of a feature file, made on the machines of a cluster. A task makes the parts of some shards; its process builds the network itself.
 
-How the network is computed is chosen on one of the cluster's own devices, so that the machine that asks needs none of them.
+The precision is chosen on one of the cluster's devices, so that the machine that gives out the tasks needs none.
 """
 
 import contextlib
@@ -21,16 +21,22 @@ from pipeline.backbone.portable import PortableNetwork
 from pipeline.backbone.precision import choose_precision
 from pipeline.execution.devices import out_of_memory, prepare_device
 from pipeline.execution.executors import Cluster
-from pipeline.features.parts import Plan, Task, cache_parts, whole_parts
+from pipeline.features.parts import PartSpec, PartTask, cache_parts, whole_parts
 from shards.errors import InputError
 
-# Shards that a task has at the most: starting to decode costs a second, and a task that dies is done again as a whole.
+# Starting to decode costs a second, but a task that dies has to be repeated from its start.
 SHARDS_PER_TASK = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What a task of a cluster works with: a kind of device, CPUs (on a CPU as many threads), GPUs, and threads that decode."""
+class TaskResources:
+    """What a task of a cluster gets.
+
+    Attributes:
+        kind: ``cpu`` or ``cuda``.
+        cpus: CPUs; without a GPU also the number of torch's threads.
+        workers: Threads that decode images.
+    """
 
     kind: str
     cpus: int
@@ -38,90 +44,92 @@ class Needs:
     workers: int
 
 
-def needs_on(cluster: Cluster, device: str) -> Needs:
-    """A GPU for each task where the cluster has any; else the CPUs of its smallest machine, and no more than this process would take.
+def task_resources(cluster: Cluster, device: str) -> TaskResources:
+    """One GPU per task if the cluster has any; else the CPUs of its smallest machine, but no more than this process would use.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: There is no such device in the cluster.
+        InputError: The cluster has no such device.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {device}: on a cluster, give auto, cpu or cuda: each task gets one GPU.")
+        raise InputError(f"`device` {device}: on a cluster, choose auto, cpu or cuda; each task gets one GPU.")
     machines = cluster.resources()
     with_gpus = [machine for machine in machines if machine["GPU"] >= 1]
     if device == "cuda" and not with_gpus:
-        raise InputError("--device cuda: the cluster has no GPU. Take --device cpu, or add a machine that has one.")
+        raise InputError("`device` cuda: the cluster has no GPU. Choose cpu, or add a machine with a GPU.")
     if with_gpus and device != "cpu":
         cpus = int(min(machine["CPU"] // machine["GPU"] for machine in with_gpus))
-        return Needs(kind="cuda", cpus=cpus, gpus=1, workers=max(1, cpus))
+        return TaskResources(kind="cuda", cpus=cpus, gpus=1, workers=max(1, cpus))
     with_cpus = [machine["CPU"] for machine in machines if machine["CPU"] >= 1]
     if not with_cpus:
-        raise InputError("The cluster has no CPU to work with. Start its machines with --num-cpus of 1 or more.")
-    return Needs(kind="cpu", cpus=min(int(min(with_cpus)), torch.get_num_threads()), gpus=0, workers=1)
+        raise InputError("The cluster has no CPUs. Start its machines with ray start --num-cpus=N, N at least 1.")
+    return TaskResources(kind="cpu", cpus=min(int(min(with_cpus)), torch.get_num_threads()), gpus=0, workers=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """How a network is computed on a cluster; workers build the network itself."""
+class ChosenPrecision:
+    """How a network is computed on a cluster, and the network as tasks build it."""
 
-    recipe: PortableNetwork
+    network: PortableNetwork
     details: dict[str, Any]
     notes: tuple[str, ...]
     dim: int
 
 
-def choose_on_cluster(cluster: Cluster, recipe: PortableNetwork, needs: Needs, *, precision: str, sample: Tensor) -> Chosen:
-    """Choose the arithmetic on one of the cluster's own devices; otherwise as :func:`pipeline.backbone.precision.choose_precision`."""
-    (chosen,) = cluster.run(_choose, [(precision, sample.numpy())], shared=(recipe, needs), cpus=needs.cpus, gpus=needs.gpus)
+def choose_precision_on_cluster(
+    cluster: Cluster, network: PortableNetwork, resources: TaskResources, *, precision: str, sample: Tensor
+) -> ChosenPrecision:
+    """Choose the precision on one of the cluster's devices; otherwise as :func:`pipeline.backbone.precision.choose_precision`."""
+    (chosen,) = cluster.run(_choose, [(precision, sample.numpy())], shared=(network, resources), cpus=resources.cpus, gpus=resources.gpus)
     return chosen
 
 
-def _choose(recipe: PortableNetwork, needs: Needs, precision: str, sample: NDArray[np.uint8]) -> Chosen:
-    device = _prepared(needs)
+def _choose(network: PortableNetwork, resources: TaskResources, precision: str, sample: NDArray[np.uint8]) -> ChosenPrecision:
+    device = _prepared(resources)
     with out_of_memory():
-        arithmetic = choose_precision(recipe.build_exact(), precision=precision, device=device, sample=torch.from_numpy(sample.copy()))
-        dim = feature_dim(arithmetic.frozen)
-    return Chosen(recipe=recipe.lowered(arithmetic), details=arithmetic.details, notes=arithmetic.notes, dim=dim)
+        computed = choose_precision(network.build_exact(), precision=precision, device=device, sample=torch.from_numpy(sample.copy()))
+        dim = feature_dim(computed.frozen)
+    return ChosenPrecision(network=network.lowered(computed), details=computed.details, notes=computed.notes, dim=dim)
 
 
 def cache_parts_on_cluster(
-    tasks: Sequence[Task], recipe: PortableNetwork, cluster: Cluster, needs: Needs, plan: Plan, advance: Callable[[int], None]
+    tasks: Sequence[PartTask], network: PortableNetwork, cluster: Cluster, resources: TaskResources, spec: PartSpec, advance: Callable[[int], None]
 ) -> None:
-    """Like :func:`cache_parts`, on the machines of a cluster. A process builds the network once, and makes the parts of some shards a task."""
-    at_once = sum(max(1, int(machine["GPU"] if needs.gpus else machine["CPU"] // needs.cpus)) for machine in cluster.resources())
+    """Like :func:`cache_parts`, on the machines of a cluster. Each process builds the network once; each task makes the parts of some shards."""
+    at_once = sum(max(1, int(machine["GPU"] if resources.gpus else machine["CPU"] // resources.cpus)) for machine in cluster.resources())
     size = max(1, min(SHARDS_PER_TASK, len(tasks) // (4 * at_once)))
     groups = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-    results = cluster.run(_make_parts, [(group,) for group in groups], shared=(recipe, needs, plan), cpus=needs.cpus, gpus=needs.gpus)
+    results = cluster.run(_make_parts, [(group,) for group in groups], shared=(network, resources, spec), cpus=resources.cpus, gpus=resources.gpus)
     with contextlib.closing(results):
         for images in results:
             advance(images)
 
 
-def _make_parts(recipe: PortableNetwork, needs: Needs, plan: Plan, tasks: Sequence[Task]) -> int:
-    """The parts of some shards, in a process of a cluster; those that are there already are left as they are. Returns the number of images."""
-    device = _prepared(needs)
-    planned = plan.provenance.arithmetic["device"]
+def _make_parts(network: PortableNetwork, resources: TaskResources, spec: PartSpec, tasks: Sequence[PartTask]) -> int:
+    """Make the missing parts of some shards in a process of a cluster. Returns the number of images in all of them."""
+    device = _prepared(resources)
+    planned = spec.provenance.arithmetic["device"]
     found = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if found != planned:
-        raise InputError(f"The cluster has devices of several kinds, {planned} and {found}, whose features differ. Use machines of one kind.")
-    missing = [task for task, whole in zip(tasks, whole_parts(plan.parts, tasks, plan.provenance), strict=True) if not whole]
+        raise InputError(f"The cluster has devices of several kinds, {planned} and {found}, whose features differ. Use one kind only.")
+    missing = [task for task, whole in zip(tasks, whole_parts(spec.parts, tasks, spec.provenance), strict=True) if not whole]
     with tempfile.TemporaryDirectory(prefix="capstream-") as scratch:
-        if plan.parts.url is not None:  # the command's own scratch folder is on another machine
-            plan = replace(plan, parts=replace(plan.parts, folder=Path(scratch)))
-        cache_parts(missing, _network(recipe, device), device, plan, lambda _: None)
+        if spec.parts.url is not None:  # the command's own scratch folder is on another machine
+            spec = replace(spec, parts=replace(spec.parts, folder=Path(scratch)))
+        cache_parts(missing, _built(network, device), device, spec, lambda _: None)
     return sum(len(shard.sidecar.samples) for shard, _ in tasks)
 
 
-def _prepared(needs: Needs) -> torch.device:
-    device = torch.device(needs.kind)
-    if needs.kind == "cpu":
-        torch.set_num_threads(needs.cpus)
+def _prepared(resources: TaskResources) -> torch.device:
+    device = torch.device(resources.kind)
+    if resources.kind == "cpu":
+        torch.set_num_threads(resources.cpus)
     prepare_device(device)
     return device
 
 
 @functools.lru_cache(maxsize=1)
-def _network(recipe: PortableNetwork, device: torch.device) -> FrozenBackbone:
-    return recipe.build().to(device)
+def _built(network: PortableNetwork, device: torch.device) -> FrozenBackbone:
+    return network.build().to(device)

@@ -20,7 +20,7 @@ from pipeline.captions.read import CaptionSource, SplitCaptions, read_captions, 
 from pipeline.captions.records import CaptionedImage, ListedImage
 from pipeline.captions.tokenizer import RULE
 from pipeline.execution.progress import Progress
-from pipeline.features.cache_features import check_feature_folder
+from pipeline.features.feature_folder import check_feature_folder
 from pipeline.features.npy_files import Arrays, Found, open_arrays, read_half
 from pipeline.features.views import CENTER
 from pipeline.images.decode import Resize

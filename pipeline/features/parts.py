@@ -1,7 +1,7 @@
-"""The parts of a feature file, one for each shard: made on one device or on several, and joined.
+"""The parts of a feature file, one per shard: made on one or several devices, and joined.
 
-Another process gets a recipe and not the network: the tensors of the float32 network, and those that photographs have corrected on the
-first device. So all parts are made by the same ones, and no other process needs a file of weights.
+Processes get the network as a :class:`~pipeline.backbone.portable.PortableNetwork`: the tensors of the float32 network, and those of the
+lower precision as the first device corrected them. So all parts are made with the same tensors, and no process needs a file of weights.
 """
 
 import contextlib
@@ -34,17 +34,20 @@ from shards.manifest import Shard, Split
 from shards.output import Output
 from shards.remote import FetchAhead
 
-Task = tuple[Shard, str]
+# A shard, and the name of its part.
+PartTask = tuple[Shard, str]
 SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How a split's pass runs, apart from the network.
+class PartSpec:
+    """What all parts of a split have in common, except the network.
 
     Attributes:
-        parts: Where the parts go.
-        workers: Processes that decode beside each device, or ``threads``.
+        parts: The folder of the parts.
+        dim: Features per view.
+        batch_images: Images per forward pass.
+        workers: Processes that decode images for each device, or threads with ``threads``.
     """
 
     parts: Output
@@ -56,7 +59,7 @@ class Plan:
 
 
 def part_name(index: int) -> str:
-    """The name of a shard's part: that of the shard's number."""
+    """The name of a shard's part: the shard's number."""
     return f"{index:06d}.h5"
 
 
@@ -65,12 +68,12 @@ def _keys(shard: Shard) -> tuple[str, ...]:
 
 
 def _mark(shard: Shard, provenance: Provenance) -> str:
-    """What a part in S3 was made from, and how."""
+    """A digest of what a part in S3 was made from, and how."""
     return digest([asdict(provenance), _keys(shard)])
 
 
-def whole_parts(parts: Output, tasks: Sequence[Task], provenance: Provenance) -> Iterator[bool]:
-    """Whether each part is there, undamaged, and made from its shard in this way. In S3 its mark says so."""
+def whole_parts(parts: Output, tasks: Sequence[PartTask], provenance: Provenance) -> Iterator[bool]:
+    """Whether each part exists, is undamaged, and was made from its shard in this way. In S3, the object's mark says so."""
     return parts.each(lambda task: _is_whole(parts, *task, provenance), tasks)
 
 
@@ -88,7 +91,7 @@ def _is_whole(parts: Output, shard: Shard, name: str, provenance: Provenance) ->
 
 
 def finished_parts(parts: Output, split: Split) -> tuple[Provenance, int] | None:
-    """How the parts of a split were made, and their features per view, if all are there, whole, and made in one way; else None."""
+    """How the parts of a split were made, and their features per view, if all exist, undamaged and made in one way; else None."""
     tasks = [(shard, part_name(index)) for index, shard in enumerate(split.shards)]
     names = [name for _, name in tasks]
     if not set(names) <= set(parts.names()):
@@ -107,7 +110,7 @@ def join_parts(target: Path, split: Split, parts: Output, *, dim: int, provenanc
     """Commit a split's feature file from its parts; returns the number of images.
 
     Raises:
-        DamageError: A part is damaged, or not every shard is there just once.
+        DamageError: A part is damaged, or a shard is missing or appears twice.
         MismatchError: A part was made in another way.
     """
     paths = [parts.folder / part_name(index) for index in range(len(split.shards))]
@@ -120,7 +123,7 @@ def join_parts(target: Path, split: Split, parts: Output, *, dim: int, provenanc
                 continue
             part = open_features(path)
             if asdict(part.provenance) != asdict(provenance):
-                raise MismatchError(f"{path}: was made in another way than the parts beside it. Run the same command again: it is made anew.")
+                raise MismatchError(f"{path}: was made in another way than the other parts. Run the same command again to replace it.")
             found.append((path.name, part.table.keys))
             yield part.features, part.table
         check_every_shard_once(split, found, str(parts.folder))
@@ -129,27 +132,27 @@ def join_parts(target: Path, split: Split, parts: Output, *, dim: int, provenanc
 
 
 def check_every_shard_once(split: Split, parts: Iterable[tuple[str, Sequence[str]]], place: str) -> None:
-    """Refuse parts that are not all shards of a split, each once and in order.
+    """Check that parts are all shards of a split, each once and in order.
 
     Args:
         parts: Name and keys of each part.
-        place: Where they are, for messages.
+        place: The folder of the parts, for messages.
 
     Raises:
-        DamageError: Names the shards that are missing or twice, and parts of something else.
+        DamageError: They are not; names shards that are missing or appear twice, and parts of other shards.
     """
     there = [(name, tuple(keys)) for name, keys in parts]
     wanted = [_keys(shard) for shard in split.shards]
     if [keys for _, keys in there] == wanted:
         return
-    # A shard without samples is known by its part's name alone
+    # Shards without samples have no keys: the part's name identifies them
     by_keys = {keys or part_name(index): index for index, keys in enumerate(wanted)}
     found = [(name, by_keys.get(keys or name)) for name, keys in there]
     times = Counter(index for _, index in found)
     shards = [shard.path.name for shard in split.shards]
     problems = {
         "missing": [shard for index, shard in enumerate(shards) if not times[index]],
-        "twice": [shard for index, shard in enumerate(shards) if times[index] > 1],
+        "duplicate": [shard for index, shard in enumerate(shards) if times[index] > 1],
         "of no shard of this split": [name for name, index in found if index is None],
     }
     said = [
@@ -159,33 +162,33 @@ def check_every_shard_once(split: Split, parts: Iterable[tuple[str, Sequence[str
     ]
     raise DamageError(
         f"{place}: the parts are not split {split.name!r} ({'; '.join(said) or 'out of order'}). Run the same command again. "
-        "On a cluster --out has to be a folder that all machines share under this very path, or a place in S3."
+        "On a cluster, `out` has to be a folder that all machines share under the same path, or a place in S3."
     )
 
 
-def cache_parts(tasks: Sequence[Task], frozen: FrozenBackbone, device: torch.device, plan: Plan, advance: Callable[[int], None]) -> None:
-    """Run the network over some shards and write their parts, each in the background while the next shard is computed.
+def cache_parts(tasks: Sequence[PartTask], frozen: FrozenBackbone, device: torch.device, spec: PartSpec, advance: Callable[[int], None]) -> None:
+    """Pass some shards through the network and write their parts, each in the background while the next shard is computed.
 
     Args:
         tasks: Shards, and the names of their parts.
         frozen: The network, on ``device``.
-        advance: Is told how many more images are done.
+        advance: Receives the number of images of each finished batch.
 
     Raises:
-        DamageError, ResourceError: As the parts of the way say.
+        DamageError, ResourceError: As the functions called here.
     """
     shards = [shard for shard, _ in tasks]
-    nothing = np.zeros((0, len(plan.provenance.views), plan.dim), dtype="<f2")
+    nothing = np.zeros((0, len(spec.provenance.views), spec.dim), dtype="<f2")
     for task in tasks:
         if not task[0].sidecar.samples:
-            _write_part(task, [nothing], [], plan)
+            _write_part(task, [nothing], [], spec)
     batches = pixel_batches(
         shards,
-        batch_size=plan.batch_images,
+        batch_size=spec.batch_images,
         crop=frozen.preprocessing.crop,
-        views=plan.provenance.views,
-        workers=plan.workers,
-        threads=plan.threads,
+        views=spec.provenance.views,
+        workers=spec.workers,
+        threads=spec.threads,
     )
     rows: list[NDArray[np.float16]] = []
     records: list[tuple[str, dict[str, Any]]] = []
@@ -199,26 +202,26 @@ def cache_parts(tasks: Sequence[Task], frozen: FrozenBackbone, device: torch.dev
             if batch.last:
                 if written is not None:
                     written.result()
-                written = writer.submit(_write_part, tasks[batch.shard], rows, records, plan)
+                written = writer.submit(_write_part, tasks[batch.shard], rows, records, spec)
                 rows, records = [], []
         if written is not None:
             written.result()
 
 
-def _write_part(task: Task, rows: list[NDArray[np.float16]], records: list[tuple[str, dict[str, Any]]], plan: Plan) -> None:
+def _write_part(task: PartTask, rows: list[NDArray[np.float16]], records: list[tuple[str, dict[str, Any]]], spec: PartSpec) -> None:
     shard, name = task
     piece = (np.concatenate(rows), table_from_records([records]))
-    with exclusive(plan.parts.folder, name, "writing this part", patience=WORKER_SECONDS):
-        write_features(plan.parts.folder / name, lambda: [piece], dim=plan.dim, provenance=plan.provenance)
-        if plan.parts.url is not None:
-            plan.parts.send(name, mark=_mark(shard, plan.provenance))
-            (plan.parts.folder / name).unlink()
+    with exclusive(spec.parts.folder, name, "writing this part", patience=WORKER_SECONDS):
+        write_features(spec.parts.folder / name, lambda: [piece], dim=spec.dim, provenance=spec.provenance)
+        if spec.parts.url is not None:
+            spec.parts.send(name, mark=_mark(shard, spec.provenance))
+            (spec.parts.folder / name).unlink()
 
 
 def cache_parts_on_devices(
-    tasks: Sequence[Task], recipe: PortableNetwork, devices: Sequence[torch.device], plan: Plan, advance: Callable[[int], None]
+    tasks: Sequence[PartTask], network: PortableNetwork, devices: Sequence[torch.device], spec: PartSpec, advance: Callable[[int], None]
 ) -> None:
-    """Like :func:`cache_parts`, on several devices: every process takes its share of the shards. One that fails ends the others."""
+    """Like :func:`cache_parts`, on several devices: one process per device takes every n-th shard. If one fails, all end."""
     context: Any = multiprocessing.get_context(START_METHOD)
     messages = context.Queue()
     shares = [(device, list(tasks[index :: len(devices)])) for index, device in enumerate(devices)]
@@ -226,7 +229,7 @@ def cache_parts_on_devices(
     try:
         for device, share in shares:
             if share:
-                process = context.Process(target=_device_process, args=(messages, device, len(devices), share, recipe, plan))
+                process = context.Process(target=_device_process, args=(messages, device, len(devices), share, network, spec))
                 process.start()
                 processes.append(process)
         running = len(processes)
@@ -240,8 +243,8 @@ def cache_parts_on_devices(
                 raise message
             if dead:
                 raise ResourceError(
-                    f"The process of a device ended with code {dead[0]}, perhaps for memory. Run the command again with a smaller "
-                    "--batch-size or fewer devices: finished parts are kept."
+                    f"The process of a device ended with code {dead[0]}, perhaps out of memory. Run the command again with a smaller "
+                    "`batch_size` or fewer devices: finished parts are kept."
                 )
             if message is None:
                 running -= 1
@@ -254,17 +257,17 @@ def cache_parts_on_devices(
             process.join()
 
 
-def _device_process(messages: Any, device: torch.device, devices: int, tasks: Sequence[Task], recipe: PortableNetwork, plan: Plan) -> None:
-    """One device's share; tells its parent how many images are done, what went wrong, or that it is at its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone answers Ctrl-C
+def _device_process(messages: Any, device: torch.device, devices: int, tasks: Sequence[PartTask], network: PortableNetwork, spec: PartSpec) -> None:
+    """Make the parts of one device. Sends its parent the number of images done, an error, or None at the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
     end_with_parent()
-    if device.type == "cpu":  # processes that spin on the same cores are slower than one
+    if device.type == "cpu":  # too many threads per core would be slower than one
         torch.set_num_threads(max(1, default_workers() // devices))
     prepare_device(device)
     try:
-        cache_parts(tasks, recipe.build().to(device), device, plan, messages.put)
+        cache_parts(tasks, network.build().to(device), device, spec, messages.put)
         messages.put(None)
     except CapstreamError as error:
         messages.put(error)
-    except (OSError, RuntimeError) as error:  # as the parent would see them, were it alone
+    except (OSError, RuntimeError) as error:  # as a single process would report them
         messages.put(ResourceError(f"{device}: {type(error).__name__}: {error}"))

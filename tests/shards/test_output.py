@@ -15,7 +15,6 @@ import pytest
 from click.testing import Result
 
 from pipeline.execution.array_tasks import ArrayTask
-from pipeline.features.cache_features import cache_features
 from pipeline.training.train import train
 from shards import fetch as fetch_module
 from shards.errors import InputError, OccupiedError, ResourceError
@@ -25,6 +24,7 @@ from shards.manifest import open_split
 from shards.output import Output, checked_output, opened_output
 from shards.remote import localize
 from tests import ROOT
+from tests.caching import cache_features
 from tests.conftest import TINY_MODEL
 from tests.servers import contents, draw, objects, s3_bucket, shard
 

@@ -138,7 +138,7 @@ def test_images_without_a_reference_are_captioned_and_not_scored(small: Small, t
 
 
 def test_features_of_another_network_are_refused_with_both_sides(small: Small, tmp_path: Path) -> None:
-    from pipeline.features.cache_features import cache_features
+    from tests.caching import cache_features
 
     cache_features(shards=small.shards, out=tmp_path / "other", splits=["val"], backbone="squeezenet1_1", weights="random", device="cpu")
     with pytest.raises(MismatchError, match=r"resnet18.*squeezenet1_1"):

@@ -14,10 +14,10 @@ import pytest
 from click.testing import Result
 
 from pipeline.backbone.backbones import KEPT_FILE
-from pipeline.features.cache_features import cache_features
-from pipeline.features.cluster import needs_on
+from pipeline.features.cluster import task_resources
 from shards.errors import InputError, ResourceError
 from tests import ROOT
+from tests.caching import cache_features
 from tests.servers import contents, draw, shard
 
 ray = pytest.importorskip("ray")
@@ -193,16 +193,16 @@ class Machines:
 
 
 def test_a_task_asks_for_a_gpu_where_there_is_one_and_else_for_the_smallest_machines_cpus() -> None:
-    gpu = needs_on(Machines((0, 0), (16, 4), (32, 4)), "auto")
+    gpu = task_resources(Machines((0, 0), (16, 4), (32, 4)), "auto")
     assert (gpu.kind, gpu.gpus, gpu.cpus, gpu.workers) == ("cuda", 1, 4, 4)
-    cpu = needs_on(Machines((0, 0), (16, 4), (1, 0)), "cpu")
+    cpu = task_resources(Machines((0, 0), (16, 4), (1, 0)), "cpu")
     assert (cpu.kind, cpu.gpus, cpu.cpus, cpu.workers) == ("cpu", 0, 1, 1)
     with pytest.raises(InputError, match="the cluster has no GPU"):
-        needs_on(Machines((8, 0)), "cuda")
+        task_resources(Machines((8, 0)), "cuda")
     with pytest.raises(InputError, match="auto, cpu or cuda"):
-        needs_on(Machines((8, 1)), "cuda:1")
+        task_resources(Machines((8, 1)), "cuda:1")
     with pytest.raises(InputError, match="no CPU"):
-        needs_on(Machines((0, 0)), "auto")
+        task_resources(Machines((0, 0)), "auto")
 
 
 @pytest.mark.parametrize(

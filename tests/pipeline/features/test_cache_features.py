@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from model.networks import random_state
 from pipeline.backbone.backbones import KEPT_FILE, open_backbone
-from pipeline.features.cache_features import cache_features
 from pipeline.features.calibration import calibration_batches
 from pipeline.features.views import places
 from pipeline.images.decode import Resize
@@ -22,6 +21,7 @@ from pipeline.sharding.shard import ShardConfig, write_shards
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError, ResourceError
 from shards.features import open_features
 from shards.manifest import open_split
+from tests.caching import cache_features
 from tests.conftest import Small, shard_small
 
 RESNET: dict[str, Any] = {"backbone": "resnet18", "weights": "random", "device": "cpu", "precision": "fp32"}

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.features.cache_features import cache_features
 from shards.errors import ResourceError
 from shards.features import open_features
 from tests import ROOT
+from tests.caching import cache_features
 from tests.conftest import Small, shard_small
 from tests.pipeline.features.test_cache_features import RESNET, with_kept_weights
 
 COMMAND = """
 import sys, torch
 from pathlib import Path
-from pipeline.features.cache_features import cache_features
+from tests.caching import cache_features
 if __name__ == "__main__":
     torch.set_num_threads(2)
     cache_features(shards=Path(sys.argv[1]), out=Path(sys.argv[2]), splits=["train"], backbone="resnet18", weights="random",

@@ -12,13 +12,13 @@ from click.testing import Result
 from pipeline.backbone.backbones import recorded_network
 from pipeline.captions.read import CaptionSource
 from pipeline.captions.tokenizer import tokenize
-from pipeline.features.cache_features import cache_features
 from pipeline.features.import_features import ImportSummary, import_features
 from pipeline.images.decode import Resize
 from pipeline.sharding.shard import ShardConfig, write_shards
 from shards.atomic import exclusive, file_sha256
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.features import open_features
+from tests.caching import cache_features
 from tests.conftest import Small
 
 MATRIX = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)

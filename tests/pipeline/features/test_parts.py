@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from pipeline.execution.array_tasks import ArrayTask
-from pipeline.features import cache_features as stage
-from pipeline.features.cache_features import cache_features
+from pipeline.features import extraction_plan as stage
 from pipeline.features.parts import check_every_shard_once, finished_parts, join_parts, part_name
 from shards.errors import DamageError, MismatchError
 from shards.features import open_features
 from shards.manifest import Split, open_split
 from shards.output import Output
+from tests.caching import cache_features
 from tests.servers import draw, shard
 
 NAMES = [f"{number}.jpg" for number in range(9)]
@@ -87,7 +87,7 @@ def test_a_join_names_what_is_missing_and_what_is_there_twice(copy: tuple[Split,
     assert found is not None
     provenance, dim = found
     shutil.copy(parts.folder / part_name(0), parts.folder / part_name(1))
-    with pytest.raises(DamageError, match=r"missing: train-000001\.tar; twice: train-000000\.tar\)\. Run the same command again"):
+    with pytest.raises(DamageError, match=r"missing: train-000001\.tar; duplicate: train-000000\.tar\)\. Run the same command again"):
         join_parts(tmp_path / "train.h5", split, parts, dim=dim, provenance=provenance)
     (parts.folder / part_name(1)).unlink()
     with pytest.raises(DamageError, match=r"\(missing: train-000001\.tar\)"):

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.features.cache_features import cache_features
 from pipeline.features.previews import SAMPLES, sample_pictures, samples_path, split_pictures, spread_rows, write_samples
 from shards.errors import OccupiedError
 from shards.features import open_features
 from shards.manifest import open_split
+from tests.caching import cache_features
 from tests.conftest import Small
 
 

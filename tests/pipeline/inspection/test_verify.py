@@ -15,7 +15,6 @@ from click.testing import Result
 
 from model.preprocessing import Preprocessing
 from model.vocabulary import build_vocabulary
-from pipeline.features.cache_features import cache_features
 from pipeline.inspection.verify import verify
 from pipeline.loading.batches import CaptionBatch, Encoded, training_batches
 from pipeline.loading.sources import ShardSource
@@ -26,6 +25,7 @@ from shards.errors import DamageError, MismatchError, OnError
 from shards.features import open_features
 from shards.manifest import Sample, open_split, read_sidecar
 from shards.tar import open_samples
+from tests.caching import cache_features
 from tests.conftest import TINY_MODEL, Small, shard_small
 
 TAR = "train-000001.tar"

@@ -18,7 +18,6 @@ from PIL import Image
 from pipeline.captioning.caption import caption_images
 from pipeline.captioning.captioner import CaptionerConfig
 from pipeline.captions.tokenizer import tokenize
-from pipeline.features.cache_features import cache_features
 from pipeline.images.decode import Resize, decode_image
 from pipeline.inspection.verify import verify
 from pipeline.sharding.read_samples import shard_samples
@@ -28,6 +27,7 @@ from pipeline.training.train import train
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError
 from shards.manifest import open_split, read_dataset_file
 from tests import ROOT
+from tests.caching import cache_features
 from tests.conftest import SMALL, TINY_MODEL, Small, shard_small
 
 

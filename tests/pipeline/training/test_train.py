@@ -11,7 +11,6 @@ from click.testing import Result
 from model.captioner import Captioner
 from model.vocabulary import Vocabulary
 from pipeline.captions.vocabulary import write_vocabulary
-from pipeline.features.cache_features import cache_features
 from pipeline.loading.batches import CaptionBatch
 from pipeline.runs.checkpoints import TrainingPosition, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
 from pipeline.runs.run import open_run
@@ -21,6 +20,7 @@ from pipeline.training.learner import adamw
 from pipeline.training.train import train
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.features import open_features, write_features
+from tests.caching import cache_features
 from tests.conftest import TINY_MODEL, Small, table_with
 from tests.model.lstm import lstm_of
 from tests.pipeline.short_runs import lines, weights
