@@ -44,7 +44,7 @@ def option_names(command: click.Command) -> dict[str, str]:
     return parameters | typed
 
 
-def note(text: str) -> None:
+def print_note(text: str) -> None:
     """A line that is no result, with options for settings: see :func:`with_options`."""
     context = click.get_current_context(silent=True)
     messages.note(with_options(text, context.command if context is not None else None))
@@ -62,7 +62,7 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
         except CapstreamError as error:
             raise click.ClickException(with_options(str(error), click.get_current_context().command)) from None
         except KeyboardInterrupt:
-            note("Stopped. Finished work is kept. To continue, run the same command again (train: with --resume).")
+            print_note("Stopped. Finished work is kept. To continue, run the same command again (train: with --resume).")
             sys.exit(INTERRUPTED)
         except PermissionError as error:
             raise click.ClickException(

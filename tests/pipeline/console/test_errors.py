@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import cli
-from pipeline.console.errors import note, option_names, reported, with_options
+from pipeline.console.errors import option_names, print_note, reported, with_options
 from pipeline.console.settings import options_of
 from shards.errors import InputError
 
@@ -18,7 +18,7 @@ TRAIN = cli.commands["train"]
     ("message", "printed"),
     [
         ("`batch_size` 1: must be at least 2.", "--batch-size 1: must be at least 2."),
-        ("`from` /r: not a run. `start` is another name.", "--from /r: not a run. --from is another name."),
+        ("`from` /r: not a run. `init_from` is another name.", "--from /r: not a run. --from is another name."),
         ("`captions_per_image`, `resume`", "--captions-per-image, --resume"),
         ("`self_critical`, `cross_entropy`, `no_tie_weights`", "--self-critical, --cross-entropy, --no-tie-weights"),
         ("`config_file` and `config`", "--config and --config"),
@@ -49,7 +49,7 @@ def test_errors_and_notes_of_a_running_command_name_its_options() -> None:
     @click.option("--batch-size", type=int)
     @reported
     def toy(batch_size: int) -> None:
-        note("`batch_size` is small; `workers` is not an option.")
+        print_note("`batch_size` is small; `workers` is not an option.")
         raise InputError(f"`batch_size` {batch_size}: must be at least 2.")
 
     result = CliRunner().invoke(toy, ["--batch-size", "1"])

@@ -42,7 +42,7 @@ def test_every_option_has_a_variable_by_the_name_that_is_typed_and_no_two_share_
 @pytest.mark.parametrize(
     ("command", "environment", "wanted"),
     [
-        ("train", {"CAPSTREAM_TRAIN_BATCH_SIZE": "64", "CAPSTREAM_TRAIN_FROM": "runs/a"}, {"batch_size": 64, "start": Path("runs/a")}),
+        ("train", {"CAPSTREAM_TRAIN_BATCH_SIZE": "64", "CAPSTREAM_TRAIN_FROM": "runs/a"}, {"batch_size": 64, "init_from": Path("runs/a")}),
         ("train", {"CAPSTREAM_TRAIN_SELF_CRITICAL": "true", "CAPSTREAM_TRAIN_RESUME": "1"}, {"self_critical": True, "resume": True}),
         ("train", {"CAPSTREAM_TRAIN_TIE_WEIGHTS": "no"}, {"tie_weights": False}),
         ("cache-features", {"CAPSTREAM_CACHE_FEATURES_SPLIT": "train val", "CAPSTREAM_CACHE_FEATURES_SHARDS": "x"}, {"splits": ("train", "val")}),

@@ -1,0 +1,24 @@
+"""``demo``: run all stages on the built-in dataset."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.console.command import command
+from pipeline.console.options import PATH, device_option, workers_option
+from pipeline.execution.messages import next_step, say
+
+
+@command("demo", "python cli.py demo", "python cli.py demo --out runs/pretrained --weights IMAGENET1K_V1")
+@click.option("--out", type=PATH, default=Path("runs/demo"), help="Folder for all files of the demo.")
+@click.option("--images", type=int, default=None, show_default="4000", help="Number of scenes.")
+@click.option("--weights", default="random", help="random works offline; IMAGENET1K_V1 uses a pretrained ResNet-152.")
+@workers_option
+@device_option
+def demo(out: Path, images: int | None, weights: str, workers: int, device: str) -> None:
+    """Run all stages on the built-in dataset. The stages are synth, shard, vocab, cache-features, train, evaluate and caption."""
+    from pipeline.demo import demo
+
+    result = demo(out=out, images=images, weights=weights, workers=workers, device=device, say=say)
+    say(result.table())
+    next_step(f"open {result.picture}, then caption an image: python cli.py caption --run {result.run} {result.example}")

@@ -1,0 +1,150 @@
+"""``evaluate``: score captions."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.console.caption_options import chosen_columns, columns_option
+from pipeline.console.command import command, typed_command
+from pipeline.console.decoding_options import DecodingOptions, decoding_options
+from pipeline.console.errors import print_note
+from pipeline.console.options import PATH, checkpoint_option, device_option, typed
+from pipeline.console.shard_options import ShardCache, shards_options
+from pipeline.execution.messages import next_step, say
+from shards.paths import Location
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.score_file import ScoreFile
+    from pipeline.evaluation.scoring import Ptb
+    from pipeline.runs.checkpoints import CheckpointChoice
+
+# Parameters that captions from a file do not use; the decoding options are further ones.
+FOR_RUNS = ("runs", "features", "shards", "shard_cache", "shard_cache_gb", "split", "results", "weights", "batch_size", "checkpoint", "device")
+
+
+@command(
+    "evaluate",
+    "python cli.py evaluate --run runs/first --features data/features",
+    "python cli.py evaluate --run runs/first --features data/features --beam 5",
+    "python cli.py evaluate --run runs/first --shards data/shards --split test --checkpoint best",
+    "python cli.py evaluate --captions results.json --references captions_val2014.json",
+)
+@click.option("--run", "runs", type=PATH, multiple=True, help="Folder of a trained run. Repeat the option for an ensemble of runs.")
+@click.option("--features", type=PATH, default=None, help="Folder of cached features.")
+@shards_options("Folder or URL of shards, to caption raw images.")
+@click.option("--split", default="val", help="Split to caption and score.")
+@decoding_options
+@click.option("--captions", type=PATH, default=None, help="Instead of --run: a file of captions in COCO's result format.")
+@click.option("--references", type=PATH, default=None, help="With --captions: reference captions, in any form that shard accepts.")
+@columns_option
+@click.option("--out", type=PATH, default=None, show_default="RUN/SPLIT.scores.json, or next to --captions", help="Score file to write.")
+@click.option(
+    "--results",
+    type=PATH,
+    default=None,
+    show_default="next to the score file",
+    help="With --run: file for the captions in COCO's result format.",
+)
+@click.option(
+    "--ptb",
+    type=click.Choice(["builtin", "java"]),
+    default="builtin",
+    help="PTB tokenizer: the built-in one, or Stanford's original, which requires Java.",
+)
+@click.option("--no-java", is_flag=True, help="Skip METEOR and SPICE even if Java is available.")
+@click.option(
+    "--weights",
+    default=None,
+    show_default="as recorded in the run",
+    help="With --shards: weights file of the backbone, if it has moved since the training.",
+)
+@click.option("--batch-size", type=int, default=128, help="Images per batch.")
+@checkpoint_option
+@device_option
+def evaluate(
+    runs: tuple[Path, ...],
+    features: Path | None,
+    shards: Location | None,
+    shard_cache: ShardCache,
+    split: str,
+    decoding: DecodingOptions,
+    captions: Path | None,
+    references: Path | None,
+    columns: tuple[str, ...],
+    out: Path | None,
+    results: Path | None,
+    ptb: "Ptb",
+    no_java: bool,
+    weights: str | None,
+    batch_size: int,
+    checkpoint: "CheckpointChoice",
+    device: str,
+) -> None:
+    """Score the captions of a run, or those in a file.
+
+    The scores are BLEU, ROUGE-L and CIDEr, and with Java also METEOR and SPICE. For a run, a split is captioned first.
+    """
+    scoring: dict[str, Any] = {"out": out, "ptb": ptb, "java": not no_java, "command": typed_command(), "report": print_note}
+    if captions is not None or references is not None:
+        _score_file(captions, references, columns, scoring)
+        return
+    if columns:
+        raise click.UsageError("--column requires --references.")
+    if not runs:
+        raise click.UsageError("Give --run with --features or --shards, or give --captions with --references.")
+    if features is not None and typed("weights"):
+        raise click.UsageError("--weights requires --shards: cached features need no backbone.")
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.score_file import scores_path
+
+    run, *others = runs
+    result = evaluate(
+        run=run,
+        others=others,
+        features=features,
+        shards=shard_cache.local_or_none(shards),
+        split=split,
+        weights=weights,
+        results=results,
+        decoding=decoding.config(),
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        device=device,
+        quiet=False,
+        **scoring,
+    )
+    _print_scores(result.scores)
+    say(f"{result.out}: scores of {len(result.scores.images)} captions. {result.results}: {len(result.captions)} captions.")
+    in_run = result.out == scores_path(run, split)
+    page = ["report", str(run if in_run else result.out)]
+    page += ["--shards", str(shards)] if shards else []
+    page += ["--split", split] if split != "val" and (shards or in_run) else []
+    _print_report_command(page, result.out)
+
+
+def _score_file(captions: Path | None, references: Path | None, columns: tuple[str, ...], scoring: dict[str, Any]) -> None:
+    if captions is None or references is None:
+        raise click.UsageError("--captions and --references must be given together.")
+    if unused := [*typed(*FOR_RUNS), *DecodingOptions.typed()]:
+        raise click.UsageError(f"--captions and --references score existing captions. Omit {', '.join(unused)}.")
+    from pipeline.evaluation.evaluate_results import score_results
+
+    result = score_results(captions=captions, references=references, columns=chosen_columns(columns), **scoring)
+    _print_scores(result.scores)
+    say(f"{result.out}: scores of {len(result.scores.images)} captions.")
+    _print_report_command(["report", str(result.out)], result.out)
+
+
+def _print_scores(scores: "ScoreFile") -> None:
+    """A table of scores with their confidence intervals, then notes on what was not computed."""
+    say(f"{'score':12}{'value':>9}   95% interval")
+    for name, found in scores.scores.items():
+        say(f"{name:12}{found.value:9.4f}   {found.low:.4f} to {found.high:.4f}")
+    for line in scores.notes:
+        print_note(line)
+
+
+def _print_report_command(arguments: list[str], scores: Path) -> None:
+    next_step(shlex.join(["python", "cli.py", *arguments, "--out", str(scores.with_name("report.html"))]))

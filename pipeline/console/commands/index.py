@@ -1,0 +1,49 @@
+"""``index``: make existing tars usable as shards."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.console.command import command
+from pipeline.console.options import PATH, RESIZE_MODE, workers_option
+from pipeline.execution.messages import next_step, say, show_rejects
+
+
+@command(
+    "index",
+    "python cli.py index data/cc3m --size 256 --resize shortest",
+    "python cli.py index data/cc3m --size 256 --resize shortest --split val --tars '0033*.tar'",
+)
+@click.argument("folder", type=PATH)
+@click.option("--split", default="train", help="Name of the split that the tars form.")
+@click.option(
+    "--tars",
+    multiple=True,
+    metavar="PATTERN",
+    show_default="all that belong to no other split",
+    help="Glob pattern of the tars to index. Repeat the option for several patterns.",
+)
+@click.option("--size", type=int, default=256, help="Size that the images were resized to: img2dataset's --image_size.")
+@click.option(
+    "--resize",
+    "mode",
+    type=RESIZE_MODE,
+    required=True,
+    help="How the images were resized. Of img2dataset's modes, shortest is keep_ratio and center_crop, pad is border, "
+    "none is no (if at least SIZE) and keep_ratio_largest.",
+)
+@workers_option
+def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str, workers: int) -> None:
+    """Make the img2dataset tars in FOLDER usable as shards.
+
+    Writes sidecar files next to the tars and leaves the tars unchanged. FOLDER can then be given as --shards.
+    """
+    from pipeline.images.decode import Resize
+    from pipeline.sharding.index import index_tars
+    from shards.manifest import REJECTS_FILE
+
+    summary = index_tars(folder, split=split, tars=tars, resize=Resize(size=size, mode=mode), workers=workers, quiet=False)
+    kept = f"{summary.kept} of them indexed already"
+    say(f"{folder}: split {split}: {summary.images} images with {summary.captions} captions in {summary.shards} tars ({kept}).")
+    show_rejects(summary.rejects, folder / REJECTS_FILE)
+    next_step(f"python cli.py verify {folder} --deep, or python cli.py cache-features --shards {folder} --out {folder}-features")

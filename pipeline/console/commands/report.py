@@ -1,0 +1,55 @@
+"""``report``: write an HTML page about runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.console.command import command
+from pipeline.console.errors import print_note
+from pipeline.console.options import PATH
+from pipeline.console.shard_options import ShardCache, shards_options
+from pipeline.execution.messages import next_step, say
+from shards.paths import Location
+
+if TYPE_CHECKING:
+    from pipeline.reporting.report import ReportSummary
+
+LARGE_PAGE_BYTES = 300_000_000
+
+
+@command(
+    "report",
+    "python cli.py report runs/first --shards data/shards --out report.html",
+    "python cli.py report runs/first runs/second --images data/val2014 --out report.html",
+)
+@click.argument("runs", type=PATH, nargs=-1, required=True)
+@click.option("--out", type=PATH, required=True, help="Page to write (.html).")
+@click.option("--split", default="val", help="Split of the scores, RUN/SPLIT.scores.json as written by evaluate, and of --shards.")
+@click.option("--images", type=PATH, default=None, help="Show images from this folder. File names are relative to it.")
+@shards_options("Show images from these shards: a folder or a URL.")
+def report(runs: tuple[Path, ...], out: Path, split: str, images: Path | None, shards: Location | None, shard_cache: ShardCache) -> None:
+    """Write an HTML page about RUNS.
+
+    RUNS are run folders or score files. The page shows their scores, training curves, and every image with its captions. It works offline.
+    """
+    from pipeline.reporting.report import report
+
+    made = report(runs=runs, out=out, split=split, shards=shard_cache.local_or_none(shards), images=images, quiet=False)
+    _print_summary(out, made)
+    compare = "" if len(made.runs) > 1 else f", then compare with another run: python cli.py report {runs[0]} OTHER_RUN --out {out}"
+    next_step(f"open {out} in a browser{compare}")
+
+
+def _print_summary(out: Path, made: "ReportSummary") -> None:
+    for line in made.notes:
+        print_note(line)
+    if made.pictures is None:
+        say("The page shows captions without images. Add them with --shards DIR or --images DIR.")
+    else:
+        lost = "".join(f", {count:,} {what}" for count, what in ((made.missing, "not found"), (made.damaged, "damaged")) if count)
+        say(f"Images: {made.pictures:,} of {made.images:,}{lost} ({made.images_per_second:,.0f} images/s).")
+    runs = "1 run" if len(made.runs) == 1 else f"{len(made.runs)} runs"
+    say(f"{out}: {made.images:,} images, {runs}, {made.bytes / 1e6:,.1f} MB.")
+    if made.bytes > LARGE_PAGE_BYTES:
+        print_note("Browsers open a page of this size slowly or not at all. Without images it is much smaller.")

@@ -1,0 +1,115 @@
+"""``shard``: images and captions to WebDataset shards."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.console.caption_options import CaptionOptions, captions_options
+from pipeline.console.command import command
+from pipeline.console.executor_options import NEXT_AFTER_ARRAY, ExecutorOptions, executor_options
+from pipeline.console.options import FILTER, RESIZE_MODE, location, workers_option
+from pipeline.execution.messages import next_step, say, show_rejects
+from shards.paths import Location
+
+if TYPE_CHECKING:
+    from pipeline.execution.array_tasks import ArrayTask
+    from pipeline.sharding.splits import ShardSummary
+
+
+@command(
+    "shard",
+    "python cli.py shard --images data/train2014 --captions data/captions_train2014.json --out data/shards --split train",
+    "python cli.py shard --images data/Flickr8k --captions dataset_flickr8k.json --out data/shards",
+    "python cli.py shard --images https://host/train2014 --captions captions_train2014.json --out s3://bucket/shards --executor ray",
+)
+@click.option("--images", type=location, metavar="PATH|URL", required=True, help="Folder or URL that the file names in the captions are relative to.")
+@captions_options(
+    "Captions in any form: COCO, Karpathy, Flickr, CSV, JSON Lines, Parquet, a folder. Repeat the option to merge several.", several=True
+)
+@click.option(
+    "--out", type=location, metavar="PATH|URL", required=True, help="Folder of the shard dataset, or s3://bucket/path. Another --split adds to it."
+)
+@click.option("--size", type=int, default=256, help="Side of the resized images in pixels.")
+@click.option(
+    "--resize",
+    "mode",
+    type=RESIZE_MODE,
+    default="squash",
+    help="squash: to a square; shortest: shorter side to SIZE; pad: longer side to SIZE, padded to a square; "
+    "none: keep the size, but enlarge images whose shorter side is below SIZE.",
+)
+@click.option("--filter", "filter_", type=FILTER, default="lanczos", help="Resampling filter.")
+@click.option("--quality", type=int, default=95, help="JPEG quality of the stored images.")
+@workers_option
+@click.option("--shard-size", type=int, default=1000, help="Images per shard.")
+@click.option("--limit", type=int, default=None, show_default="all", help="Use only the first N images.")
+@click.option("--max-rejects", type=float, default=1.0, help="Stop when more than this fraction of the images has been rejected.")
+@click.option("--check-sources", is_flag=True, help="Compare source images with existing shards by content, instead of by name and size.")
+@click.option("--retry-rejected", is_flag=True, help="Recreate shards that have rejected images.")
+@executor_options
+def shard(
+    images: Location,
+    captions: CaptionOptions,
+    split: str | None,
+    out: Location,
+    size: int,
+    mode: str,
+    filter_: str,
+    quality: int,
+    workers: int,
+    shard_size: int,
+    limit: int | None,
+    max_rejects: float,
+    check_sources: bool,
+    retry_rejected: bool,
+    executor: ExecutorOptions,
+) -> None:
+    """Write images and captions to WebDataset shards.
+
+    Images are resized and captions are tokenized. Running it again keeps complete shards and creates the rest.
+    """
+    from pipeline.execution.executors import warm_up
+
+    opening = executor.cluster(workers)
+    if workers > 1 and executor.is_local:  # before this process's own slow imports, so that both run in parallel
+        warm_up("pipeline.sharding.shard", "nltk.tokenize")
+    from pipeline.images.decode import Resize
+    from pipeline.sharding.shard import ShardConfig, write_splits
+
+    array_task = executor.array_task()
+    config = ShardConfig(resize=Resize(size=size, mode=mode, filter=filter_), quality=quality)
+    with opening as cluster:
+        done = write_splits(
+            images=images,
+            captions=captions.source(),
+            out=out,
+            split=split,
+            config=config,
+            shard_size=shard_size,
+            limit=limit,
+            max_rejects=max_rejects,
+            check_sources=check_sources,
+            retry_rejected=retry_rejected,
+            workers=workers,
+            cluster=cluster,
+            array_task=array_task,
+            quiet=False,
+        )
+    _print_splits(out, done, array_task)
+
+
+def _print_splits(out: Location, done: "dict[str, ShardSummary]", array_task: "ArrayTask | None") -> None:
+    from shards.manifest import REJECTS_FILE
+
+    rejects_file = out / REJECTS_FILE if isinstance(out, Path) else f"{out.rstrip('/')}/{REJECTS_FILE}"
+    for name, summary in done.items():
+        kept = "all complete already, nothing written" if summary.kept == summary.shards else f"{summary.kept} of them complete already"
+        what = f"split {name}" if array_task is None else f"split {name}, {array_task}"
+        say(f"{out}: {what}: {summary.images} images with {summary.captions} captions in {summary.shards} shards ({kept}).")
+        show_rejects(summary.rejects, rejects_file if summary.committed else None)
+    if array_task is not None:
+        next_step(f"python cli.py shard {NEXT_AFTER_ARRAY}; it commits the splits")
+        return
+    vocabulary, features = (out.parent / "vocab.json", f"{out}-features") if isinstance(out, Path) else ("data/vocab.json", "data/features")
+    next_step(f"python cli.py vocab --shards {out} --out {vocabulary}, or python cli.py cache-features --shards {out} --out {features}")

@@ -1,0 +1,23 @@
+"""``synth``: generate the built-in dataset."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.console.command import command
+from pipeline.console.options import PATH, workers_option
+from pipeline.execution.messages import next_step, say
+
+
+@command("synth", "python cli.py synth data/synth --images 3000")
+@click.argument("out", type=PATH)
+@click.option("--images", type=int, default=3000, help="Number of scenes. Every tenth goes to the val split.")
+@click.option("--seed", type=int, default=0, help="Random seed. The same seed gives the same files.")
+@workers_option
+def synth(out: Path, images: int, seed: int, workers: int) -> None:
+    """Generate the built-in dataset in OUT. It has drawings of simple scenes with five correct captions each, in COCO format."""
+    from pipeline.datasets.synthetic import synthesize
+
+    counts = synthesize(out, images=images, seed=seed, workers=workers, quiet=False)
+    say(f"Generated {counts['train']} train and {counts['val']} val images in {out}.")
+    next_step(f"python cli.py shard --images {out}/images --captions {out}/captions_train.json --out {out}-shards --split train")

@@ -1,0 +1,29 @@
+"""The options of ``train``, one for each setting of :class:`pipeline.runs.train_config.TrainConfig`."""
+
+from dataclasses import Field, fields
+from typing import Any
+
+import click
+
+from pipeline.console.options import Decorator, grouped
+from pipeline.runs.train_config import KINDS, TrainConfig, option
+
+
+def _training_option(setting: "Field[Any]") -> Decorator:
+    kind, opposite = KINDS[setting.name], setting.metadata["opposite"]
+    if setting.default is None:
+        shown = setting.metadata["absent"]
+    elif kind is bool:
+        shown = opposite.removeprefix("--")
+    else:
+        shown = f"{setting.default:g}" if kind is float else setting.default
+    return click.option(
+        f"{option(setting.name)}/{opposite}" if kind is bool else option(setting.name),
+        type=kind if isinstance(kind, type) else click.Choice(kind),
+        default=None,  # so that a recipe and a resumed run can tell what was given
+        help=f"{setting.metadata['purpose']} [default: {shown}]",
+    )
+
+
+# The command gets a dict of all settings as ``settings``; those that were not given are None.
+training_options = grouped("settings", dict, *(_training_option(setting) for setting in fields(TrainConfig)))
