@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-full lint bench bench-reports peers docs clean setup
+.PHONY: demo test test-full lint bench bench-reports peers docs reference clean setup
 
 demo: $(STAMP)
 	$(BIN)/python cli.py demo
@@ -24,6 +24,10 @@ lint: $(STAMP)
 # The documentation as a site with search, in build/site. A broken link is an error.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The reference of all commands, from the commands themselves.
+reference: $(STAMP)
+	$(BIN)/python -c 'from cli import cli; from pipeline.console.reference import reference; print(reference(cli), end="")' > docs/commands.md
 
 # Where the real photographs and captions are.
 DATA := $(or $(CAPSTREAM_DATA),../shared/data)

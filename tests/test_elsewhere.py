@@ -35,7 +35,7 @@ def test_the_whole_way_runs_without_posix_calls_in_folders_with_spaces_and_other
     for split in ("train", "val"):
         shard = ("shard", "--images", "die Daten/images", "--captions", f"die Daten/captions_{split}.json", "--out", "テープ", "--split", split)
         command(*shard, "--size", 64, "--shard-size", 6, "--workers", 2)
-    assert "Everything is whole" in command("verify", "テープ", "--deep", "--workers", 2)
+    assert "All shards are intact" in command("verify", "テープ", "--deep", "--workers", 2)
     command("cache-features", "--shards", "テープ", "--out", "признаки", "--backbone", "squeezenet1_1", "--weights", "random", "--device", "cpu")
     command("train", "--features", "признаки", "--out", "ein Lauf", "--min-count", 1, "--epochs", 1, "--hidden-dim", 16, "--device", "cpu")
     shutil.copyfile(base / "die Daten/images/scene_000000.jpg", base / "Фото 1.jpg")

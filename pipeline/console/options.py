@@ -60,7 +60,11 @@ def grouped(argument: str, make: Callable[..., Any], *options: Decorator) -> Cal
         make: Called with the options' values by name; returns the argument.
         options: The options, in the order of the help.
     """
-    names = [parameter.name for parameter in click.command()(together(*options)(lambda: None)).params]
+
+    def holder() -> None:
+        """A function that takes the options, so that their names are known."""
+
+    names = [parameter.name for parameter in click.command()(together(*options)(holder)).params if parameter.name]
 
     def add(function: Callable[..., R]) -> Callable[..., R]:
         @functools.wraps(function)

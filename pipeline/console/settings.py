@@ -1,8 +1,8 @@
-"""Where an option's value comes from when it is not typed: the environment, or a TOML file. By click's own ways, under one name everywhere.
+"""Options from the environment and from a TOML file.
 
-``--batch-size`` of ``train`` is ``CAPSTREAM_TRAIN_BATCH_SIZE`` and, in the table ``[train]`` of the file, ``batch-size``. The command line goes
-over the environment, that over the file, the file over defaults. What belongs to no option is refused by name: a misspelt setting that is
-passed over in silence costs a night.
+``--batch-size`` of ``train`` is ``CAPSTREAM_TRAIN_BATCH_SIZE`` in the environment and ``batch-size`` in the table ``[train]`` of the file. The
+command line overrides the environment, the environment overrides the file, and the file overrides the defaults. A name that belongs to no option
+is an error: a misspelled setting that is silently ignored can cost a night of training.
 """
 
 import difflib
@@ -20,7 +20,7 @@ MAX_BYTES = 1 << 20
 
 
 class SettableCommand(click.Command):
-    """A command whose options come from the environment too, each under the name by which it is typed."""
+    """A command whose options can also be set in the environment, under the names that are typed on the command line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -28,7 +28,7 @@ class SettableCommand(click.Command):
             option.envvar = variable(self.name or "", written_name(option))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing:  # the shell, which completes a word
+        if not ctx.resilient_parsing:  # resilient parsing: the shell completes a word
             check_environment(self, os.environ)
         try:
             return super().parse_args(ctx, args)
@@ -38,22 +38,22 @@ class SettableCommand(click.Command):
             if option is None:
                 raise
             typed = error.option_name if option.is_flag else f"{error.option_name} {option.make_metavar(ctx)}"
-            where = f"{error.message} It stands before the command: python cli.py {typed} {self.name} ..."
+            where = f"{error.message} It must come before the command: python cli.py {typed} {self.name} ..."
             raise click.NoSuchOption(error.option_name, where, ctx=ctx) from None
         except click.BadParameter as error:
             wrong = error.param
             if isinstance(wrong, click.Option) and wrong.name and ctx.get_parameter_source(wrong.name) is ParameterSource.ENVIRONMENT:
-                raise click.BadParameter(f"{error.message} (It comes from the environment: {wrong.envvar}.)", ctx, wrong) from None
+                raise click.BadParameter(f"{error.message} (From the environment variable {wrong.envvar}.)", ctx, wrong) from None
             raise
 
 
 def options_of(command: click.Command) -> list[click.Option]:
-    """Its options, without the arguments."""
+    """The options of a command, without its arguments."""
     return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
 
 
 def written_name(option: click.Option) -> str:
-    """An option as it is typed, without the dashes before: ``resize``, though its value is called otherwise in the code."""
+    """The name of an option as it is typed, without the leading dashes. Its parameter in the code may have another name."""
     return next(name for name in option.opts if name.startswith("--"))[2:]
 
 
@@ -67,15 +67,15 @@ def variable(command: str, option: str) -> str:
 
 
 def check_environment(command: click.Command, environment: Mapping[str, str]) -> None:
-    """Refuse variables that begin like a command's own and belong to none of its options.
+    """Reject environment variables that begin like those of a command but belong to none of its options.
 
     Raises:
-        click.UsageError: Names the variable, and those that it may stand for.
+        click.UsageError: There is such a variable.
     """
     known = [str(option.envvar) for option in options_of(command)]
     for name in environment:
         if name.startswith(variable(command.name or "", "")) and name not in known:
-            raise click.UsageError(f"The environment has {name}, which is no option of {command.name}.{_meant(name, known)}")
+            raise click.UsageError(f"Environment variable {name}: {command.name} has no such option.{_meant(name, known)}")
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
@@ -84,26 +84,35 @@ def _meant(name: str, known: Iterable[str]) -> str:
 
 
 def read_defaults(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dict[str, Any]]:
-    """Options from a TOML file with a table for each command, as click's ``default_map`` takes them. Every value is tried.
+    """Read a TOML file with a table of options for each command. All values are checked, whichever command runs.
+
+    Args:
+        path: The file.
+        commands: All commands by name. Only those that the file names are looked up, and so imported.
+
+    Returns:
+        The values in the form of click's ``default_map``: command -> parameter -> value.
 
     Raises:
-        click.UsageError: No such file, no TOML, a name that no command or option has, a value that the option does not take.
+        click.UsageError: The file is missing or not TOML, a command or option does not exist, or a value is invalid.
     """
     try:
         with path.open("rb") as file:
             content = tomllib.loads(file.read(MAX_BYTES).decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        example = "Options of a command stand in its table, for example: [train] and below it: batch-size = 64"
-        raise click.UsageError(f"--config {path}: not a TOML file that can be read ({error}). {example}") from None
+        example = "Put the options of a command into its table, for example [train], then batch-size = 64."
+        raise click.UsageError(f"--config {path}: cannot be read as a TOML file ({error}). {example}") from None
     defaults: dict[str, dict[str, Any]] = {}
     for name, table in content.items():
         if not isinstance(table, dict):
             meant = f" Did you mean [{name}]?" if name in commands else ""
-            raise click.UsageError(f"--config {path}: {name} = {table!r} stands outside a table: options stand below [train], for example.{meant}")
+            raise click.UsageError(
+                f"--config {path}: {name} = {table!r} is not in a table. Put it below the name of a command, such as [train].{meant}"
+            )
         if name not in commands:
             raise click.UsageError(
-                f"--config {path}: there is no command {name!r}, whose options could stand in a table.{_meant(name, commands)} "
-                f"There are {', '.join(commands)}. (A recipe for train alone goes behind it: train --config FILE.)"
+                f"--config {path}: [{name}]: there is no such command.{_meant(name, commands)} The commands are {', '.join(commands)}. "
+                f"(To give a recipe to train, put the option after the command: train --config FILE.)"
             )
         defaults[name] = _table(path, commands[name], table)
     return defaults
@@ -116,20 +125,20 @@ def _table(path: Path, command: click.Command, table: dict[str, Any]) -> dict[st
         option = options.get(written.replace("_", "-"))
         place = f"--config {path}: [{command.name}] {written}"
         if option is None:
-            raise click.UsageError(f"{place}: {command.name} has no such option.{_meant(written, options)} It has {', '.join(options)}.")
+            raise click.UsageError(f"{place}: {command.name} has no such option.{_meant(written, options)} Its options are {', '.join(options)}.")
         values[str(option.name)] = _value(place, command, option, value)
     return values
 
 
 def _value(place: str, command: click.Command, option: click.Option, value: Any) -> Any:
-    """A value as if it had been typed, so that both ways refuse the same."""
+    """A value as if it had been typed, so that a file and the command line accept the same values."""
     if option.is_flag:
         if not isinstance(value, bool):
             raise click.UsageError(f"{place} is {value!r}: it must be true or false.")
         return value
     given = value if isinstance(value, list) and option.multiple else [value]
     if not all(isinstance(one, (str, int, float)) and not isinstance(one, bool) for one in given):
-        raise click.UsageError(f"{place} is {value!r}: it must be a text or a number{', or a list of them' if option.multiple else ''}.")
+        raise click.UsageError(f"{place} is {value!r}: it must be a string or a number{', or a list of them' if option.multiple else ''}.")
     texts = [str(one) for one in given]
     try:
         option.type_cast_value(click.Context(command), texts if option.multiple else texts[0])

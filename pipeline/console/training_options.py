@@ -12,7 +12,7 @@ from pipeline.runs.train_config import KINDS, TrainConfig, option
 def _training_option(setting: "Field[Any]") -> Decorator:
     kind, opposite = KINDS[setting.name], setting.metadata["opposite"]
     if setting.default is None:
-        shown = setting.metadata["absent"]
+        shown = None
     elif kind is bool:
         shown = opposite.removeprefix("--")
     else:
@@ -21,7 +21,8 @@ def _training_option(setting: "Field[Any]") -> Decorator:
         f"{option(setting.name)}/{opposite}" if kind is bool else option(setting.name),
         type=kind if isinstance(kind, type) else click.Choice(kind),
         default=None,  # so that a recipe and a resumed run can tell what was given
-        help=f"{setting.metadata['purpose']} [default: {shown}]",
+        show_default=setting.metadata["absent"],
+        help=setting.metadata["purpose"] + (f" [default: {shown}]" if shown is not None else ""),
     )
 
 

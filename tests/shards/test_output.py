@@ -72,7 +72,7 @@ def test_a_second_run_writes_nothing_and_fetches_no_tar(place: Place, drawn: Pat
     # As a command: worker processes of this one may be older than its credentials.
     command = ("shard", "--images", drawn / "images", "--captions", drawn / "c.json", "--out", url, "--size", 32, "--shard-size", 3, "--workers", 2)
     done = subprocess.run([sys.executable, "cli.py", *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "in 4 shards (all were there already and are whole: nothing was written)" in done.stdout
+    assert "in 4 shards (all complete already, nothing written)" in done.stdout
     assert written(client, url) == before
 
 
@@ -270,6 +270,6 @@ def test_the_command_writes_to_s3_and_says_where(place: Place, drawn: Path, run_
     assert result.exit_code == 0, result.output
     assert "without --task-id and --num-tasks" in result.output.splitlines()[-1]
     result = run_cli("shard", *options)
-    assert f"{url}: split train holds 10 images" in result.output
+    assert f"{url}: split train: 10 images" in result.output
     assert result.output.splitlines()[-1].startswith(f"Next: python cli.py vocab --shards {url} --out data/vocab.json")
     assert run_cli("shard", *options, "--task-id", 2).exit_code == 1

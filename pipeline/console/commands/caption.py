@@ -16,7 +16,7 @@ from pipeline.execution.messages import next_step
 
 if TYPE_CHECKING:
     from model.decoding import Decoding
-    from pipeline.captioning.caption import ImageCaptions
+    from pipeline.captioning.captioner import ImageCaptions
     from pipeline.runs.checkpoints import CheckpointChoice
 
 # Captioning fewer images than this shows no progress.

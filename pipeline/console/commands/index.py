@@ -43,7 +43,7 @@ def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str,
     from shards.manifest import REJECTS_FILE
 
     summary = index_tars(folder, split=split, tars=tars, resize=Resize(size=size, mode=mode), workers=workers, quiet=False)
-    kept = f"{summary.kept} of them indexed already"
-    say(f"{folder}: split {split}: {summary.images} images with {summary.captions} captions in {summary.shards} tars ({kept}).")
+    kept = f" ({summary.kept} indexed already)" if summary.kept else ""
+    say(f"{folder}: split {split}: {summary.images} images with {summary.captions} captions in {summary.shards} tars{kept}.")
     show_rejects(summary.rejects, folder / REJECTS_FILE)
     next_step(f"python cli.py verify {folder} --deep, or python cli.py cache-features --shards {folder} --out {folder}-features")

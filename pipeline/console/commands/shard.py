@@ -104,9 +104,9 @@ def _print_splits(out: Location, done: "dict[str, ShardSummary]", array_task: "A
 
     rejects_file = out / REJECTS_FILE if isinstance(out, Path) else f"{out.rstrip('/')}/{REJECTS_FILE}"
     for name, summary in done.items():
-        kept = "all complete already, nothing written" if summary.kept == summary.shards else f"{summary.kept} of them complete already"
+        kept = " (all complete already, nothing written)" if summary.kept == summary.shards else f" ({summary.kept} complete already)"
         what = f"split {name}" if array_task is None else f"split {name}, {array_task}"
-        say(f"{out}: {what}: {summary.images} images with {summary.captions} captions in {summary.shards} shards ({kept}).")
+        say(f"{out}: {what}: {summary.images} images with {summary.captions} captions in {summary.shards} shards{kept if summary.kept else ''}.")
         show_rejects(summary.rejects, rejects_file if summary.committed else None)
     if array_task is not None:
         next_step(f"python cli.py shard {NEXT_AFTER_ARRAY}; it commits the splits")

@@ -16,7 +16,7 @@ from pipeline.execution.messages import next_step, say
 from shards.paths import Location
 
 if TYPE_CHECKING:
-    from pipeline.training.train import TrainSummary
+    from pipeline.training.loop import TrainSummary
 
 
 @command(

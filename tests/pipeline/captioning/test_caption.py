@@ -113,7 +113,7 @@ def test_json_lines_hold_captions_with_scores_or_the_problem(small: Small, tmp_p
     listed = "\n".join([names[0], str(tmp_path / "none.jpg"), names[1]])
     result = CliRunner().invoke(cli, ["caption", "--run", str(small.run), "-", "--json", "--samples", "3", "--top-k", "5"], input=listed)
     assert result.exit_code == 1
-    assert "1 of 3 photographs could not be captioned" in result.stderr
+    assert "1 of 3 images could not be captioned" in result.stderr
     first, missing, last = (json.loads(line) for line in result.stdout.splitlines())
     assert [first["image"], missing["image"], last["image"]] == listed.splitlines()
     assert [len(one["captions"]) for one in (first, last)] == [3, 3]
@@ -148,9 +148,9 @@ def test_what_to_run_next_can_be_pasted_into_a_shell(small: Small, tmp_path: Pat
         (["--samples", "2", "--top-p", "2"], "Error: --top-p is 2.0, "),
         (["--top-k", "3"], "Error: --temperature, --top-k and --top-p need --samples, which is 0.\n"),
         (["--samples", "2", "--beam", "2"], "captions are drawn or searched for, not both"),
-        (["--samples", "2", "--length-penalty", "1"], "--length-penalty is for a search"),
-        (["--diversity", "1"], "--diversity is for --groups"),
-        (["--best", "3"], "one caption of each photograph will be found. Give --beam 3 or --samples 3"),
+        (["--samples", "2", "--length-penalty", "1"], "--length-penalty is for beam search"),
+        (["--diversity", "1"], "--diversity requires --groups"),
+        (["--best", "3"], "only one caption per image. Use --beam 3 or --samples 3"),
         (["--best", "5", "--beam", "2", "--groups", "2"], "4 captions of each photograph"),
         (["--out", "x.png"], "--show"),
         (["--show", "--out", "x.txt"], "x.txt: a picture is written as .png"),

@@ -1,4 +1,4 @@
-"""Values from the environment and from a TOML file, as a user gives them."""
+"""Options from the environment and from a TOML file, as a user gives them."""
 
 import importlib
 import os
@@ -22,7 +22,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What some commands were called with."""
+    """The arguments that some commands were called with."""
     calls: dict[str, Any] = {}
     for name in ("train", "cache-features", "shard", "import-features", "caption"):
         monkeypatch.setattr(cli.commands[name], "callback", lambda **given: calls.update(given))
@@ -67,7 +67,7 @@ def test_options_come_from_the_environment(
         ("CAPSTREAM_SHARD_CAPTIONS", ("shard", "--images", "i", "--out", "o"), "captions", ("train.json", "my val.json")),
     ],
 )
-def test_several_paths_of_a_variable_stand_as_in_path_so_that_they_may_hold_spaces(
+def test_several_paths_in_one_variable_are_separated_as_in_path_so_that_they_may_contain_spaces(
     seen: dict[str, Any], run_cli: Run, monkeypatch: pytest.MonkeyPatch, name: str, typed: tuple[str, ...], option: str, paths: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv(name, os.pathsep.join(paths))
@@ -76,7 +76,7 @@ def test_several_paths_of_a_variable_stand_as_in_path_so_that_they_may_hold_spac
     assert seen[option] == tuple(map(Path, paths))
 
 
-def test_the_command_line_goes_over_the_environment_that_over_the_file_and_the_file_over_defaults(
+def test_the_command_line_overrides_the_environment_which_overrides_the_file_which_overrides_defaults(
     seen: dict[str, Any], run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "c.toml").write_text("[train]\nepochs = 1\nbatch-size = 1\nlayers = 1\nlr = 1\n[shard]\nresize = 'pad'\n")
@@ -88,7 +88,7 @@ def test_the_command_line_goes_over_the_environment_that_over_the_file_and_the_f
     assert [seen[name] for name in ("epochs", "layers")] == [2, None]
 
 
-def test_the_file_may_be_named_by_the_environment_and_fills_required_options(
+def test_the_environment_may_name_the_file_and_the_file_may_set_required_options(
     seen: dict[str, Any], run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "c.toml").write_text(
@@ -104,30 +104,30 @@ def test_the_file_may_be_named_by_the_environment_and_fills_required_options(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[trian]\n", "there is no command 'trian', whose options could stand in a table. Did you mean train?"),
-        ("batch-size = 3\n", "batch-size = 3 stands outside a table: options stand below [train], for example.\n"),
-        ("train = 3\n", "train = 3 stands outside a table: options stand below [train], for example. Did you mean [train]?\n"),
-        ("[[train]]\nlr = 1\n", "train = [{'lr': 1}] stands outside a table:"),
+        ("[trian]\n", "[trian]: there is no such command. Did you mean train?"),
+        ("batch-size = 3\n", "batch-size = 3 is not in a table. Put it below the name of a command, such as [train].\n"),
+        ("train = 3\n", "train = 3 is not in a table. Put it below the name of a command, such as [train]. Did you mean [train]?\n"),
+        ("[[train]]\nlr = 1\n", "train = [{'lr': 1}] is not in a table."),
         ("[train]\nbatchsize = 3\n", "[train] batchsize: train has no such option. Did you mean batch-size?"),
         ("[caption]\nimages = ['a']\n", "[caption] images: caption has no such option."),
         ("[train]\nbatch-size = 'many'\n", "[train] batch-size: 'many' is not a valid integer."),
         ("[train]\nbatch-size = 1.5\n", "[train] batch-size: '1.5' is not a valid integer."),
-        ("[train]\nbatch-size = true\n", "[train] batch-size is True: it must be a text or a number."),
-        ("[train]\nbatch-size = [1]\n", "[train] batch-size is [1]: it must be a text or a number."),
+        ("[train]\nbatch-size = true\n", "[train] batch-size is True: it must be a string or a number."),
+        ("[train]\nbatch-size = [1]\n", "[train] batch-size is [1]: it must be a string or a number."),
         ("[train]\nschedule = 'linear'\n", "[train] schedule: 'linear' is not one of 'constant', 'step', 'cosine'."),
         ("[train]\nresume = 'yes'\n", "[train] resume is 'yes': it must be true or false."),
-        ("[evaluate]\nrun = [true]\n", "[evaluate] run is [True]: it must be a text or a number, or a list of them."),
-        ("[train\n", "not a TOML file that can be read"),
+        ("[evaluate]\nrun = [true]\n", "[evaluate] run is [True]: it must be a string or a number, or a list of them."),
+        ("[train\n", "cannot be read as a TOML file"),
     ],
 )
-def test_a_file_with_a_mistake_is_refused_by_name_whatever_command_runs(run_cli: Run, tmp_path: Path, content: str, says: str) -> None:
+def test_a_mistake_in_the_file_is_named_whatever_command_runs(run_cli: Run, tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "c.toml").write_text(content)
     result = run_cli("--config", tmp_path / "c.toml", "backbones", "resnet152")
     assert result.exit_code == 2
     assert f"Error: --config {tmp_path / 'c.toml'}: {says}" in result.output
 
 
-def test_a_file_that_is_not_there_is_refused(run_cli: Run, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(run_cli: Run, tmp_path: Path) -> None:
     result = run_cli("--config", tmp_path / "c.toml", "backbones")
     assert (result.exit_code, "No such file" in result.output) == (2, True)
 
@@ -135,8 +135,12 @@ def test_a_file_that_is_not_there_is_refused(run_cli: Run, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("CAPSTREAM_TRAIN_BATCHSIZE", "3", "The environment has CAPSTREAM_TRAIN_BATCHSIZE, which is no option of train. Did you mean"),
-        ("CAPSTREAM_TRAIN_BATCH_SIZE", "many", "'many' is not a valid integer. (It comes from the environment: CAPSTREAM_TRAIN_BATCH_SIZE.)"),
+        ("CAPSTREAM_TRAIN_BATCHSIZE", "3", "Environment variable CAPSTREAM_TRAIN_BATCHSIZE: train has no such option. Did you mean"),
+        (
+            "CAPSTREAM_TRAIN_BATCH_SIZE",
+            "many",
+            "'many' is not a valid integer. (From the environment variable CAPSTREAM_TRAIN_BATCH_SIZE.)",
+        ),
     ],
 )
 def test_a_mistake_in_the_environment_is_named(run_cli: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
@@ -144,18 +148,18 @@ def test_a_mistake_in_the_environment_is_named(run_cli: Run, monkeypatch: pytest
     result = run_cli("train", "--out", "o")
     assert result.exit_code == 2
     assert says in result.output
-    assert run_cli("shard", "--help").exit_code == 0  # no business of other commands
+    assert run_cli("shard", "--help").exit_code == 0  # other commands are not affected
 
 
-def test_options_that_would_not_count_are_refused_only_where_they_were_typed(run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_options_without_effect_are_rejected_only_if_they_were_typed(run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     captions = ["evaluate", "--captions", tmp_path / "none.json", "--references", tmp_path / "none.json"]
-    assert "leave out --split" in run_cli(*captions, "--split", "val").output
+    assert "Omit --split." in run_cli(*captions, "--split", "val").output
     monkeypatch.setenv("CAPSTREAM_EVALUATE_SPLIT", "val")
     result = run_cli(*captions)
     assert (result.exit_code, "no such file" in result.output) == (1, True)
 
 
-def test_trains_own_config_stays_a_recipe_and_options_from_the_outer_file_go_over_it(seen: dict[str, Any], run_cli: Run, tmp_path: Path) -> None:
+def test_the_config_of_train_is_a_recipe_and_options_from_the_outer_file_override_it(seen: dict[str, Any], run_cli: Run, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("batch-size = 8\nlayers = 2\n")
     (tmp_path / "c.toml").write_text(f"[train]\nconfig = '{tmp_path / 'recipe.toml'}'\nbatch-size = 16\n")
     assert run_cli("--config", tmp_path / "c.toml", "train", "--out", "o").exit_code == 0
@@ -169,9 +173,9 @@ def test_trains_own_config_stays_a_recipe_and_options_from_the_outer_file_go_ove
     ("typed", "right"),
     [(("train", "--quiet"), "python cli.py --quiet train ..."), (("stats", "x", "--config", "c.toml"), "python cli.py --config PATH stats ...")],
 )
-def test_an_option_that_stands_before_the_command_is_said_to(run_cli: Run, typed: tuple[str, ...], right: str) -> None:
+def test_an_option_of_the_group_after_the_command_is_explained(run_cli: Run, typed: tuple[str, ...], right: str) -> None:
     result = run_cli(*typed)
-    assert (result.exit_code, f"It stands before the command: {right}" in result.output) == (2, True)
+    assert (result.exit_code, f"It must come before the command: {right}" in result.output) == (2, True)
 
 
 def test_written_names_are_those_of_the_help() -> None:
@@ -216,6 +220,6 @@ def test_a_real_bash_completes_the_installed_program(tmp_path: Path, typed: str,
     assert set(done.stdout.split()) == wanted, done.stderr
 
 
-def test_help_stays_free_of_variables() -> None:
+def test_help_does_not_list_environment_variables() -> None:
     context = click.Context(cli.commands["train"], info_name="train")
     assert "CAPSTREAM_" not in cli.commands["train"].get_help(context)

@@ -79,8 +79,8 @@ def test_all_parts_come_are_checked_and_unpacked_and_the_next_command_is_said(se
     last = result.output.splitlines()[-1]
     captions = f"{root}/annotations/captions_train2014.json"
     assert last == f"Next: python cli.py shard --images {root}/train2014 --captions {captions} --out {root}/shards --split train"
-    assert f"train2014.zip: 30 files, 0.6 MB, whole in {root} (30 of them written now)." in result.output
-    assert f"no longer needed (0.8 MB): {root}/annotations_trainval2014.zip {root}/train2014.zip {root}/val2014.zip" in result.output
+    assert f"train2014.zip: 30 files, 0.6 MB, complete in {root} (30 extracted now)." in result.output
+    assert f"can be deleted (0.8 MB): {root}/annotations_trainval2014.zip {root}/train2014.zip {root}/val2014.zip" in result.output
 
 
 def test_a_second_run_asks_for_nothing_even_where_the_archives_were_deleted(server: RangeServer, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_nothing_but_scores_and_results_is_written_over(small: Small, tmp_path: 
 def test_weights_beside_cached_features_are_wrong_usage(small: Small, run_cli: Callable[..., Result]) -> None:
     result = run_cli("evaluate", "--run", small.run, "--features", small.features, "--weights", "w.pth")
     assert result.exit_code == 2
-    assert "--weights is for --shards" in result.stderr
+    assert "--weights requires --shards" in result.stderr
 
 
 def test_what_is_missing_is_named(small: Small, tmp_path: Path) -> None:

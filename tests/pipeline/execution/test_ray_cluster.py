@@ -229,9 +229,9 @@ def test_without_ray_the_error_names_what_installs_it(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--ray-address", "auto"], "--ray-address goes with --executor ray"),
-        (["--executor", "ray", "--task-id", "0", "--num-tasks", "2"], "--task-id goes with --executor local"),
-        (["--executor", "ray", "--ray-address", "auto", "--workers", "2"], "--workers goes with a Ray of this machine"),
+        (["--ray-address", "auto"], "--ray-address requires --executor ray"),
+        (["--executor", "ray", "--task-id", "0", "--num-tasks", "2"], "--task-id requires --executor local"),
+        (["--executor", "ray", "--ray-address", "auto", "--workers", "2"], "--workers cannot be combined with --ray-address"),
     ],
 )
 @pytest.mark.parametrize("command", [["shard", "--images", "x", "--captions", "x"], ["cache-features", "--shards", "x"]])

@@ -362,4 +362,4 @@ def test_the_command_says_what_it_did_and_what_comes_next(small: Small, tmp_path
     assert f"{out / 'val.h5'}: 4 images, 2 views of 512 features each, fp32" in result.output
     assert result.output.splitlines()[-1] == f"Next: python cli.py train --features {out} --out runs/first"
     again = run_cli("cache-features", "--shards", small.shards, "--out", out, *options)
-    assert "(was there already)" in again.output
+    assert "(complete already)" in again.output

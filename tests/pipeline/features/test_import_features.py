@@ -142,7 +142,7 @@ def test_whatever_is_left_out_is_counted_and_has_a_line(run_cli: Run, tmp_path: 
     ]
     counted = "Left out: 1 duplicate_image_id, 1 empty_caption, 2 features_without_image, 1 missing_features, 1 no_captions. Each has a line in"
     assert counted in result.stderr
-    assert "the features of 1 images are all 0" in result.stderr
+    assert "the features of 1 images are all zeros" in result.stderr
     assert f"{tmp_path / 'out/train.h5'}: 2 images with 4 captions, 4 features each (imported)." in result.stdout
     assert result.stdout.splitlines()[-1] == f"Next: python cli.py train --features {tmp_path / 'out'} --out runs/first"
     assert open_features(tmp_path / "out/train.h5").table.image_ids.tolist() == [0, 400]

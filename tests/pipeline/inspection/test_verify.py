@@ -194,8 +194,8 @@ def test_feature_files_are_verified_alone_and_by_the_folder(small: Small, tmp_pa
     shutil.copytree(small.features, folder)
     result = run_cli("verify", folder)
     assert result.exit_code == 0
-    assert "train.h5: whole: 36 images, 180 captions, 1 view(s) of 512 features (resnet18, random, fp32)" in result.output
-    assert "val.h5: whole: 4 images" in result.output
+    assert "train.h5: intact: 36 images, 180 captions, 1 view(s) of 512 features (resnet18, random, fp32)" in result.output
+    assert "val.h5: intact: 4 images" in result.output
     assert run_cli("verify", folder / "val.h5").exit_code == 0
 
     file = open_features(folder / "train.h5")

@@ -73,7 +73,7 @@ def test_a_runs_page_holds_scores_curves_settings_and_its_shards_pictures_and_is
     out = tmp_path / "report.html"
     result = run_cli("report", small.run, "--shards", small.shards, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "Pictures: 4 of 4 (" in result.output
+    assert "Images: 4 of 4 (" in result.output
     assert f"{out}: 4 images, 1 run, " in result.output
     assert result.output.splitlines()[-1].startswith(f"Next: open {out} in a browser")
     content = content_of(out)
@@ -137,7 +137,7 @@ def test_no_file_name_leads_out_of_the_folder_and_what_is_lost_is_counted(tmp_pa
     run = run_with(tmp_path / "run", score_file(*(scored(n, file_name=name) for n, name in enumerate(names))))
     result = run_cli("report", run, "--images", folder, "--out", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
-    assert f"Pictures: 1 of {len(names)}, {len(strange)} not found, 1 damaged (" in result.output
+    assert f"Images: 1 of {len(names)}, {len(strange)} not found, 1 damaged (" in result.output
     good, bad, *others = pictures_of(tmp_path / "page.html")
     assert good.startswith("/9j/")
     assert (bad, set(others)) == ("damaged", {"missing"})

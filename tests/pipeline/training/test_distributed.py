@@ -132,7 +132,7 @@ def test_ctrl_c_ends_all_processes_after_a_checkpoint(small: Small, tmp_path: Pa
     os.killpg(child.pid, signal.SIGINT)
     _, errors = finished(child, seconds=60)
     assert child.returncode != 0
-    assert errors.count("Go on with: python cli.py train") == 1, errors
+    assert errors.count("Resume with: python cli.py train") == 1, errors
     stopped = int(errors.split("Stopped after step ")[1].split()[0])
     assert find_checkpoint(tmp_path / "run")[1].step == stopped
 
