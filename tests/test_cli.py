@@ -1,4 +1,4 @@
-"""The commands as a user types them, with one mistake at a time: exit codes and one-paragraph errors."""
+"""The commands as a user types them: next steps, exit codes and one-paragraph errors."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tests.conftest import Small
 Run = Callable[..., Result]
 
 
-def test_every_command_ends_by_saying_what_to_run_next(run_cli: Run, tmp_path: Path) -> None:
+def test_every_command_ends_by_suggesting_the_next_one(run_cli: Run, tmp_path: Path) -> None:
     d = tmp_path
     steps = [
         ["synth", d / "s", "--images", 20, "--workers", 1],
@@ -104,7 +104,7 @@ def test_wrong_usage_is_exit_code_2(run_cli: Run, arguments: list[str]) -> None:
     assert run_cli(*arguments).exit_code == 2
 
 
-def test_shards_options_and_defaults_are_those_of_its_config() -> None:
+def test_choices_and_defaults_of_shard_are_those_of_its_config() -> None:
     options = {option.name: option for option in cli.commands["shard"].params}
     config = ShardConfig()
     assert isinstance(options["mode"].type, click.Choice)

@@ -1,4 +1,4 @@
-"""Every command, program and file that the documentation shows is run or read as it stands there, by a reader who has what it presupposes."""
+"""Every command, program and file that the documentation shows is run or read, in a folder with the files that the reader has by then."""
 
 import json
 import re
@@ -31,10 +31,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_what_a_document_shows_runs_in_its_order(document: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_a_document_run_in_order(document: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [block for block in blocks(document) if block.not_run is None]
     if not any(block.is_commands or block.language == "python" for block in shown):
-        pytest.skip("shows nothing that is run")
+        pytest.skip("shows no commands")
     for name in reader_has(document):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (world / name).is_dir() else shutil.copyfile
@@ -71,7 +71,7 @@ def in_a_shell(block: Block, command: str) -> None:
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.is_commands or b.language == "bash"], ids=str)
-def test_every_command_that_is_shown_exists_with_all_its_options(block: Block) -> None:
+def test_every_shown_command_and_option_exists(block: Block) -> None:
     for command in block.commands:
         words = shlex.split(command.partition("cli.py ")[2].split(" | ")[0].split(" > ")[0], comments=True)
         name = next((word for word in words if word in cli.commands), None)
@@ -83,7 +83,7 @@ def test_every_command_that_is_shown_exists_with_all_its_options(block: Block) -
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language in {"json", "toml", "bash"}], ids=str)
-def test_files_that_are_shown_have_the_form_of_their_kind(block: Block) -> None:
+def test_shown_files_can_be_parsed(block: Block) -> None:
     if block.language == "toml":
         assert tomllib.loads(block.text)
     elif block.language == "bash":
@@ -103,10 +103,10 @@ def test_every_option_is_documented(name: str) -> None:
             assert re.search(rf"{re.escape(parameter.opts[-1])}\b", shown), f"{name} {parameter.opts[-1]}"
 
 
-def test_messages_that_troubleshooting_quotes_are_ones_that_commands_give() -> None:
+def test_messages_quoted_in_troubleshooting_exist() -> None:
     quoted = re.findall(r'"([^"]+)"', "".join(re.findall(r"^\*\*(.*?)\*\*", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.MULTILINE)))
     assert len(quoted) > 10
-    said = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in FILES))  # strings that go on in the next line
+    said = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in FILES))  # strings that continue in the next line
     for message in quoted:
         for part in message.split("..."):
             assert part.strip() in said, message

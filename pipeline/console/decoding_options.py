@@ -12,20 +12,6 @@ from shards.errors import InputError
 if TYPE_CHECKING:
     from model.decoding import Decoding
 
-SETTINGS = (
-    "beam",
-    "length_penalty",
-    "block_ngrams",
-    "groups",
-    "diversity",
-    "samples",
-    "temperature",
-    "top_k",
-    "top_p",
-    "seed",
-    "max_words",
-)
-
 
 @dataclass(frozen=True)
 class DecodingOptions:
@@ -52,10 +38,9 @@ class DecodingOptions:
             message = re.sub(rf"`?\b({'|'.join(self.settings)})\b`?", r"`\1`", str(error))
             raise InputError(f"{message}.") from None
 
-    @staticmethod
-    def typed() -> list[str]:
+    def typed(self) -> list[str]:
         """The decoding options that were typed on the command line."""
-        return typed(*SETTINGS)
+        return typed(*self.settings)
 
 
 def _decoding_options(**settings: Any) -> DecodingOptions:

@@ -88,6 +88,10 @@ def evaluate(
     """
     scoring: dict[str, Any] = {"out": out, "ptb": ptb, "java": not no_java, "command": typed_command(), "report": print_note}
     if captions is not None or references is not None:
+        if captions is None or references is None:
+            raise click.UsageError("--captions and --references must be given together.")
+        if unused := [*typed(*FOR_RUNS), *decoding.typed()]:
+            raise click.UsageError(f"--captions and --references score existing captions. Omit {', '.join(unused)}.")
         _score_file(captions, references, columns, scoring)
         return
     if columns:
@@ -124,11 +128,7 @@ def evaluate(
     _print_report_command(page, result.out)
 
 
-def _score_file(captions: Path | None, references: Path | None, columns: tuple[str, ...], scoring: dict[str, Any]) -> None:
-    if captions is None or references is None:
-        raise click.UsageError("--captions and --references must be given together.")
-    if unused := [*typed(*FOR_RUNS), *DecodingOptions.typed()]:
-        raise click.UsageError(f"--captions and --references score existing captions. Omit {', '.join(unused)}.")
+def _score_file(captions: Path, references: Path, columns: tuple[str, ...], scoring: dict[str, Any]) -> None:
     from pipeline.evaluation.evaluate_results import score_results
 
     result = score_results(captions=captions, references=references, columns=chosen_columns(columns), **scoring)
