@@ -40,7 +40,7 @@ from benchmarks.peers import PEERS, NotInstalledError, interpreter, version
 from benchmarks.tutorial import unpack
 from benchmarks.workload import PATIENCE, ROOT, Served, ServedError, last_line, shard_photographs, take_turns
 from pipeline.captions.vocabulary import read_vocabulary
-from pipeline.loading.batches import Encoded, training_batches
+from pipeline.loading.batches import EncodedCaptions, training_batches
 from pipeline.loading.sources import FeatureSource, ShardSource, Source
 from shards.caption_table import CaptionTable, table_of_split
 from shards.features import open_features
@@ -89,7 +89,7 @@ def prepare(s: argparse.Namespace, work: Path) -> None:
 
 def ids_of(content: CaptionTable, work: Path) -> list[list[list[int]]]:
     """Each image's captions as ids."""
-    encoded = Encoded(content, read_vocabulary(work / "vocab.json"))
+    encoded = EncodedCaptions(content, read_vocabulary(work / "vocab.json"))
     captions: list[list[list[int]]] = [[] for _ in content.keys]
     for row, ids in zip(content.image_rows.tolist(), torch.split(encoded.ids, encoded.lengths.tolist()), strict=True):
         captions[row].append(ids.tolist())
@@ -104,7 +104,7 @@ def ours_pass(work: Path, kind: str) -> Pass:
         source, epochs = ShardSource(split, table_of_split(split), training_ways.shard_preprocessing(split), "tutorial", threads=WORKERS), 1
     else:
         source, epochs = FeatureSource(open_features(work / "features" / "train.h5")), OUR_EPOCHS
-    encoded = Encoded(source.table, read_vocabulary(work / "vocab.json"))
+    encoded = EncodedCaptions(source.table, read_vocabulary(work / "vocab.json"))
     most = int(np.bincount(source.table.image_rows).max())
 
     def one_pass() -> int:

@@ -28,7 +28,7 @@ from benchmarks.machine import machine, machine_line, table, write_report
 from pipeline.backbone.precision import decoder_precision
 from pipeline.captions.tokenizer import tokenize
 from pipeline.execution.devices import pick_device, prepare_device
-from pipeline.loading.batches import CaptionBatch, Encoded, to_device, training_batches
+from pipeline.loading.batches import CaptionBatch, EncodedCaptions, to_device, training_batches
 from pipeline.loading.training_data import open_cached
 from pipeline.runs.recipes import chosen_settings
 from pipeline.runs.run import open_run
@@ -93,7 +93,7 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
         captioner, captioner, lambda batch: batch.images, config.precision, ProcessGroup(), source.table, reward, run.vocabulary, config.samples
     )
     given = CrossEntropyStep(captioner, captioner, lambda batch: batch.images, config, 1, ProcessGroup())
-    optimizer, encoded = adamw(captioner, config), Encoded(source.table, run.vocabulary, device)
+    optimizer, encoded = adamw(captioner, config), EncodedCaptions(source.table, run.vocabulary, device)
 
     def batches(units: int, captions_per_image: int) -> list[CaptionBatch]:
         stream = training_batches(source, encoded, seed=0, epoch=0, batch_size=units, captions_per_image=captions_per_image)

@@ -29,7 +29,7 @@ from pipeline.backbone.precision import decoder_precision
 from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.execution.devices import pick_device, prepare_device
 from pipeline.execution.executors import default_workers
-from pipeline.loading.batches import Encoded, training_batches
+from pipeline.loading.batches import EncodedCaptions, training_batches
 from pipeline.loading.order import epoch_order
 from pipeline.loading.sources import FeatureSource, ShardSource
 from pipeline.sharding.read_samples import shard_samples
@@ -138,7 +138,7 @@ def caching_rates(usage: Usage, images: int) -> dict[str, float]:
 def tutorial_decoder(s: argparse.Namespace) -> dict[str, float]:
     device = pick_device(s.device)
     file = open_features(s.work / "features" / "train.h5")
-    source, encoded = FeatureSource(file, device=device), Encoded(file.table, read_vocabulary(s.work / "vocab.json"), device)
+    source, encoded = FeatureSource(file, device=device), EncodedCaptions(file.table, read_vocabulary(s.work / "vocab.json"), device)
     read = training_batches(source, encoded, seed=0, epoch=0, batch_size=s.batch_size)
     batches = [(b.images[b.unit_rows].float().to(device), b.tokens[:, :-1], b.caption_lengths.tolist(), b.tokens) for b in itertools.islice(read, 20)]
     captioner, criterion = TutorialCaptioner(s.feature_dim, WORDS).to(device), nn.CrossEntropyLoss()
@@ -172,7 +172,7 @@ def ours_loading(s: argparse.Namespace) -> dict[str, float]:
     split = open_split(s.work / "shards", "train")
     content = table_of_split(split)
     source = ShardSource(split, content, shard_preprocessing(split), "tutorial")
-    encoded = Encoded(content, read_vocabulary(s.work / "vocab.json"))
+    encoded = EncodedCaptions(content, read_vocabulary(s.work / "vocab.json"))
 
     def steps() -> Iterator[int]:
         for epoch in itertools.count():

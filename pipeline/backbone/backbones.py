@@ -1,4 +1,4 @@
-"""From what a user says of a backbone (a name, some weights) to the frozen network, and back from what an artefact recorded."""
+"""Backbones: from a name and weights to the frozen network, and back from what an artefact recorded."""
 
 import difflib
 import json
@@ -34,15 +34,15 @@ from shards.errors import DamageError, InputError, MismatchError, ResourceError,
 from shards.features import Provenance
 
 RANDOM = "random"
-IMPORTED = "imported"  # features of which nobody has said what network made them
+IMPORTED = "imported"  # features whose network was not declared
 KEPT_FILE = "backbone.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """Which network made features, as artefacts record it: enough to build it again, or to refuse another one.
+    """Which network made features, as artefacts record it: enough to build it again, and to refuse another one.
 
-    Of features that were imported without saying so, ``backbone`` and ``weights`` are :data:`IMPORTED`, the digest is that of their
+    For imported features whose network was not declared, ``backbone`` and ``weights`` are :data:`IMPORTED`, the digest is that of their
     file, and there is no preprocessing.
     """
 
@@ -52,7 +52,7 @@ class Network:
     preprocessing: Preprocessing | None
 
     def sides(self, other: "Network") -> list[tuple[str, object, object]]:
-        """What must be equal for features of both to be the same: (what it is, here, in ``other``)."""
+        """What must be equal for both to make the same features: (what it is, here, in ``other``)."""
         return [
             ("backbone", self.backbone, other.backbone),
             ("digest of the backbone's weights", self.weights_sha256, other.weights_sha256),
@@ -60,10 +60,10 @@ class Network:
         ]
 
     def declared_preprocessing(self) -> Preprocessing:
-        """How photographs are prepared for the network.
+        """How images are prepared for the network.
 
         Raises:
-            InputError: Nobody has said what the network is.
+            InputError: The network was not declared.
         """
         if self.preprocessing is None:
             raise _undeclared()
@@ -82,13 +82,13 @@ class Network:
 
 def _undeclared() -> InputError:
     return InputError(
-        "The features were imported without a declared network, and photographs would have to go through it. Import them again with "
-        "--backbone and --weights (python cli.py import-features), and train on those."
+        "The features were imported without declaring their network, which images would have to pass through. Import them again with "
+        "python cli.py import-features --backbone NAME --weights FILE, and train on those."
     )
 
 
 def recorded_network(provenance: Provenance) -> Network:
-    """The network that a feature file was made by."""
+    """The network that made a feature file."""
     return Network(
         backbone=provenance.backbone,
         weights=provenance.weights,
@@ -98,7 +98,7 @@ def recorded_network(provenance: Provenance) -> Network:
 
 
 def parse_preprocessing(content: dict[str, Any] | None) -> Preprocessing | None:
-    """From JSON; raises KeyError, TypeError or ValueError for what is none."""
+    """From JSON; raises KeyError, TypeError or ValueError for anything else."""
     if content is None:
         return None
     mean, std = (tuple(float(v) for v in content[name]) for name in ("mean", "std"))
@@ -115,13 +115,13 @@ def list_backbones(pattern: str = "") -> Iterator[tuple[str, int, int, list[str]
     ``timm:PATTERN`` lists timm's instead of torchvision's.
 
     Raises:
-        InputError: There is none, or timm is not installed.
+        InputError: No network matches, or timm is not installed.
     """
     with _timm_wanted(pattern):
         names = backbone_names(pattern)
     if not names:
         library = "timm" if pattern.startswith(TIMM) else "torchvision"
-        raise InputError(f"{pattern}: no classification network of {library} has this in its name. Leave it away to see all.")
+        raise InputError(f"{pattern}: no classification network of {library} has this in its name. Omit it to list all.")
     return ((name, *describe(name), weights_names(name)) for name in names)
 
 
@@ -137,7 +137,7 @@ def known_weights(backbone: str) -> list[str]:
     """Names of a network's published weights, the default first.
 
     Raises:
-        InputError: There is no such network, and names those that are near; or it is the unknown one of imported features.
+        InputError: There is no such network (names similar ones), or it is the undeclared one of imported features.
     """
     if backbone == IMPORTED:
         raise _undeclared()
@@ -149,9 +149,10 @@ def known_weights(backbone: str) -> list[str]:
         prefix = TIMM if backbone.startswith(TIMM) else ""
         names = backbone_names(prefix)
         near = difflib.get_close_matches(backbone, names, n=4, cutoff=0.4)
+        guess = f"Did you mean {', '.join(near)}? " if near else ""
         raise InputError(
-            f"--backbone {backbone}: {library} has no classification network of this name{' with these weights' if '.' in backbone else ''}. "
-            f"Near it: {', '.join(near) or 'none'}. See: python cli.py backbones {prefix}".rstrip()
+            f"`backbone` {backbone}: {library} has no classification network of this name{' with these weights' if '.' in backbone else ''}. "
+            f"{guess}List them with: python cli.py backbones {prefix}".rstrip()
         ) from None
 
 
@@ -168,21 +169,21 @@ def open_backbone(
 
     Args:
         backbone: torchvision's name of a classification network, or ``timm:NAME``.
-        weights: A published name, ``random``, or the path of a .pth or .safetensors file; None takes the first published ones.
+        weights: A published name, ``random``, or the path of a .pth or .safetensors file; None takes the default published ones.
         resize: The shards' resize settings (size, mode, filter).
-        kept: Where random weights are kept; taken from there if they are there already.
-        sample: Gives, for a crop, a few batches of uint8 (images, crop, crop, 3) to calibrate random weights with.
+        kept: The file of random weights; read if it exists, else written.
+        sample: Returns, for a crop size, batches of uint8 (images, crop, crop, 3) that calibrate random weights.
 
     Raises:
-        InputError: Unknown names, a missing or unfitting weights file, shards too small for the crop.
+        InputError: Unknown names, a weights file that is missing or does not fit, shards too small for the crop.
         ResourceError: Published weights cannot be downloaded.
-        MismatchError: The kept weights are of another network.
+        MismatchError: The stored random weights are of another network.
     """
     if weights == RANDOM:
         known_weights(backbone)
         return _random_backbone(backbone, resize, kept, sample, seed)
     weights, info, path = _find_weights(backbone, weights)
-    # Before the download: shards that are too small for these weights are the user's first problem.
+    # Before the download, since the shards may be too small for these weights.
     preprocessing = _fit(info, resize)
     state = _download(backbone, weights) if path is None else read_weights(path)
     frozen = _build(backbone, weights, state, preprocessing)
@@ -191,7 +192,7 @@ def open_backbone(
 
 
 def wanted_crop(backbone: str, weights: str) -> int:
-    """Side in pixels of the square that weights want to see.
+    """Side in pixels of the crop that weights expect.
 
     Raises:
         InputError: Unknown names, or no such file.
@@ -200,18 +201,18 @@ def wanted_crop(backbone: str, weights: str) -> int:
 
 
 def _find_weights(backbone: str, weights: str | None) -> tuple[str, WeightsInfo, Path | None]:
-    """Weights by the name that artefacts record, what they want, and their file; None where they are published ones."""
+    """The name of weights as artefacts record it, what they expect, and their file; None for published ones."""
     published = known_weights(backbone)
     choices = ", ".join([*published[:6], RANDOM]) + ", or a path of a .pth or .safetensors file"
     if weights is None:
         if not published:
-            raise InputError(f"--backbone {backbone}: there are no published weights of it. Give --weights: {choices}.")
+            raise InputError(f"`backbone` {backbone}: has no published weights. Choose `weights`: {choices}.")
         weights = published[0]
     if weights in published:
         return weights, published_weights(backbone, weights), None
     path = Path(weights)
     if not path.is_file():
-        raise InputError(f"--weights {weights}: neither a file nor published weights of {backbone}. Choose {choices}.")
+        raise InputError(f"`weights` {weights}: neither a file nor published weights of {backbone}. Choose {choices}.")
     return str(path.resolve()), info_of_file(backbone, path.name), path
 
 
@@ -219,12 +220,12 @@ def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None)
     """Build the network that an artefact recorded.
 
     Args:
-        kept: The artefact's own copy of the weights, if it has one.
-        weights: Another path for the same weights, where the recorded one is gone.
+        kept: The artefact's own copy of random weights.
+        weights: Where the same weights are now, if they are no longer at the recorded path.
 
     Raises:
-        InputError, ResourceError: The weights cannot be had.
-        MismatchError: They are others than those recorded.
+        InputError, ResourceError: The weights cannot be found or downloaded.
+        MismatchError: They are not the recorded ones.
     """
     preprocessing = network.declared_preprocessing()
     if network.weights == RANDOM:
@@ -237,12 +238,12 @@ def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None)
             state = read_weights(Path(source))
         else:
             raise InputError(
-                f"{source}: the weights that this run's features were made with are gone (SHA-256 of their tensors: "
-                f"{network.weights_sha256}). Put them back, or say where they are with --weights PATH."
+                f"{source}: the weights that made this run's features are no longer there (SHA-256 of their tensors: "
+                f"{network.weights_sha256}). Restore the file, or set `weights` to its new path."
             )
     found = state_digest(state) if network.weights == RANDOM else weights_digest(network.backbone, state)
     if found != network.weights_sha256:
-        raise MismatchError(f"{source}: these weights have digest {found}, the features were made with {network.weights_sha256}.")
+        raise MismatchError(f"{source}: these weights have digest {found}; the features were made with {network.weights_sha256}.")
     return _build(network.backbone, source, state, preprocessing)
 
 
@@ -251,17 +252,17 @@ def _fit(info: WeightsInfo, resize: dict[str, Any]) -> Preprocessing:
         return with_crop(info, size=resize["size"], mode=resize["mode"], filter=resize["filter"])
     except ValueError:
         raise InputError(
-            f"The weights want a crop of {info.crop} pixels, the shards hold images of {resize['size']}: make them again with "
-            f"--size {max(256, info.crop * 8 // 7)} or more, or take another backbone."
+            f"These weights expect a crop of {info.crop} pixels, but the shards hold images of {resize['size']}. Make the shards again with "
+            f"`size` {max(256, info.crop * 8 // 7)} or more, or choose another `backbone`."
         ) from None
 
 
 def _build(backbone: str, source: str, state: dict[str, Tensor], preprocessing: Preprocessing) -> FrozenBackbone:
-    """Build a network and try it on one image of its crop."""
+    """Build a network and test it on one image."""
     try:
         frozen = build_backbone(backbone, state, preprocessing)
     except ValueError as error:
-        raise InputError(f"{source}: these weights do not fit {backbone}. {error}. Take the weights of this very network.") from None
+        raise InputError(f"{source}: these weights do not fit {backbone}. {error}. Choose weights of this network.") from None
     except (RuntimeError, AssertionError) as error:
         raise _crop_error(backbone, preprocessing, error) from None
     try:
@@ -273,7 +274,7 @@ def _build(backbone: str, source: str, state: dict[str, Tensor], preprocessing: 
 
 def _crop_error(backbone: str, preprocessing: Preprocessing, error: Exception) -> InputError:
     crop = preprocessing.crop
-    return InputError(f"{backbone} cannot take images of {crop} pixels ({first_line(error)}). Make the shards again with a larger --size.")
+    return InputError(f"{backbone} cannot take images of {crop} pixels ({first_line(error)}). Make the shards again with a larger `size`.")
 
 
 def _download(backbone: str, name: str) -> dict[str, Tensor]:
@@ -281,25 +282,25 @@ def _download(backbone: str, name: str) -> dict[str, Tensor]:
         return download_state(backbone, name)
     except (OSError, RuntimeError) as error:
         raise ResourceError(
-            f"The weights {name} of {backbone} could not be downloaded ({error}). Without network: --weights PATH for a .pth or "
-            ".safetensors file fetched elsewhere, or --weights random for a try without meaning."
+            f"The weights {name} of {backbone} could not be downloaded ({error}). Without network access, set `weights` to the path of a "
+            ".pth or .safetensors file, or to random for experiments whose captions do not matter."
         ) from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .pth (weights only, never other objects) or .safetensors file.
+    """Tensors of a .pth (loaded with ``weights_only``) or .safetensors file.
 
     Raises:
-        InputError: It is neither, or holds other things.
+        InputError: It is neither, or holds something else.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and its unpickler raise many kinds for strangers' bytes
-        raise InputError(f"{path}: not a file of weights ({first_line(error)}). A .pth or .safetensors state dict is wanted.") from None
+    except Exception as error:  # torch and its unpickler raise many kinds of errors for untrusted bytes
+        raise InputError(f"{path}: not a weights file ({first_line(error)}). Give a state dict as .pth or .safetensors.") from None
     if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise InputError(f"{path}: not a state dict (names to tensors). Save the network's state_dict() and give that file.")
+        raise InputError(f"{path}: not a state dict (names to tensors). Save the network's state_dict() to a file and give that.")
     return state
 
 
@@ -322,7 +323,7 @@ def _random_backbone(
 
 
 def keep_weights(frozen: FrozenBackbone, backbone: str, path: Path) -> None:
-    """Commit the weights beside what was made with them."""
+    """Commit random weights next to what was made with them."""
     with committed_file(path) as file:
         file.write(save(backbone_state(frozen), metadata={"backbone": backbone}))
 
@@ -333,9 +334,9 @@ def _read_kept(path: Path, backbone: str) -> dict[str, Tensor]:
             made_for = (file.metadata() or {}).get("backbone")
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError:
-        raise DamageError(f"{path}: the random backbone's weights are missing; without them the features have no meaning.") from None
+        raise DamageError(f"{path}: the random backbone's weights are missing. Cache the features again into a new folder.") from None
     except (SafetensorError, OSError) as error:
         raise DamageError(f"{path}: damaged weights ({error}). Cache the features again into a new folder.") from None
     if made_for != backbone:
-        raise MismatchError(f"{path}: holds random weights of {made_for}, asked for {backbone}. Choose another --out.")
+        raise MismatchError(f"{path}: holds random weights of {made_for}, not of {backbone}. Choose another `out`.")
     return state

@@ -1,4 +1,4 @@
-"""TODO pipeline/backbone/portable.py."""
+"""A network as bytes, for processes that build it themselves: one per device, or the tasks of a cluster."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from pipeline.backbone.precision import ComputedBackbone
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PortableNetwork:
-    """A network as another process can build it.
+    """A network that another process can build, without a weights file.
 
     Attributes:
         network: What it is.
@@ -36,12 +36,12 @@ class PortableNetwork:
         """The network in float32, on the CPU, with its BatchNorms."""
         return build_backbone(self.network.backbone, load(self.exact), self.network.declared_preprocessing())
 
-    def lowered(self, arithmetic: ComputedBackbone) -> "PortableNetwork":
-        """The recipe of the same network as it is really computed."""
-        state = save(backbone_state(arithmetic.frozen, whitening=False)) if arithmetic.precision != "fp32" else None
-        return PortableNetwork(network=self.network, exact=self.exact, precision=arithmetic.precision, kept=arithmetic.kept, state=state)
+    def lowered(self, computed: ComputedBackbone) -> "PortableNetwork":
+        """The same network in the precision in which it is computed."""
+        state = save(backbone_state(computed.frozen, whitening=False)) if computed.precision != "fp32" else None
+        return PortableNetwork(network=self.network, exact=self.exact, precision=computed.precision, kept=computed.kept, state=state)
 
 
 def portable_network(network: Network, exact: FrozenBackbone) -> PortableNetwork:
-    """The recipe of a network in float32."""
+    """Make a float32 network portable."""
     return PortableNetwork(network=network, exact=save(backbone_state(exact)))

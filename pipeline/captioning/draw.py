@@ -1,4 +1,4 @@
-"""TODO pipeline/captioning/draw.py."""
+"""Images with their captions as one picture, in a file or in a window."""
 
 import os
 import sys
@@ -18,15 +18,15 @@ MAX_SHOWN = 100
 
 
 def draw_captions(pictures: Sequence[tuple[str, str]], out: Path | None) -> None:
-    """Draw photographs with a text above each: into a file, or in a window.
+    """Draw images with a text above each, to a file or in a window.
 
     Args:
         pictures: (image file or URL, text), from one to :data:`MAX_SHOWN` of them.
         out: A .png, .jpg, .pdf or .svg file; None opens a window.
 
     Raises:
-        InputError: As :func:`check_can_draw`.
-        ImageError: A file is no image.
+        InputError: See :func:`check_can_draw`.
+        ImageError: A file is not an image.
     """
     check_can_draw(out, [name for name, _ in pictures])
     shown = [(thumbnail(name), text) for name, text in pictures]
@@ -40,23 +40,23 @@ def draw_captions(pictures: Sequence[tuple[str, str]], out: Path | None) -> None
     pyplot.close("all")
 
 
-def check_can_draw(out: Path | None, photographs: Iterable[str]) -> None:
-    """Refuse what :func:`draw_captions` should not draw into, before the work whose captions it would show.
+def check_can_draw(out: Path | None, images: Iterable[str]) -> None:
+    """Check that :func:`draw_captions` can write its picture, before captions are computed for it.
 
     Raises:
-        InputError: ``out`` has another ending or is one of the photographs, or there is no screen for a window.
+        InputError: ``out`` has another file name extension or is one of the images, or there is no screen for a window.
     """
     if out is not None:
         check_picture_name(out)
-        same = os.path.abspath  # Path.resolve() stops at what no file can be called
-        if any(same(name) == same(out) for name in photographs):
-            raise InputError(f"--out {out}: this is one of the photographs, which would be lost. Choose another name.")
+        same = os.path.abspath  # Path.resolve() raises for invalid file names
+        if any(same(name) == same(out) for name in images):
+            raise InputError(f"`out` {out}: this is one of the images to caption, which would be overwritten. Choose another name.")
     elif sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise InputError("--show: there is no screen here to open a window on. Write a picture instead: --show --out captions.png")
+        raise InputError("`show`: there is no screen here to open a window on. Write a picture instead, with `out` captions.png.")
 
 
 def thumbnail(name: str) -> NDArray[np.uint8]:
-    """A photograph in its own shape, at most ``LONGEST_SIDE`` pixels a side, uint8 (height, width, 3)."""
+    """An image with its aspect ratio, at most ``LONGEST_SIDE`` pixels a side, uint8 (height, width, 3)."""
     image = decode_image(image_bytes(name), name).image
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return np.asarray(image, dtype=np.uint8)

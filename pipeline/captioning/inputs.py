@@ -1,4 +1,4 @@
-"""What a user names -> photographs: files, folders, patterns, URLs, and a list of all of these on standard input."""
+"""The images that a user names: files, folders, patterns, URLs, and a list of these on standard input."""
 
 import glob
 import stat
@@ -16,15 +16,15 @@ STANDARD_INPUT = "-"
 
 
 def named_images(arguments: Iterable[str], lines: Iterable[str]) -> list[str]:
-    """Files and URLs, in the order of the arguments; what a folder or a pattern gives is sorted.
+    """Files and URLs in the order of the arguments; those of a folder or a pattern are sorted.
 
     Args:
-        arguments: Each a file, a folder (searched with all folders below it), a pattern (``holiday/**/*.jpg``), a URL, or ``-`` for
-            all of ``lines``. A file that is not there stays in the list: whoever reads it says so.
-        lines: Of standard input: a file, folder, pattern or URL each; empty ones are passed over.
+        arguments: Each is a file, a folder (searched recursively), a pattern (``holiday/**/*.jpg``), a URL, or ``-`` for ``lines``. A
+            missing file stays in the list, and is reported when it is read.
+        lines: Lines of standard input: a file, folder, pattern or URL each; empty lines are skipped.
 
     Raises:
-        InputError: A folder or a pattern that holds no photograph, or nothing at all.
+        InputError: A folder or a pattern without images, or no images at all.
     """
     found: list[str] = []
     for argument in arguments:
@@ -32,7 +32,7 @@ def named_images(arguments: Iterable[str], lines: Iterable[str]) -> list[str]:
             if name:
                 found.extend(_expanded(name))
     if not found:
-        raise InputError("No photographs were named: give files, folders, patterns or URLs, or - and a list on standard input.")
+        raise InputError("No images given. Give files, folders, patterns or URLs, or - for a list on standard input.")
     return found
 
 
@@ -44,16 +44,16 @@ def _expanded(name: str) -> Iterator[str]:
     if _is(path, stat.S_ISDIR):
         found, endings = _images_in(path), ", ".join(sorted(ENDINGS))
         if not found:
-            raise InputError(f"{name}: there is no photograph in this folder or below it (files that end in {endings}).")
+            raise InputError(f"{name}: no images in this folder or below it (files that end in {endings}).")
         yield from found
     elif glob.has_magic(name):
         try:
             matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        except ValueError:  # NUL, which no file's name holds
+        except ValueError:  # a NUL character
             matches = []
         if not matches:
             raise InputError(f"{name}: no file matches this pattern.")
-        # A pattern may match a folder and what is in it
+        # A pattern may match a folder and the files in it
         yield from dict.fromkeys(each for match in matches for each in (_images_in(Path(match)) if Path(match).is_dir() else [match]))
     else:
         yield name
@@ -62,7 +62,7 @@ def _expanded(name: str) -> Iterator[str]:
 def _is(path: Path, kind: Callable[[int], bool]) -> bool:
     try:
         return kind(path.stat().st_mode)
-    except (OSError, ValueError):  # not there, or a name that no file can have
+    except (OSError, ValueError):  # missing, or not a valid file name
         return False
 
 
@@ -71,7 +71,7 @@ def _images_in(folder: Path) -> list[str]:
 
 
 def image_bytes(name: str) -> bytes:
-    """The bytes of a file or of what a URL sends, at most :data:`MAX_DOWNLOAD_BYTES` of that.
+    """The bytes of a file, or of a URL's content, of which at most :data:`MAX_DOWNLOAD_BYTES` are allowed.
 
     Raises:
         ImageError: ``missing_file``, ``unreadable_file`` or ``too_large``; of a URL always ``unreadable_file``.
@@ -79,7 +79,7 @@ def image_bytes(name: str) -> bytes:
     if "://" not in name:
         return read_image_file(Path(name))
     with tempfile.TemporaryDirectory(prefix="capstream-") as folder:
-        target = Path(folder) / "photograph"
+        target = Path(folder) / "image"
         try:
             download(name, target, at_most=MAX_DOWNLOAD_BYTES, again="")
         except (InputError, DamageError, ResourceError) as error:

@@ -24,12 +24,12 @@ from pipeline.execution.array_tasks import ArrayTask, writing
 from pipeline.execution.devices import BATCH_SIZES, pick_devices, prepare_device
 from pipeline.execution.executors import Cluster
 from pipeline.execution.progress import Progress
-from pipeline.features.calibration import calibration_batches, sample_images
+from pipeline.features.calibration import calibration_batches, evenly_spaced_images
 from pipeline.features.cluster import TaskResources, task_resources
 from pipeline.features.extraction_plan import ExtractionPlan, MakeParts, Planner, plan_on_cluster, plan_on_devices
 from pipeline.features.feature_folder import check_feature_folder, differences, existing_features, files_of_split
 from pipeline.features.parts import PartSpec, finished_parts, join_parts, part_name, whole_parts
-from pipeline.features.previews import samples_path, write_samples
+from pipeline.features.previews import previews_path, write_previews
 from pipeline.features.views import CENTER, view_names
 from shards.atomic import exclusive
 from shards.errors import DamageError, InputError, OnError
@@ -192,7 +192,7 @@ def _planner(
 
     @functools.cache
     def chosen() -> Planner:
-        sample = sample_images(reference, exact.preprocessing.crop, AGREEMENT_IMAGES)
+        sample = evenly_spaced_images(reference, exact.preprocessing.crop, AGREEMENT_IMAGES)
         if machine.cluster is not None and machine.resources is not None:
             portable = portable_network(network, exact)
             return plan_on_cluster(machine.cluster, machine.resources, portable, precision=config.precision, sample=sample, report=report)
@@ -236,9 +236,9 @@ def _cache_splits(job: _Job, splits: Sequence[Split]) -> list[CacheSummary]:
     existing = {split.name: existing_features(split, folder, job.network, job.views, job.precision) for split in splits}
     if job.array_task is None:
         for split in splits:
-            if existing[split.name] is None or not samples_path(folder, split.name).is_file():
-                write_samples(split, folder)
-                job.output.send(samples_path(folder, split.name).name)
+            if existing[split.name] is None or not previews_path(folder, split.name).is_file():
+                write_previews(split, folder)
+                job.output.send(previews_path(folder, split.name).name)
     return [_cache_split(job, split, existing[split.name]) for split in splits]
 
 

@@ -1,4 +1,4 @@
-"""TODO pipeline/features/calibration.py."""
+"""Images of a split that calibrate random weights, and on which a lower precision is tested."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,7 +15,7 @@ CALIBRATION_BATCH = 64
 
 
 def calibration_batches(split: Split, crop: int) -> Iterator[Tensor]:
-    """Up to ``CALIBRATION_IMAGES`` photographs of a split, from its start, as uint8 (images, crop, crop, 3)."""
+    """Center crops of the first ``CALIBRATION_IMAGES`` images of a split, in batches, uint8 (images, crop, crop, 3)."""
     left = CALIBRATION_IMAGES
     for shard in split.shards:
         samples = shard.sidecar.samples[:left]
@@ -32,7 +32,7 @@ def _center_crops(shard: Shard, samples: Sequence[Sample], crop: int) -> Tensor:
     return torch.from_numpy(pixels[:, 0])
 
 
-def sample_images(split: Split, crop: int, count: int) -> Tensor:
-    """Up to ``count`` photographs, evenly spaced over the split: uint8 (images, crop, crop, 3)."""
+def evenly_spaced_images(split: Split, crop: int, count: int) -> Tensor:
+    """Center crops of up to ``count`` images, evenly spaced over the split: uint8 (images, crop, crop, 3)."""
     rows = sorted({int(row) for row in np.linspace(0, split.images - 1, min(count, split.images))})
     return torch.cat([_center_crops(shard, [sample], crop) for shard, sample in map(split.sample, rows)] or [torch.empty(0, crop, crop, 3)])

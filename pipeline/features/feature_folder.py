@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from pipeline.backbone.backbones import KEPT_FILE, Network
-from pipeline.features.previews import ENDING, samples_path
+from pipeline.features.previews import ENDING, previews_path
 from shards.errors import MismatchError, OccupiedError
 from shards.features import FeatureFile, Provenance, feature_path, open_features
 from shards.manifest import SPLIT_NAME, Split
@@ -30,7 +30,7 @@ def check_feature_folder(output: Output, *also: str) -> None:
 def files_of_split(split: str) -> tuple[str, str]:
     """The names of a split's feature file and of its previews."""
     folder = Path()
-    return feature_path(folder, split).name, samples_path(folder, split).name
+    return feature_path(folder, split).name, previews_path(folder, split).name
 
 
 def existing_features(split: Split, out: Path, network: Network, views: tuple[str, ...], precision: str) -> FeatureFile | None:

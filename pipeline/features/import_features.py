@@ -1,7 +1,7 @@
-"""Features that somebody has already, and their captions -> feature files, as ``cache-features`` would have made them.
+"""Existing features and their captions -> feature files, as ``cache-features`` makes them.
 
-What network made the features is known only if it is declared. Without that, a run that was trained on them captions features,
-and no photographs.
+Which network made the features is known only if it is declared. Otherwise a run that is trained on them can caption features, but not
+images.
 """
 
 import functools
@@ -21,7 +21,7 @@ from pipeline.captions.records import CaptionedImage, ListedImage
 from pipeline.captions.tokenizer import RULE
 from pipeline.execution.progress import Progress
 from pipeline.features.feature_folder import check_feature_folder
-from pipeline.features.npy_files import Arrays, Found, open_arrays, read_half
+from pipeline.features.npy_files import FeatureArrays, FeatureIndex, open_npy, read_half
 from pipeline.features.views import CENTER
 from pipeline.images.decode import Resize
 from shards.atomic import digest, disk_errors, exclusive
@@ -37,7 +37,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedSplit:
-    """One split's feature file; ``kept``: it was there already."""
+    """One split's feature file; ``kept``: it existed already."""
 
     split: str
     path: Path
@@ -48,13 +48,13 @@ class ImportedSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSummary:
-    """What an import did.
+    """The result of an import.
 
     Attributes:
         dim: Features per image.
-        network: What made them; its ``preprocessing`` is None where nobody has said.
-        rejects: How many inputs were left out, by reason.
-        zeros: How many of the images have features that are all 0.
+        network: The network that made them; its ``preprocessing`` is None if it was not declared.
+        rejects: Number of inputs that were left out, by reason.
+        zeros: Number of images whose features are all 0.
     """
 
     splits: tuple[ImportedSplit, ...]
@@ -65,8 +65,50 @@ class ImportSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """A split's images in order, and where their features are."""
+class DeclaredNetwork:
+    """The network that made imported features, and how the images were resized before.
+
+    Attributes:
+        backbone, weights: As for :func:`pipeline.backbone.backbones.open_backbone`, but not random.
+        size, mode, filter: As for :class:`pipeline.images.decode.Resize`; by default images were squashed to the network's crop.
+
+    Raises:
+        InputError: Random weights.
+    """
+
+    backbone: str
+    weights: str
+    size: int | None = None
+    mode: str | None = None
+    filter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights == RANDOM:
+            raise InputError("`weights` random: new random weights are not those that made the features. Give the weights file.")
+
+    def resize(self) -> dict[str, Any]:
+        """The fields of a :class:`pipeline.images.decode.Resize` that were declared."""
+        return {name: value for name in ("size", "mode", "filter") if (value := getattr(self, name)) is not None}
+
+
+def declared_network(*, backbone: str | None, weights: str | None, size: int | None, mode: str | None, filter: str | None) -> DeclaredNetwork | None:
+    """The network that options declare; None if they declare none.
+
+    Raises:
+        InputError: An incomplete declaration.
+    """
+    if (backbone is None) != (weights is None):
+        raise InputError("Give `backbone` and `weights` together, to declare the network that made the features, or omit both.")
+    if backbone is None or weights is None:
+        if (size, mode, filter) != (None, None, None):
+            raise InputError("`size`, `resize` and `filter` describe how images were prepared for a network: give `backbone` and `weights` too.")
+        return None
+    return DeclaredNetwork(backbone=backbone, weights=weights, size=size, mode=mode, filter=filter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SplitImport:
+    """A split's images in order, and the places of their features."""
 
     split: str
     records: tuple[CaptionedImage, ...]
@@ -79,88 +121,67 @@ def import_features(
     captions: CaptionSource,
     out: Path,
     split: str | None = None,
-    backbone: str | None = None,
-    weights: str | None = None,
-    size: int | None = None,
-    mode: str | None = None,
-    filter: str | None = None,
+    declared: DeclaredNetwork | None = None,
     quiet: bool = True,
 ) -> ImportSummary:
-    """Write ``OUT/SPLIT.h5`` for every split that the captions name, and beside them what was left out (``rejects.jsonl``).
+    """Write ``OUT/SPLIT.h5`` for every split that the captions name, and ``OUT/rejects.jsonl`` for what was left out.
 
     Args:
-        npy: A matrix, float (images, dim), whose row i belongs to the image with imgid i, or to the i-th one of a file without
-            imgids; or a folder with a vector per image, named by the image's file name, with or without its ending, or by its id.
-        captions: One captions file of any form: rows of a matrix are those of its images.
+        npy: A matrix, float (images, dim), whose row i belongs to the image with imgid i, or to the i-th image of a file without
+            imgids; or a folder with one file per image, named after the image's file name (with or without extension) or its id.
+        captions: One captions file of any form.
         out: A new or empty folder, or one with the same import.
         split: As for :func:`pipeline.captions.read.splits_of`.
-        backbone, weights: What made the features, together or not at all: as for :func:`pipeline.backbone.backbones.open_backbone`, but not random.
-        size, mode, filter: How the photographs were resized before, as for :class:`pipeline.images.decode.Resize`; by default they were squashed to
-            the square that the network sees.
+        declared: The network that made the features, if it is known.
 
     Raises:
-        InputError: Missing or malformed input, features that are not finite or do not fit into float16, or nothing left to write.
-        MismatchError: The network gives another number of features; or ``out`` holds features of another network, or of other input.
+        InputError: Missing or malformed input, features that are NaN or inf or do not fit into float16, or nothing left to write.
+        MismatchError: The network has a different number of features; or ``out`` holds features of another network, or of other input.
         OccupiedError: ``out`` holds something else, or is being written to.
         ResourceError: Weights cannot be downloaded, disk full, not allowed.
     """
-    resize = {name: value for name, value in (("size", size), ("mode", mode), ("filter", filter)) if value is not None}
-    _check_options(backbone, weights, resize)
     check_feature_folder(Output(folder=out), REJECTS_FILE)
     if len(captions.paths) != 1:
-        raise InputError(f"{captions}: give one --captions: the rows of a matrix of features are in the order of its images.")
+        raise InputError(f"{captions}: give one `captions` only: the rows of a feature matrix are in the order of its images.")
     read = read_captions(captions)
     splits = splits_of(read, captions, split)
-    arrays, found = open_arrays(npy, read.listed)
-    declared = None
-    if backbone is not None and weights is not None:
-        declared = _declared_network(arrays, backbone, weights, resize, kept=out / KEPT_FILE)
+    arrays, found = open_npy(npy, read.listed)
+    network = _opened_network(arrays, declared, kept=out / KEPT_FILE) if declared is not None else None
     plans, rejects = _plan(splits, read.listed, arrays, found)
     zeros = _check_all(arrays, plans, quiet=quiet)
     source = arrays.sha256()
-    network = declared or Network(backbone=IMPORTED, weights=IMPORTED, weights_sha256=source, preprocessing=None)
+    network = network or Network(backbone=IMPORTED, weights=IMPORTED, weights_sha256=source, preprocessing=None)
     with exclusive(out, "cache", "importing features"):
         provenances = {plan.split: _provenance(plan, network, arrays, source) for plan in plans}
-        there = _files_there(out, provenances)
+        there = _existing_files(out, provenances)
         write_rejects(out, [reject_line(split, reject) for split, reject in rejects])
         if not plans:
-            totals = ", ".join(f"{count} {reason}" for reason, count in _reasons(rejects).items()) or "it lists none"
-            raise InputError(f"{captions}: no image of it could be used ({totals}). See {out / REJECTS_FILE}; check that --npy {npy} belongs to it.")
+            totals = ", ".join(f"{count} {reason}" for reason, count in _reasons(rejects).items()) or "it lists no images"
+            raise InputError(
+                f"{captions}: none of its images could be used ({totals}). See {out / REJECTS_FILE}, and check that `npy` {npy} belongs to it."
+            )
         files = tuple(_import_split(plan, out, arrays, provenances[plan.split], there.get(plan.split), quiet=quiet) for plan in plans)
     return ImportSummary(splits=files, dim=arrays.dim, network=network, rejects=_reasons(rejects), zeros=zeros)
 
 
-def _check_options(backbone: str | None, weights: str | None, resize: dict[str, Any]) -> None:
-    if (backbone is None) != (weights is None):
-        raise InputError("Give --backbone and --weights together: they say what network made the features. Or give neither.")
-    if backbone is None and resize:
-        raise InputError("--size, --resize and --filter say how photographs were prepared for a network: give --backbone and --weights too.")
-    if weights == RANDOM:
-        raise InputError("--weights random: made anew, they would not be those that made the features. Give the file of the weights.")
-
-
-def _declared_network(arrays: Arrays, backbone: str, weights: str, said: dict[str, Any], *, kept: Path) -> Network:
-    """The network that is said to have made the features, opened; ``said`` is what is said of the photographs' size.
-
-    That it gives as many features is all that can be checked without the photographs.
-    """
+def _opened_network(arrays: FeatureArrays, declared: DeclaredNetwork, *, kept: Path) -> Network:
+    """Open the declared network. Without the images, only the number of its features can be checked."""
+    backbone, weights = declared.backbone, declared.weights
     crop = wanted_crop(backbone, weights)
-    resize = Resize(**{"size": crop, **said})
+    resize = Resize(**{"size": crop, **declared.resize()})
     if resize.size < crop:
-        raise InputError(f"--size {resize.size}: these weights of {backbone} want a crop of {crop} pixels. Give the size before the crop.")
+        raise InputError(f"`size` {resize.size}: these weights of {backbone} expect a crop of {crop} pixels. Give the size before the crop.")
     network, frozen = open_backbone(backbone=backbone, weights=weights, resize=asdict(resize), kept=kept, sample=lambda _: ())
     dim = feature_dim(frozen)
     if dim != arrays.dim:
-        raise MismatchError(
-            f"{arrays.path}: has {arrays.dim} features per image, {backbone} gives {dim}. Declare the network that made them, or none."
-        )
+        raise MismatchError(f"{arrays.path}: has {arrays.dim} features per image, {backbone} has {dim}. Declare the network that made them, or none.")
     return network
 
 
 def _plan(
-    splits: dict[str, SplitCaptions], images: Sequence[ListedImage], arrays: Arrays, found: Found
-) -> tuple[list[_Plan], list[tuple[str, Reject]]]:
-    """The splits that have an image with captions and features, and what is left out: (split, reject), features without image last."""
+    splits: dict[str, SplitCaptions], images: Sequence[ListedImage], arrays: FeatureArrays, found: FeatureIndex
+) -> tuple[list[_SplitImport], list[tuple[str, Reject]]]:
+    """The splits that have images with captions and features, and what is left out as (split, reject), features without image last."""
     listed = {image.image_id: image for image in images}
     plans = []
     rejects = []
@@ -172,7 +193,7 @@ def _plan(
                 message = arrays.missing(listed[record.image_id])
                 rejects.append((split, Reject(file=record.file_name, reason="missing_features", message=message)))
         if usable:
-            plans.append(_Plan(split=split, records=tuple(usable), places=tuple(found.places[record.image_id] for record in usable)))
+            plans.append(_SplitImport(split=split, records=tuple(usable), places=tuple(found.places[record.image_id] for record in usable)))
     rejects += [("", reject) for reject in found.unclaimed]
     return plans, rejects
 
@@ -181,8 +202,8 @@ def _reasons(rejects: Sequence[tuple[str, Reject]]) -> dict[str, int]:
     return dict(sorted(Counter(reject.reason for _, reject in rejects).items()))
 
 
-def _check_all(arrays: Arrays, plans: Sequence[_Plan], *, quiet: bool) -> int:
-    """Read all features once, before anything is written; gives how many images have nothing but zeros."""
+def _check_all(arrays: FeatureArrays, plans: Sequence[_SplitImport], *, quiet: bool) -> int:
+    """Read all features once before anything is written; returns the number of images whose features are all 0."""
     places = sorted(place for plan in plans for place in plan.places)
     zeros = 0
     with Progress("Checking features", total=len(places), unit="images", quiet=quiet) as progress:
@@ -193,7 +214,7 @@ def _check_all(arrays: Arrays, plans: Sequence[_Plan], *, quiet: bool) -> int:
     return zeros
 
 
-def _provenance(plan: _Plan, network: Network, arrays: Arrays, source: str) -> Provenance:
+def _provenance(plan: _SplitImport, network: Network, arrays: FeatureArrays, source: str) -> Provenance:
     images = [
         [record.image_id, record.file_name, arrays.label(place), [[caption.id, caption.text] for caption in record.captions]]
         for record, place in zip(plan.records, plan.places, strict=True)
@@ -212,27 +233,29 @@ def _provenance(plan: _Plan, network: Network, arrays: Arrays, source: str) -> P
     )
 
 
-def _files_there(out: Path, provenances: dict[str, Provenance]) -> dict[str, FeatureFile]:
-    """By split, the feature files of ``out``; refused unless they are of this import."""
+def _existing_files(out: Path, provenances: dict[str, Provenance]) -> dict[str, FeatureFile]:
+    """The feature files in ``out`` by split; MismatchError if one is not of this import."""
     with disk_errors(out):
         files = sorted(path for path in out.glob("*.h5") if not path.name.startswith("."))
     there = {}
     for path in files:
         provenance = provenances.get(path.stem)
         if provenance is None:
-            raise MismatchError(f"{path}: this import makes no such split (it makes {', '.join(provenances) or 'none'}). Choose another --out.")
+            raise MismatchError(f"{path}: not a split of this import (which makes {', '.join(provenances) or 'none'}). Choose another `out`.")
         file = open_features(path)
         holds, asked = ({**each.network(), "digest of features and captions": each.split_digest} for each in (file.provenance, provenance))
         for what, value in asked.items():
             if holds[what] != value:
                 raise MismatchError(
-                    f"{path}: holds other features: {what} is {holds[what]} there, {value} now. Choose another --out, or delete the folder."
+                    f"{path}: holds other features: {what} is {holds[what]}, not {value}. Choose another `out`, or delete the folder."
                 )
         there[path.stem] = file
     return there
 
 
-def _import_split(plan: _Plan, out: Path, arrays: Arrays, provenance: Provenance, there: FeatureFile | None, *, quiet: bool) -> ImportedSplit:
+def _import_split(
+    plan: _SplitImport, out: Path, arrays: FeatureArrays, provenance: Provenance, there: FeatureFile | None, *, quiet: bool
+) -> ImportedSplit:
     path = feature_path(out, plan.split)
     if there is not None:
         return ImportedSplit(split=plan.split, path=path, images=there.table.images, captions=there.table.captions, kept=True)
@@ -248,8 +271,8 @@ def _import_split(plan: _Plan, out: Path, arrays: Arrays, provenance: Provenance
     return ImportedSplit(split=plan.split, path=path, images=images, captions=captions, kept=False)
 
 
-def _table(plan: _Plan, start: int) -> CaptionTable:
-    """The captions of the images from ``start`` on, as those of a shard."""
+def _table(plan: _SplitImport, start: int) -> CaptionTable:
+    """The captions of a piece of the images, from ``start`` on."""
     records = enumerate(plan.records[start : start + PIECE_IMAGES], start)
     return table_from_records(
         [

@@ -1,7 +1,6 @@
-"""Features that somebody has already: a matrix in one .npy file, or a folder with a file per image -> vectors, found by image.
+"""Existing features in NumPy files: a matrix in one .npy file, or a folder with one .npy or .npz file per image.
 
-The files come from strangers. No pickle is ever loaded, a file's size is checked before it is read, and what a header says is checked
-against the bytes that are there.
+The files are not trusted. Pickles are never loaded, sizes are checked before reading, and headers are checked against the actual bytes.
 """
 
 import hashlib
@@ -43,11 +42,11 @@ WANTED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FeatureIndex:
     """Which features belong to which image.
 
     Attributes:
-        places: By image id, where its features are: what :meth:`Arrays.read` takes.
+        places: By image id, the index of its features, for :meth:`FeatureArrays.read`.
         unclaimed: Features that belong to no image.
     """
 
@@ -55,46 +54,46 @@ class Found:
     unclaimed: tuple[Reject, ...]
 
 
-class Arrays(Protocol):
-    """Features by image, each a vector of ``dim`` numbers."""
+class FeatureArrays(Protocol):
+    """Features by index, each a vector of ``dim`` numbers. An index is called a place."""
 
     path: Path
     dim: int
 
     def missing(self, image: ListedImage) -> str:
-        """Says that there are no features of an image."""
+        """A message that an image has no features."""
         ...
 
     def label(self, place: int) -> int | str:
-        """What identifies a place whatever else there is: the row, or the file's name."""
+        """What identifies a place: the row, or the file's name."""
         ...
 
     def name(self, place: int) -> str:
-        """The features at a place, for messages: their file, and the row."""
+        """The file, and the row if there are rows, for messages."""
         ...
 
     def read(self, places: Sequence[int]) -> NDArray[Any]:
-        """The features at some places: float16, float32 or float64 (places, dim).
+        """Features, float16, float32 or float64 (places, dim).
 
         Raises:
-            InputError: They cannot be read, or have another shape.
+            InputError: They cannot be read, or have a different shape.
         """
         ...
 
     def dtype(self) -> str:
-        """Of all that was read."""
+        """The dtypes that were read, separated by commas."""
         ...
 
     def sha256(self) -> str:
-        """What identifies the features: of a matrix the SHA-256 of its file, of a folder one over the names and SHA-256 of the files read."""
+        """A digest of the features: the SHA-256 of a matrix file, or of the names and SHA-256 digests of all files read."""
         ...
 
 
-def open_arrays(path: Path, listed: Sequence[ListedImage]) -> tuple[Arrays, Found]:
+def open_npy(path: Path, listed: Sequence[ListedImage]) -> tuple[FeatureArrays, FeatureIndex]:
     """Open a matrix or a folder, and find the features of the images of a split file.
 
     Raises:
-        InputError: It is missing or malformed, or it is not clear which features belong to which image.
+        InputError: It is missing or malformed, or features could belong to several images.
     """
     if path.is_dir():
         return _open_folder(path, listed)
@@ -106,22 +105,22 @@ def open_arrays(path: Path, listed: Sequence[ListedImage]) -> tuple[Arrays, Foun
         Reject(file=f"{path.name} row {row}", reason="features_without_image", message=f"{matrix.name(row)}: no image has this imgid")
         for row in np.flatnonzero(free).tolist()
     )
-    return matrix, Found(places=rows, unclaimed=unclaimed)
+    return matrix, FeatureIndex(places=rows, unclaimed=unclaimed)
 
 
 class _Matrix:
-    """A matrix on disk; a place is a row. It is mapped, not loaded."""
+    """A memory-mapped matrix; a place is a row."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise InputError(f"{path}: no such file or folder (--npy). {WANTED}")
+            raise InputError(f"{path}: no such file or folder (`npy`). {WANTED}")
         try:
             with path.open("rb") as file:
                 header = _read_header(path, file, path.stat().st_size)
                 offset = file.tell()
             if len(header.shape) != 2:
-                raise InputError(f"{path}: has the shape {header.shape}. {WANTED} Of several views or regions give one, or their mean.")
+                raise InputError(f"{path}: has the shape {header.shape}. {WANTED} For several views or regions, give one of them or their mean.")
             if header.shape[0] > MAX_ROWS:
                 raise InputError(f"{path}: has {header.shape[0]:,} rows, more than the limit of {MAX_ROWS:,}. Split it.")
             _check_dim(path, header.shape[1])
@@ -131,7 +130,7 @@ class _Matrix:
         self.dim = header.shape[1]
 
     def missing(self, image: ListedImage) -> str:
-        return f"imgid {image.imgid} is no row of {self.path.name}, which has {len(self.rows)}"
+        return f"imgid {image.imgid} is not a row of {self.path.name}, which has {len(self.rows)} rows"
 
     def label(self, place: int) -> int | str:
         return place
@@ -151,7 +150,7 @@ class _Matrix:
 
 
 class _Folder:
-    """Files with a vector each; a place is a position among the files by name."""
+    """Files with one vector each; a place is an index into the sorted files."""
 
     def __init__(self, path: Path, files: Sequence[Path], first: int) -> None:
         self.path, self.files = path, files
@@ -174,7 +173,7 @@ class _Folder:
             if len(vector) != self.dim:
                 raise InputError(
                     f"{self.files[place]}: has {len(vector)} features, {self._first.name} has {self.dim}: all images need the same number. "
-                    "Take the files of one network only."
+                    "Give the files of one network only."
                 )
         return np.stack(vectors) if vectors else np.zeros((0, self.dim), np.float16)
 
@@ -194,7 +193,7 @@ class _Folder:
         if array.ndim == 2 and array.shape[0] > 1:
             raise InputError(
                 f"{path}: has {array.shape[0]} rows of {array.shape[1]} features (regions): one vector per image is expected, of shape (dim,) or "
-                "(1, dim). Take their mean, or import the pooled features."
+                "(1, dim). Give their mean, or import the pooled features."
             )
         if array.ndim not in (1, 2):
             raise InputError(f"{path}: has the shape {array.shape}: one vector per image is expected, of shape (dim,) or (1, dim).")
@@ -203,10 +202,10 @@ class _Folder:
         return array.reshape(-1)
 
 
-def _open_folder(path: Path, listed: Sequence[ListedImage]) -> tuple[Arrays, Found]:
+def _open_folder(path: Path, listed: Sequence[ListedImage]) -> tuple[FeatureArrays, FeatureIndex]:
     files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS and not file.name.startswith("."))
     if not files:
-        raise InputError(f"{path}: holds no .npy or .npz file (--npy). {WANTED}")
+        raise InputError(f"{path}: holds no .npy or .npz file (`npy`). {WANTED}")
     owners: dict[str, list[ListedImage]] = {}
     for image in listed:
         file_name = PurePosixPath(image.file_name)
@@ -222,13 +221,13 @@ def _open_folder(path: Path, listed: Sequence[ListedImage]) -> tuple[Arrays, Fou
         if not claims:
             unclaimed.append(Reject(file=file.name, reason="features_without_image", message=f"{file}: no image has this name or id"))
         elif (before := places.setdefault(claims[0].image_id, place)) != place:
-            raise InputError(f"{file}: {claims[0].file_name} has features in {files[before].name} too. Leave one of the files.")
+            raise InputError(f"{file}: {claims[0].file_name} has features in {files[before].name} too. Remove one of the files.")
     if not places:
         raise InputError(
-            f"{path}: none of its {len(files)} files is named by an image of the split file ({files[0].name} is the first). Name them by the "
-            "images' file names, or by their ids."
+            f"{path}: none of its {len(files)} files has the name of an image in the split file ({files[0].name} is the first). Name them after the "
+            "images' file names or ids."
         )
-    return _Folder(path, files, min(places.values())), Found(places=places, unclaimed=tuple(unclaimed))
+    return _Folder(path, files, min(places.values())), FeatureIndex(places=places, unclaimed=tuple(unclaimed))
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -248,11 +247,11 @@ def _only_member(path: Path, stored: bytes) -> bytes:
             members = archive.infolist()
             if len(members) != 1:
                 names = ", ".join(member.filename for member in members[:5])
-                raise InputError(f"{path}: holds {len(members)} arrays ({names}), one is expected. Save the image's features alone.")
+                raise InputError(f"{path}: holds {len(members)} arrays ({names}), one is expected. Save only the image's features.")
             with archive.open(members[0]) as file:
-                content = file.read(MAX_VECTOR_BYTES + 1)  # whatever size the directory lists
+                content = file.read(MAX_VECTOR_BYTES + 1)  # the size in the archive's directory is not trusted
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, OSError, RuntimeError, ValueError, EOFError, *UNPACK_ERRORS) as error:
-        raise InputError(f"{path}: not an .npz file, or a damaged one ({error}). Copy it again, or make it again.") from None
+        raise InputError(f"{path}: not an .npz file, or damaged ({error}). Copy it again, or make it again.") from None
     if len(content) > MAX_VECTOR_BYTES:
         raise InputError(f"{path}: holds more than {MAX_VECTOR_BYTES:,} bytes, the limit for one image's features.")
     return content
@@ -260,7 +259,7 @@ def _only_member(path: Path, stored: bytes) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class _Header:
-    """What an .npy file says of its array."""
+    """What the header of an .npy file says about its array."""
 
     shape: tuple[int, ...]
     order: Literal["C", "F"]
@@ -268,19 +267,19 @@ class _Header:
 
 
 def _read_header(path: Path, file: BinaryIO, size: int) -> _Header:
-    """The header of an .npy file of ``size`` bytes, checked against what lies behind it, where ``file`` is left.
+    """Read the header of an .npy file of ``size`` bytes, and check it against the data after it, where ``file`` is left.
 
     Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html, versions 1.0 and 2.0.
 
     Raises:
-        InputError: It is none, or does not hold one array of numbers, whole and not empty.
+        InputError: It is not an .npy file, or does not hold a complete, non-empty array of floats.
     """
     try:
         version = npy.read_magic(file)
         if version not in NPY_VERSIONS:
             raise ValueError(f"format version {version}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the file was made by Python 2, as many features were
+            warnings.simplefilter("ignore")  # about files written by Python 2, as many feature files were
             shape, fortran, dtype = NPY_VERSIONS[version](file)
     except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError, TokenError) as error:
         raise InputError(f"{path}: not an .npy file ({first_line(error)}). Save the features with numpy.save.") from None
@@ -289,7 +288,7 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> _Header:
     if dtype.newbyteorder("=").name not in FLOATS:
         raise InputError(f"{path}: holds values of type {dtype}, accepted are {', '.join(FLOATS)}. Save the features as an array of float32.")
     if not all(length > 0 for length in shape):
-        raise InputError(f"{path}: has the shape {shape}: there are no features in it. {WANTED}")
+        raise InputError(f"{path}: has the shape {shape}: it holds no features. {WANTED}")
     wanted, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if wanted != there:
         raise InputError(
@@ -310,11 +309,11 @@ def _check_dim(path: Path, dim: int) -> None:
         raise InputError(f"{path}: {dim:,} features per image, more than the limit of {MAX_DIM:,}. Import pooled features.")
 
 
-def read_half(arrays: Arrays, places: Sequence[int]) -> NDArray[np.float16]:
-    """The features at some places, rounded to float16 (places, dim), in which feature files keep them.
+def read_half(arrays: FeatureArrays, places: Sequence[int]) -> NDArray[np.float16]:
+    """Features rounded to float16 (places, dim), the type in which feature files store them.
 
     Raises:
-        InputError: A feature is not finite, or does not fit into float16; names the row or file.
+        InputError: A feature is NaN or inf, or does not fit into float16; names the row or file.
     """
     vectors = arrays.read(places)
     with np.errstate(over="ignore", under="ignore"):
@@ -327,12 +326,12 @@ def read_half(arrays: Arrays, places: Sequence[int]) -> NDArray[np.float16]:
 
 
 def _lost(name: str, vector: NDArray[Any]) -> InputError:
-    """What float16 cannot hold of a vector, float (dim,)."""
+    """The error for a vector, float (dim,), that float16 cannot hold."""
     if not np.isfinite(vector).all():
         feature = int(np.flatnonzero(~np.isfinite(vector))[0])
-        return InputError(f"{name}: feature {feature} is {vector[feature]}, which is no number to train on. Compute this image's features again.")
+        return InputError(f"{name}: feature {feature} is {vector[feature]}, which cannot be trained on. Compute this image's features again.")
     feature = int(np.abs(vector).argmax())
-    kept = f"feature {feature} is {vector[feature]:g}, the largest; features are kept as float16"
+    kept = f"feature {feature} is {vector[feature]:g}, the largest; features are stored as float16"
     if abs(vector[feature]) > LARGEST:
-        return InputError(f"{name}: {kept}, which ends at {LARGEST:g}. Divide all features by one number, and import again.")
-    return InputError(f"{name}: {kept}, in which all of this image's become 0. Multiply all features by one number, and import again.")
+        return InputError(f"{name}: {kept}, whose largest value is {LARGEST:g}. Divide all features by a constant, and import again.")
+    return InputError(f"{name}: {kept}, in which all features of this image become 0. Multiply all features by a constant, and import again.")

@@ -1,7 +1,7 @@
-"""Shards -> uint8 batches of views, read, checked and decoded ahead in worker processes.
+"""Shards -> uint8 batches of views, read, checked and decoded ahead of time in worker processes.
 
-Workers write pixels straight into memory that they share with the consumer: no pixel is pickled. What it trades: a few batches of
-memory, and a batch is only valid until the next one is asked for. Workers import no torch.
+Workers write pixels into memory that they share with the consumer, so no pixels are pickled. The price is memory for a few batches, and
+that a batch is valid only until the next one is requested. Workers do not import torch.
 """
 
 import multiprocessing
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from pipeline.execution.executors import START_METHOD, run_ahead
 from pipeline.execution.prefetch import ahead as in_threads
-from pipeline.features.views import places
+from pipeline.features.views import crop_boxes
 from pipeline.sharding.read_samples import decode_sample, read_samples
 from shards.errors import DamageError
 from shards.manifest import Sample, Shard
 
-# Images that a worker decodes at a time: large enough that handing it over costs nothing, small enough that memory stays small.
+# Images that a worker decodes at a time: enough to hide the cost of passing a task, few enough to keep memory small.
 PIECE_IMAGES = 32
 
 
@@ -28,10 +28,10 @@ class PixelBatch:
     """Consecutive samples of one shard.
 
     Attributes:
-        shard: Index of the shard among those that were asked for.
+        shard: Index into the list of shards.
         last: Whether the shard ends with this batch.
         samples: Keys and JSON records, in order.
-        pieces: The pixels, one piece after the other, uint8 (images, views, crop, crop, 3), in shared memory.
+        pieces: The pixels as consecutive arrays, uint8 (images, views, crop, crop, 3), in shared memory.
     """
 
     shard: int
@@ -48,7 +48,7 @@ class Buffer:
     shape: tuple[int, int, int, int, int, int]
 
     def array(self) -> NDArray[np.uint8]:
-        """The whole of it."""
+        """All slots as one array."""
         return np.frombuffer(self.memory, dtype=np.uint8).reshape(self.shape)
 
 
@@ -56,7 +56,7 @@ _buffer: NDArray[np.uint8] | None = None
 
 
 def _without_samples(shard: Shard) -> Shard:
-    """A small shard to send with each task: the samples that the task needs go beside it."""
+    """A shard that is cheap to pickle: each task gets the samples that it needs separately."""
     return replace(shard, sidecar=replace(shard.sidecar, samples=(), rejects=()))
 
 
@@ -71,7 +71,7 @@ def _decode(slot: int, shard: Shard, samples: Sequence[Sample], views: tuple[str
 
 
 def decode_into(target: NDArray[np.uint8], shard: Shard, samples: Sequence[Sample], views: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """Decode samples of a shard and cut their views into ``target``, uint8 (at least images, views, crop, crop, 3).
+    """Decode samples of a shard, and write their views to ``target``, uint8 (at least images, views, crop, crop, 3).
 
     Returns:
         Keys and JSON records.
@@ -84,9 +84,9 @@ def decode_into(target: NDArray[np.uint8], shard: Shard, samples: Sequence[Sampl
     for row, (sample, jpeg, record) in enumerate(read_samples(shard, samples)):
         pixels = decode_sample(shard, sample.key, jpeg)
         if min(pixels.shape[:2]) < crop or not sample.key.isdecimal():
-            problem = f"{pixels.shape[1]}x{pixels.shape[0]} pixels are too few for a crop of {crop}, or its key is no number"
+            problem = f"{pixels.shape[1]}x{pixels.shape[0]} pixels are too few for a crop of {crop}, or its key is not a number"
             raise DamageError(f"{shard.path}: sample {sample.key}: {problem}. {shard.repair}")
-        where = places(views, position=int(sample.key), height=pixels.shape[0], width=pixels.shape[1], crop=crop)
+        where = crop_boxes(views, position=int(sample.key), height=pixels.shape[0], width=pixels.shape[1], crop=crop)
         for view, place in enumerate(where):
             cut = pixels[place.top : place.top + crop, place.left : place.left + crop]
             target[row, view] = cut[:, ::-1] if place.flipped else cut
@@ -97,14 +97,14 @@ def decode_into(target: NDArray[np.uint8], shard: Shard, samples: Sequence[Sampl
 def pixel_batches(
     shards: Sequence[Shard], *, batch_size: int, crop: int, views: tuple[str, ...], workers: int, threads: bool = False
 ) -> Generator[PixelBatch, None, None]:
-    """The batches of some shards, in order; none crosses a shard, and an empty shard gives none.
+    """The batches of some shards, in order. No batch crosses a shard; an empty shard has no batches.
 
     Args:
         batch_size: Images per batch.
         crop: Side of a view in pixels.
         views: From :func:`pipeline.features.views.view_names`.
-        workers: Processes that decode ahead.
-        threads: Take threads instead: where this process is a cluster's, others would take seconds to start.
+        workers: Number of processes that decode.
+        threads: Use threads instead of processes: in a cluster's tasks, processes would take seconds to start.
 
     Raises:
         DamageError: A sample is damaged; names it.
@@ -116,7 +116,7 @@ def pixel_batches(
         for first in range(0, len(shard.sidecar.samples), batch_size)
         for start in range(first, min(first + batch_size, len(shard.sidecar.samples)), PIECE_IMAGES)
     ]
-    held = -(-batch_size // PIECE_IMAGES)  # by the consumer, while the others are filled
+    held = -(-batch_size // PIECE_IMAGES)  # slots held by the consumer while others are filled
     ahead = max(2 * workers, held)
     slots = ahead + held
     shape = (slots, min(batch_size, PIECE_IMAGES), len(views), crop, crop, 3)

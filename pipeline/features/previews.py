@@ -1,6 +1,6 @@
-"""A few pictures beside a feature file, ``SPLIT.samples.tar``: what a training from the cache shows its captions under.
+"""Previews: a few images of a split next to its feature file (``SPLIT.samples.tar``), shown with their captions in TensorBoard.
 
-An ordinary WebDataset tar of the split's first images, as its shards hold them.
+They are an ordinary WebDataset tar. Training from cached features has no other pixels.
 """
 
 import tarfile
@@ -17,13 +17,13 @@ from shards.errors import DamageError
 from shards.manifest import Split
 from shards.tar import write_tar
 
-SAMPLES = 8
+PREVIEWS = 8
 ENDING = ".samples.tar"
-# Of one picture; a hostile tar may say anything.
+# Of one image: a tar from an untrusted source may claim any size.
 MAX_BYTES = 32 << 20
 
 
-def samples_path(folder: Path, split: str) -> Path:
+def previews_path(folder: Path, split: str) -> Path:
     """``folder/SPLIT.samples.tar``."""
     return folder / f"{split}{ENDING}"
 
@@ -38,8 +38,8 @@ def spread_rows(count: int, wanted: int) -> NDArray[np.int64]:
     return np.arange(chosen) * count // max(chosen, 1)
 
 
-def write_samples(split: Split, folder: Path) -> None:
-    """Commit the pictures of a split that lie at its :func:`spread_rows`.
+def write_previews(split: Split, folder: Path) -> None:
+    """Commit the images of a split at its :func:`spread_rows`.
 
     Raises:
         DamageError: A sample is not what its sidecar says.
@@ -47,32 +47,32 @@ def write_samples(split: Split, folder: Path) -> None:
     """
 
     def records() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-        for row in spread_rows(split.images, SAMPLES).tolist():
+        for row in spread_rows(split.images, PREVIEWS).tolist():
             shard, chosen = split.sample(row)
             for sample, jpeg, record in read_samples(shard, [chosen]):
                 yield sample.key, jpeg, record
 
-    write_tar(samples_path(folder, split.name), records())
+    write_tar(previews_path(folder, split.name), records())
 
 
-def sample_pictures(folder: Path, split: str, keys: Sequence[str]) -> list[NDArray[np.uint8] | None]:
-    """Pixels, uint8 (height, width, 3), of the samples with some keys; None for those that are not there or cannot be read."""
+def read_previews(folder: Path, split: str, keys: Sequence[str]) -> list[NDArray[np.uint8] | None]:
+    """The pixels of samples by key, uint8 (height, width, 3); None for those that are missing or unreadable."""
     found: dict[str, NDArray[np.uint8]] = {}
     wanted = {f"{key}.jpg": key for key in keys}
     try:
-        with tarfile.open(samples_path(folder, split), "r:") as tar:
+        with tarfile.open(previews_path(folder, split), "r:") as tar:
             for member in tar:
                 key = wanted.get(member.name)
                 file = tar.extractfile(member) if key is not None and member.isreg() and member.size <= MAX_BYTES else None
                 if key is not None and file is not None:
-                    found[key] = decode_pixels(file.read(), f"{samples_path(folder, split)}: {member.name}")
+                    found[key] = decode_pixels(file.read(), f"{previews_path(folder, split)}: {member.name}")
     except (OSError, tarfile.TarError, ImageError):
-        pass  # only for looking at: the caption is shown alone
+        pass  # previews are optional: the caption is shown without its image
     return [found.get(key) for key in keys]
 
 
-def split_pictures(split: Split, rows: Sequence[int]) -> list[NDArray[np.uint8] | None]:
-    """Pixels of the images at some rows of a split; None for those that are damaged."""
+def split_previews(split: Split, rows: Sequence[int]) -> list[NDArray[np.uint8] | None]:
+    """The pixels of a split's images by row, uint8 (height, width, 3); None for those that are damaged."""
     pictures: list[NDArray[np.uint8] | None] = []
     for row in rows:
         shard, sample = split.sample(row)

@@ -1,7 +1,7 @@
-"""Which crops of an image go through the frozen network: the centre, and others, so that augmentation survives caching.
+"""Views: which crops of an image pass through the frozen network, so that cached features can be augmented too.
 
-A view is a place in the resized image and whether it is mirrored. It depends on the image's place in its split alone, so that the
-same views are cut on any machine, whatever the shards, batches or workers.
+A view is a crop box in the resized image, possibly mirrored. It depends only on the position of the image in its split, so every machine
+cuts the same views, whatever the shards, batches or workers.
 """
 
 import re
@@ -20,7 +20,7 @@ _RANDOM = re.compile(r"random:([1-9]\d{0,2})")
 
 @dataclass(frozen=True, kw_only=True)
 class CropBox:
-    """Where a view lies: its first row and column in pixels, and whether it is mirrored left to right."""
+    """A view's first row and column in pixels, and whether it is mirrored left to right."""
 
     top: int
     left: int
@@ -28,14 +28,15 @@ class CropBox:
 
 
 def view_names(views: str) -> tuple[str, ...]:
-    """The views that ``--views`` asks for; the first is always the centre, which captioning uses.
+    """The names of an image's views; the first one is always the center crop, which captioning uses.
 
     Args:
-        views: ``center``; ``flip``: the centre and its mirror image; ``ten-crop``: centre and corners and their mirror images (as
-            Krizhevsky et al. tested AlexNet, NeurIPS 2012, section 4.1); ``random:K``: the centre and K random crops, each mirrored or not.
+        views: ``center``; ``flip``: the center crop and its mirror image; ``ten-crop``: the center, the corners and their mirror images
+            (Krizhevsky et al., 2012, "ImageNet classification with deep convolutional neural networks", section 4.1); ``random:K``: the
+            center and K random crops, mirrored with probability 1/2.
 
     Raises:
-        InputError: It is none of these.
+        InputError: Anything else.
 
     >>> view_names("flip")
     ('center', 'center-flipped')
@@ -49,23 +50,23 @@ def view_names(views: str) -> tuple[str, ...]:
         return (*crops, *(crop + FLIPPED for crop in crops))
     match = _RANDOM.fullmatch(views)
     if match is None or int(match[1]) > MAX_RANDOM:
-        raise InputError(f"--views {views}: must be center, flip, ten-crop or random:K with K from 1 to {MAX_RANDOM}.")
+        raise InputError(f"`views` {views}: must be center, flip, ten-crop or random:K with K from 1 to {MAX_RANDOM}.")
     return (CENTER, *(f"random-{number}" for number in range(1, int(match[1]) + 1)))
 
 
-def places(names: tuple[str, ...], *, position: int, height: int, width: int, crop: int) -> list[CropBox]:
-    """Where an image's views lie.
+def crop_boxes(names: tuple[str, ...], *, position: int, height: int, width: int, crop: int) -> list[CropBox]:
+    """The crop boxes of an image's views.
 
     Args:
         names: From :func:`view_names`.
-        position: The image's place in its split, which its key says; random views are drawn from PCG64 seeded with (position, view).
+        position: The image's position in its split, which is its key; random views come from PCG64 seeded with (position, view).
         height, width: Of the resized image, in pixels, at least ``crop``.
         crop: Side of a view.
     """
-    return [_place(name, position, height - crop, width - crop) for name in names]
+    return [_crop_box(name, position, height - crop, width - crop) for name in names]
 
 
-def _place(name: str, position: int, rest_down: int, rest_right: int) -> CropBox:
+def _crop_box(name: str, position: int, rest_down: int, rest_right: int) -> CropBox:
     if name.startswith("random-"):
         top, left, flip = np.random.default_rng([position, int(name.removeprefix("random-"))]).random(3)
         return CropBox(top=int(top * (rest_down + 1)), left=int(left * (rest_right + 1)), flipped=flip < 0.5)

@@ -1,7 +1,7 @@
 """One stream of batches from two sources: shards (raw pixels) or a feature file (cached features).
 
-Both take their order from :mod:`pipeline.loading.order`, so raw and cached training see the same pairs in the same order. What it trades: the
-captions of a batch are sorted by falling length, as the LSTM wants them; which captions are in a batch does not depend on that.
+Both take their order from :mod:`pipeline.loading.order`, so raw and cached training see the same pairs in the same order. The
+captions of a batch are sorted by descending length, as packed sequences need them; which captions are in a batch does not depend on that.
 """
 
 from collections.abc import Generator
@@ -26,17 +26,17 @@ VAL_BATCH_IMAGES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionBatch:
-    """One training step's input, or one process's part of it.
+    """The input of one training step, or one rank's slice of it.
 
     Attributes:
-        epoch, step: Position in the stream; step counts from 0 in each epoch.
+        epoch, step: Position in training; ``step`` counts from 0 in each epoch.
         images: float16 (units, dim) features, or uint8 (units, crop, crop, 3) pixels.
-        mirrored: bool (units,): which images :func:`to_device` mirrors; None: none at all.
+        mirrored: bool (units,): which images :func:`to_device` mirrors; None: no image.
         unit_rows: int64 (captions,): the row of ``images`` that each caption belongs to.
         captions: int64 (captions,): indices into the caption table, longest caption first.
         tokens: int64 (captions, longest): [<start>, w1, ..., wn, <end>, <pad>, ...].
-        caption_lengths: int64 (captions,): n + 2, on the CPU, falling.
-        batch_captions, batch_tokens: How many captions and tokens the whole batch has, over all processes.
+        caption_lengths: int64 (captions,): n + 2, on the CPU, in descending order.
+        batch_captions, batch_tokens: Number of captions and tokens in the whole batch, over all ranks.
     """
 
     epoch: int
@@ -51,8 +51,8 @@ class CaptionBatch:
     batch_tokens: int
 
 
-class Encoded:
-    """A table's captions as ids of one vocabulary, ready for gathering on the training's device.
+class EncodedCaptions:
+    """A table's captions as word ids, on the training device.
 
     Each caption is stored as [<start>, w1, ..., wn, <end>]; ``lengths`` is int64 (captions,): n + 2, on the CPU.
     """
@@ -60,7 +60,7 @@ class Encoded:
     def __init__(self, table: CaptionTable, vocabulary: Vocabulary, device: torch.device | None = None) -> None:
         unknown = vocabulary.id(UNK)
         self.pad = vocabulary.id(PAD)
-        # A caption that spells a special word means the word, not the mark: it is unknown.
+        # Words in a caption that look like special tokens are not special tokens: they are unknown words.
         marks = {PAD, START, END}
         word_ids = np.array([unknown if word in marks else vocabulary.id(word) for word in table.words], dtype=np.int64)
         self.lengths = np.diff(table.offsets) + 2
@@ -85,19 +85,19 @@ class Encoded:
 
 def training_batches(
     source: Source,
-    encoded: Encoded,
+    encoded: EncodedCaptions,
     *,
     seed: int,
     epoch: int,
     batch_size: int,
     captions_per_image: int = 1,
     first_step: int = 0,
-    part: RankSlice | None = None,
+    rank_slice: RankSlice | None = None,
 ) -> Generator[CaptionBatch, None, None]:
     """The batches of one epoch, from ``first_step`` on.
 
     Args:
-        part: Which share of every batch; all of it by default. The batches themselves do not depend on it.
+        rank_slice: Which slice of every batch; by default the whole batch. The batches themselves do not depend on it.
 
     Raises:
         InputError: Fewer than two units: BatchNorm needs two images.
@@ -107,11 +107,11 @@ def training_batches(
     check_units(order.units)
     draws = unit_draws(order.units, seed=seed, epoch=epoch)
     bounds = list(enumerate(batch_bounds(order.units, batch_size)))[first_step:]
-    share = part or RankSlice()
+    own = rank_slice or RankSlice()
 
     def build(item: tuple[int, tuple[int, int]]) -> CaptionBatch:
         step, whole = item
-        start, stop = share.of(*whole)
+        start, stop = own.of(*whole)
         unit_rows = np.repeat(np.arange(stop - start), np.diff(order.offsets[start : stop + 1]))
         batch = _with_captions(encoded, order.captions[order.offsets[start] : order.offsets[stop]], unit_rows)
         everything = order.captions[order.offsets[whole[0]] : order.offsets[whole[1]]]
@@ -136,17 +136,17 @@ def training_batches(
 
 
 def check_units(units: int) -> None:
-    """Refuse an epoch that cannot be trained on.
+    """Check that an epoch can be trained on.
 
     Raises:
         InputError: Fewer than two units: BatchNorm needs two images.
     """
     if units < 2:
-        raise InputError(f"Training needs at least two captioned images, found {units}: BatchNorm cannot normalise a single one.")
+        raise InputError(f"Training needs at least two captioned images, found {units}: BatchNorm cannot normalise a single image.")
 
 
-def table_batches(source: Source, encoded: Encoded, rows: NDArray[np.int64]) -> Generator[CaptionBatch, None, None]:
-    """Images at ``rows``, rising, with all their captions, in that order: what a validation looks at."""
+def table_batches(source: Source, encoded: EncodedCaptions, rows: NDArray[np.int64]) -> Generator[CaptionBatch, None, None]:
+    """The images at ``rows``, in ascending order, with all their captions: the input of validation."""
     ends = np.cumsum(source.table.caption_counts)
     begins = ends - source.table.caption_counts
 
@@ -160,7 +160,7 @@ def table_batches(source: Source, encoded: Encoded, rows: NDArray[np.int64]) -> 
     return ahead(build, range(0, len(rows), VAL_BATCH_IMAGES), threads=source.threads)
 
 
-def _with_captions(encoded: Encoded, captions: NDArray[np.int64], unit_rows: NDArray[np.int64]) -> CaptionBatch:
+def _with_captions(encoded: EncodedCaptions, captions: NDArray[np.int64], unit_rows: NDArray[np.int64]) -> CaptionBatch:
     longest_first = np.argsort(-encoded.lengths[captions], kind="stable")
     captions, unit_rows = captions[longest_first], unit_rows[longest_first]
     tokens, lengths = encoded.batch(captions)
@@ -179,7 +179,7 @@ def _with_captions(encoded: Encoded, captions: NDArray[np.int64], unit_rows: NDA
 
 
 def to_device(batch: CaptionBatch, device: torch.device) -> CaptionBatch:
-    """The batch with everything but its lengths and caption indices on ``device``, and its images mirrored where they are to be."""
+    """Move a batch to ``device``, except its lengths and caption indices, and mirror its images."""
     images = batch.images.to(device, non_blocking=True)
     return replace(
         batch,

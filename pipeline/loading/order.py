@@ -1,7 +1,7 @@
-"""What comes when in training: a pure function of (seed, epoch) and the counts of images and captions, known before any image is read.
+"""The order of training: a pure function of (seed, epoch) and the counts of images and captions, known before any image is read.
 
-The same for shards and feature files, however many threads, processes or machines take their parts of it; so the state of the stream
-is two integers, epoch and step.
+It is the same for shards and feature files, and for any number of threads, processes and machines. So the state of the data stream is two
+integers, epoch and step.
 """
 
 import itertools
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from shards.caption_table import CaptionTable
 
-# Units are shuffled across this many shards at a time: well mixed, and still a sequential pass over remote shards.
+# Units are shuffled across this many shards at a time, so that remote shards are still read sequentially.
 WINDOW_SHARDS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What comes when in one epoch. A unit is an image with some of its captions.
+class EpochOrder:
+    """The order of one epoch. A unit is an image with some of its captions.
 
     Attributes:
         image_rows: int64 (units,): the image of each unit.
@@ -37,7 +37,7 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class RankSlice:
-    """One process's share of a batch: every ``size``-th part of it, and the ``rank``-th of them. The default is all of it.
+    """The slice of a batch that one rank works on: the ``rank``-th of ``size`` equal slices. The default is the whole batch.
 
     >>> RankSlice(rank=1, size=3).of(10, 18)
     (12, 15)
@@ -47,12 +47,12 @@ class RankSlice:
     size: int = 1
 
     def of(self, start: int, stop: int) -> tuple[int, int]:
-        """First and last of this share of start ... stop; shares differ by one at most, and may be empty."""
+        """The rank's slice of start ... stop. Slices differ by at most one item, and may be empty."""
         count = stop - start
         return start + count * self.rank // self.size, start + count * (self.rank + 1) // self.size
 
 
-def epoch_order(table: CaptionTable, *, seed: int, epoch: int, captions_per_image: int = 1) -> Order:
+def epoch_order(table: CaptionTable, *, seed: int, epoch: int, captions_per_image: int = 1) -> EpochOrder:
     """The order of one epoch: every caption exactly once.
 
     An image's captions are permuted and cut into units of at most ``captions_per_image``; shards are permuted and taken in windows
@@ -74,16 +74,16 @@ def epoch_order(table: CaptionTable, *, seed: int, epoch: int, captions_per_imag
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[shuffled])])
     # (captions,): each unit's captions stand at begins[unit] ... begins[unit] + length - 1 of the permuted captions.
     spread = np.repeat(begins[shuffled] - offsets[:-1], lengths[shuffled]) + np.arange(len(rows))
-    return Order(image_rows=images[shuffled], captions=order[spread], offsets=offsets)
+    return EpochOrder(image_rows=images[shuffled], captions=order[spread], offsets=offsets)
 
 
 def unit_draws(units: int, *, seed: int, epoch: int) -> NDArray[np.float64]:
-    """Uniform numbers, float64 (units, 3), that decide each unit's crop, mirror image or cached view in an epoch."""
+    """Uniform random numbers, float64 (units, 3), that decide each unit's crop, mirroring or cached view in an epoch."""
     return np.random.default_rng([seed, epoch, 1]).random((units, 3))
 
 
 def batch_bounds(units: int, batch_size: int) -> list[tuple[int, int]]:
-    """First and last unit of every batch; a last batch of one unit, which BatchNorm could not take, joins the one before.
+    """The first and last unit of every batch. A last batch of one unit, which BatchNorm cannot normalise, joins the batch before it.
 
     >>> batch_bounds(5, 2)
     [(0, 2), (2, 5)]

@@ -1,6 +1,6 @@
 """Where a unit's image comes from: cached features in memory, or pixels from shards, decoded straight into the batch.
 
-Pixels are decoded by threads: libjpeg-turbo works without Python's lock, and no pixel crosses a process.
+Threads decode the pixels: libjpeg-turbo releases the global interpreter lock, and no pixels cross a process boundary.
 """
 
 import threading
@@ -26,9 +26,9 @@ from shards.remote import FetchAhead
 from shards.tar import read_member
 
 Augmentation = Literal["tutorial", "none"]
-# Tars that one thread holds open: those that the order is shuffled over. One that its cache has removed holds its disk until it is closed.
+# Tars that one thread keeps open, as many as one shuffle window. A file removed from the cache uses disk space until it is closed.
 OPEN_FILES = WINDOW_SHARDS
-# A GPU keeps this share of its free memory for everything else before features are put there.
+# Features are kept on the GPU only if they leave this share of its free memory.
 FREE_SHARE = 0.5
 
 
@@ -37,8 +37,8 @@ class Source(Protocol):
 
     Attributes:
         table: The captions.
-        feature_dim: Numbers per image, where they are features.
-        threads: How many threads to build batches with; 0: the consumer's own.
+        feature_dim: Features per image; None for pixels.
+        threads: Number of threads that build batches; 0: the consumer's thread.
     """
 
     table: CaptionTable
@@ -54,33 +54,33 @@ class Source(Protocol):
         ...
 
     def mirrored(self, draws: NDArray[np.float64]) -> Tensor | None:
-        """Which images are to be mirrored on the device, bool (units,); None: none at all."""
+        """Which images are to be mirrored on the device, bool (units,); None: no image."""
         ...
 
     def visit(self, rows: NDArray[np.int64]) -> AbstractContextManager[Callable[[int], None]]:
-        """Make ready what an epoch will need, whose units are those of the images at ``rows``, in that order.
+        """Prepare an epoch whose units are the images at ``rows``, in that order.
 
         Returns:
-            A context, in which the function that it gives is told which unit has been reached.
+            A context manager. Its value is a function to call with the index of each unit that is reached.
         """
         ...
 
 
 class FeatureSource:
-    """Cached features, whole in memory: float16 (images, views, dim); on a GPU where they leave half of its memory free.
+    """Cached features in memory, float16 (images, views, dim); in GPU memory if they leave half of its free memory.
 
     Args:
         file: The feature file.
-        draw_views: Draw one of the views for each unit, as training does; otherwise take their mean, as evaluation does.
-        device: Where training happens.
+        sample_views: Sample one view for each unit, as training does; otherwise use their mean, as evaluation does.
+        device: The training device.
     """
 
     threads = 0
 
-    def __init__(self, file: FeatureFile, *, draw_views: bool = False, device: torch.device | None = None) -> None:
+    def __init__(self, file: FeatureFile, *, sample_views: bool = False, device: torch.device | None = None) -> None:
         self.table = file.table
         self.feature_dim: int | None = file.dim
-        features = file.features if draw_views else file.mean_view()[:, None]
+        features = file.features if sample_views else file.mean_view()[:, None]
         self.views = features.shape[1]
         # (images, views, dim) -> (images * views, dim): a unit's features are one row.
         self.features = torch.from_numpy(np.array(features)).flatten(0, 1)
@@ -108,7 +108,7 @@ class ShardSource:
         preprocessing: Size and crop.
         augmentation: ``tutorial``: random crop and horizontal flip; ``none``: the centre crop of caching and captioning.
         threads: Threads that decode; by default one for each core.
-        pinned: Give batches in pinned memory, from which a GPU copies while it works.
+        pinned: Put batches into pinned memory, from which a GPU copies asynchronously.
     """
 
     feature_dim: int | None = None
@@ -127,14 +127,14 @@ class ShardSource:
         self.threads = default_workers() if threads is None else threads
         self.pinned = pinned
         self.split = split
-        self._own = _ThreadsOwn()
+        self._own = _ThreadLocal()
 
     def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
         crop = self.preprocessing.crop
         target = torch.empty((len(rows), crop, crop, 3), dtype=torch.uint8, pin_memory=self.pinned)
         places = target.numpy()
         decoded, pixels = -1, np.empty((0, 0, 3), np.uint8)
-        # Row after row: an image that several units share is decoded once, and its neighbours in the tar follow.
+        # Sorted by row: an image that several units share is decoded once, and the tar is read sequentially.
         for unit in np.argsort(rows, kind="stable").tolist():
             row = int(rows[unit])
             if row != decoded:
@@ -156,13 +156,13 @@ class ShardSource:
         shards, first = np.unique(self.table.shard_rows[rows], return_index=True)
         _, last = np.unique(self.table.shard_rows[rows][::-1], return_index=True)
         order = np.argsort(first)
-        # (shards,): the last unit that needs this shard or one that was visited before it
+        # (shards,): the last unit that needs this shard or an earlier one
         done = np.maximum.accumulate(len(rows) - 1 - last[order])
         with FetchAhead([self.split.shards[shard] for shard in shards[order]], window=WINDOW_SHARDS) as fetched:
             yield lambda unit: fetched.at(int(np.searchsorted(done, unit)))
 
     def _pixels(self, row: int) -> NDArray[np.uint8]:
-        """uint8 (height, width, 3); valid until this thread asks for the next."""
+        """uint8 (height, width, 3); valid until this thread decodes the next image."""
         shard, sample = self.split.sample(row)
         jpeg = read_member(self._own.file(shard), shard, sample.key, "jpg", sample.jpg)
         pixels = decode_sample(shard, sample.key, jpeg, self._own.scratch)
@@ -174,12 +174,12 @@ class ShardSource:
         return pixels
 
 
-class _ThreadsOwn(threading.local):
-    """What each decoding thread keeps to itself: open tars, and memory to decode into."""
+class _ThreadLocal(threading.local):
+    """What each decoding thread keeps: open tars, and memory to decode into."""
 
     def __init__(self) -> None:
         self.files: OrderedDict[str, IO[bytes]] = OrderedDict()
-        # A fresh array for every image would cost page faults: a third of the decoding time was seen.
+        # A new array for every image would cost page faults: a third of the decoding time was measured.
         self.scratch = np.empty(640 * 640 * 3, dtype=np.uint8)
 
     def file(self, shard: Shard) -> IO[bytes]:
@@ -191,6 +191,6 @@ class _ThreadsOwn(threading.local):
             try:
                 found = shard.open()
             except FileNotFoundError:
-                raise DamageError(f"{shard.path}: is gone. {shard.repair}") from None
+                raise DamageError(f"{shard.path}: no such file. {shard.repair}") from None
         self.files[name] = found
         return found

@@ -1,4 +1,4 @@
-"""Shards or feature files -> what a training reads: the same from both."""
+"""Shards or feature files -> the input of training, which is the same from both."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from pipeline.backbone.extraction import extract_features
 from pipeline.backbone.precision import AGREEMENT_IMAGES, ComputedBackbone, choose_precision, compile_if_worthwhile
 from pipeline.execution.devices import images_per_pass, out_of_memory
 from pipeline.execution.progress import Progress
-from pipeline.features.calibration import calibration_batches, sample_images
-from pipeline.features.previews import sample_pictures, split_pictures
+from pipeline.features.calibration import calibration_batches, evenly_spaced_images
+from pipeline.features.previews import read_previews, split_previews
 from pipeline.loading.batches import CaptionBatch
 from pipeline.loading.order import WINDOW_SHARDS
 from pipeline.loading.sources import Augmentation, FeatureSource, ShardSource, Source
@@ -32,19 +32,19 @@ Pictures = Callable[[Sequence[int]], list[NDArray[np.uint8] | None]]
 
 
 class FeatureExtractor(Protocol):
-    """A batch's images -> float16 (units, dim) features on the device."""
+    """A batch's images -> features, float16 (units, dim), on the device."""
 
     def __call__(self, batch: CaptionBatch) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """A training's input, opened: the same from shards or from a feature file.
+    """The opened input of a training, from shards or from feature files.
 
     Attributes:
-        val: The val split, where there is one.
-        val_pictures: Gives the pixels of val images, for looking at.
-        frozen: The network that raw images go through; None where features are cached.
+        val: The val split, if there is one.
+        val_pictures: Returns the pixels of val images, to show them.
+        frozen: The network that raw images pass through; None for cached features.
     """
 
     kind: Literal["features", "shards"]
@@ -63,13 +63,13 @@ class TrainingData:
 
 
 def open_cached(features: Path, device: torch.device) -> TrainingData:
-    """Open a folder of feature files: ``train.h5``, and ``val.h5`` where there is one.
+    """Open a folder of feature files: ``train.h5``, and ``val.h5`` if there is one.
 
     Raises:
-        InputError, DamageError, MismatchError: Missing, damaged, or of different networks.
+        InputError, DamageError, MismatchError: A file is missing or damaged, or they are of different networks.
     """
     if not features.is_dir():
-        raise InputError(f"{features}: no such folder of feature files. Make it with: python cli.py cache-features --out {features}")
+        raise InputError(f"{features}: no such folder. Make the feature files with: python cli.py cache-features --out {features}")
     train = open_features(feature_path(features, "train"))
     val = open_features(feature_path(features, "val")) if feature_path(features, "val").is_file() else None
     if val is not None:
@@ -78,77 +78,89 @@ def open_cached(features: Path, device: torch.device) -> TrainingData:
     return TrainingData(
         kind="features",
         path=features,
-        source=FeatureSource(train, draw_views=True, device=device),
+        source=FeatureSource(train, sample_views=True, device=device),
         val=FeatureSource(val) if val is not None else None,
-        val_pictures=lambda rows: sample_pictures(features, "val", [keys[row] for row in rows]),
+        val_pictures=lambda rows: read_previews(features, "val", [keys[row] for row in rows]),
         network=recorded_network(train.provenance),
         frozen=None,
         data_digest=train.digest,
     )
 
 
-def open_raw(
-    shards: Path,
-    out: Path,
-    *,
-    backbone: str,
-    weights: str | None,
-    augment: Augmentation,
-    precision: str,
-    device: torch.device,
-    passes: int = 1,
-    threads: int | None = None,
-    on_error: OnError = "fail",
-    quiet: bool = True,
-) -> TrainingData:
-    """Open a shard dataset and the network that its pixels will go through, computed as ``cache-features`` computes it.
+@dataclass(frozen=True, kw_only=True)
+class RawConfig:
+    """How raw images are read and passed through the network.
 
-    Random weights are calibrated on the training photographs and kept in ``out``.
+    Attributes:
+        backbone, weights: As for :func:`pipeline.backbone.backbones.open_backbone`.
+        augment: As for :class:`pipeline.loading.sources.ShardSource`.
+        precision: ``fp32`` or ``bf16``; bf16 falls back to fp32 if the network does not agree with it.
+        epochs: How often each caption's image passes through the network: compiling pays off only for many images.
+        threads: Threads that decode; by default one per core.
+        on_error: ``fail`` at a damaged sample, or ``skip`` it.
+    """
+
+    backbone: str
+    weights: str | None
+    augment: Augmentation
+    precision: str
+    epochs: int = 1
+    threads: int | None = None
+    on_error: OnError = "fail"
+
+
+def open_raw(shards: Path, out: Path, config: RawConfig, device: torch.device, *, quiet: bool = True) -> TrainingData:
+    """Open a shard dataset and the network that its images pass through, computed as ``cache-features`` computes it.
+
+    Random weights are calibrated on the training images and written to ``out``.
 
     Args:
-        precision: ``fp32`` or ``bf16``; bf16 goes back to fp32 where the network does not agree with it.
-        passes: How many times about each caption's image will go through the network: compiling may pay.
-        threads: Threads that decode; by default one for each core.
         quiet: Show no progress while captions are read, for which remote shards are fetched.
 
     Raises:
-        InputError, DamageError, MismatchError, ResourceError: As the parts say.
+        InputError, DamageError, MismatchError, ResourceError: As the functions called here.
     """
-    split = open_samples(shards, "train", on_error)
+    split = open_samples(shards, "train", config.on_error)
     check_cache_holds(split, WINDOW_SHARDS + 1)
     network, exact = open_backbone(
-        backbone=backbone,
-        weights=weights,
+        backbone=config.backbone,
+        weights=config.weights,
         resize=split.config["resize"],
         kept=out / KEPT_FILE,
         sample=lambda crop: calibration_batches(split, crop),
     )
-    with out_of_memory():
-        sample = sample_images(split, exact.preprocessing.crop, AGREEMENT_IMAGES)
-        arithmetic = _arithmetic(exact, precision, device, sample, passes * split.captions)
-    val, pictures = None, None
-    notes = [split.skipped_note(), *arithmetic.notes]
+    computed = _compute(exact, split, config, device)
+    preprocessing = exact.preprocessing
+    notes = [split.skipped_note(), *computed.notes]
+    val, val_split = None, None
     if "val" in read_dataset_file(shards).splits:
-        val_split = open_samples(shards, "val", on_error)
+        val_split = open_samples(shards, "val", config.on_error)
         notes.append(val_split.skipped_note())
-        val = ShardSource(val_split, read_captions(val_split, quiet=quiet), exact.preprocessing, "none", threads=threads)
-        pictures = val_split
-    pinned = device.type == "cuda"
+        val = ShardSource(val_split, read_caption_table(val_split, quiet=quiet), preprocessing, "none", threads=config.threads)
+    table = read_caption_table(split, quiet=quiet)
     return TrainingData(
         kind="shards",
         path=shards,
-        source=ShardSource(split, read_captions(split, quiet=quiet), exact.preprocessing, augment, threads=threads, pinned=pinned),
+        source=ShardSource(split, table, preprocessing, config.augment, threads=config.threads, pinned=device.type == "cuda"),
         val=val,
-        val_pictures=lambda rows: split_pictures(pictures, rows) if pictures is not None else [],
+        val_pictures=lambda rows: split_previews(val_split, rows) if val_split is not None else [],
         network=network,
-        frozen=arithmetic.frozen,
+        frozen=computed.frozen,
         data_digest=split.digest,
         notes=tuple(note for note in notes if note),
     )
 
 
-def read_captions(split: Split, *, quiet: bool = True) -> CaptionTable:
-    """All captions of a split, with progress: the shards of a remote one are fetched meanwhile.
+def _compute(exact: FrozenBackbone, split: Split, config: RawConfig, device: torch.device) -> ComputedBackbone:
+    with out_of_memory():
+        sample = evenly_spaced_images(split, exact.preprocessing.crop, AGREEMENT_IMAGES)
+        # bf16 was chosen for the device. "auto" tests whether this network agrees with it.
+        chosen = choose_precision(exact, precision="fp32" if config.precision == "fp32" else "auto", device=device, sample=sample)
+        return compile_if_worthwhile(chosen, sample=sample, views=config.epochs * split.captions, views_per_pass=images_per_pass(device))
+
+
+def read_caption_table(split: Split, *, quiet: bool = True) -> CaptionTable:
+    """Read all captions of a split, with progress, since remote shards are fetched for them.
 
     Raises:
         InputError, DamageError, ResourceError: As :func:`shards.tar.read_records`.
@@ -161,12 +173,6 @@ def read_captions(split: Split, *, quiet: bool = True) -> CaptionTable:
             progress.advance(len(shard.sidecar.samples))
 
         return table_from_records(map(records, split.shards))
-
-
-def _arithmetic(exact: FrozenBackbone, precision: str, device: torch.device, sample: Tensor, images: int) -> ComputedBackbone:
-    # bf16 was picked for this device; whether this network agrees with it is judged here, as "auto" does.
-    chosen = choose_precision(exact, precision="fp32" if precision == "fp32" else "auto", device=device, sample=sample)
-    return compile_if_worthwhile(chosen, sample=sample, views=images, views_per_pass=images_per_pass(device))
 
 
 def feature_extractor(data: TrainingData) -> FeatureExtractor:

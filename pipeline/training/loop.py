@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.captioner import Captioner
 from model.vocabulary import Vocabulary
 from pipeline.execution.progress import Progress
-from pipeline.loading.batches import CaptionBatch, Encoded, to_device, training_batches
+from pipeline.loading.batches import CaptionBatch, EncodedCaptions, to_device, training_batches
 from pipeline.loading.order import steps_per_epoch
 from pipeline.loading.training_data import FeatureExtractor, TrainingData, feature_extractor
 from pipeline.runs.checkpoints import BestValidation, TrainingPosition
@@ -76,7 +76,7 @@ def run_training(
     per_epoch = steps_per_epoch(data.source.table, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image)
     learner = Learner(out, config, device, processes, per_epoch=per_epoch, start=start)
     processes.barrier()  # nobody removes a checkpoint that another is reading
-    encoded, features_of = Encoded(data.source.table, vocabulary, device), feature_extractor(data)
+    encoded, features_of = EncodedCaptions(data.source.table, vocabulary, device), feature_extractor(data)
     validation = _validation(data, vocabulary, features_of, settings, device, processes, quiet=quiet)
     gradients = _gradients(learner.captioner, data, vocabulary, features_of, settings, per_epoch, processes)
     total = per_epoch * settings.epochs if max_steps is None else min(per_epoch * settings.epochs, max_steps)
@@ -99,7 +99,7 @@ def run_training(
             batch_size=settings.batch_size,
             captions_per_image=settings.captions_per_image,
             first_step=learner.position.step_in_epoch,
-            part=processes.rank_slice,
+            rank_slice=processes.rank_slice,
         )
         with contextlib.closing(batches):
             while learner.position.step_in_epoch < per_epoch and learner.position.step < total:

@@ -17,7 +17,7 @@ from pipeline.captions.vocabulary import read_vocabulary, vocabulary_digest, voc
 from pipeline.execution.devices import pick_device, prepare_device
 from pipeline.loading.batches import check_units
 from pipeline.loading.order import units_of
-from pipeline.loading.training_data import TrainingData, open_cached, open_raw
+from pipeline.loading.training_data import RawConfig, TrainingData, open_cached, open_raw
 from pipeline.runs.checkpoints import MODEL_FILE, best_checkpoint, find_checkpoint, holds_checkpoints
 from pipeline.runs.recipes import ARCHITECTURE, chosen_settings, read_settings
 from pipeline.runs.run import CONFIG_FILE, RunConfig, holds_run, read_config, refuse_differences, write_config
@@ -115,14 +115,16 @@ def train(
                     data = open_raw(
                         asked.raw,
                         out,
-                        backbone=backbone or (stored[0].network.backbone if stored else "resnet152"),
-                        weights=weights or (stored[0].network.weights if stored else None),
-                        augment=config.augment,
-                        precision=config.precision,
-                        device=torch_device,
-                        passes=config.epochs,
-                        threads=workers,
-                        on_error=config.on_error,
+                        RawConfig(
+                            backbone=backbone or (stored[0].network.backbone if stored else "resnet152"),
+                            weights=weights or (stored[0].network.weights if stored else None),
+                            augment=config.augment,
+                            precision=config.precision,
+                            epochs=config.epochs,
+                            threads=workers,
+                            on_error=config.on_error,
+                        ),
+                        torch_device,
                         quiet=quiet or not processes.is_main,
                     )
                 return _identified(out, config, data, vocab, stored, asked.began, processes)

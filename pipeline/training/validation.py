@@ -18,8 +18,8 @@ from model.metrics import cider
 from model.ptb import ptb_tokens
 from model.vocabulary import Vocabulary
 from pipeline.execution.progress import Progress
-from pipeline.features.previews import SAMPLES, spread_rows
-from pipeline.loading.batches import CaptionBatch, Encoded, table_batches, to_device
+from pipeline.features.previews import PREVIEWS, spread_rows
+from pipeline.loading.batches import CaptionBatch, EncodedCaptions, table_batches, to_device
 from pipeline.loading.sources import Source
 from pipeline.loading.training_data import FeatureExtractor, Pictures
 from pipeline.training.distributed import ProcessGroup
@@ -68,13 +68,13 @@ class Validation:
     ) -> None:
         self.table, self.vocabulary, self.pictures, self.processes = source.table, vocabulary, pictures, processes
         captioned = source.table.caption_counts > 0
-        chosen = np.union1d(spread_rows(source.table.images, images), spread_rows(source.table.images, SAMPLES))
+        chosen = np.union1d(spread_rows(source.table.images, images), spread_rows(source.table.images, PREVIEWS))
         self.rows = chosen[captioned[chosen]]
         # As evaluate scores: the CIDEr of a training is that of its greedy captions there.
         self.references = [[ptb_tokens(text) for text in texts] for texts in source.table.reference_texts(self.rows)] if processes.is_main else []
         start, stop = processes.rank_slice.of(0, len(self.rows))
         self.batches: list[CaptionBatch] = []
-        encoded = Encoded(source.table, vocabulary, device)
+        encoded = EncodedCaptions(source.table, vocabulary, device)
         with torch.no_grad(), Progress("Preparing val", total=stop - start, unit="images", quiet=quiet or not processes.is_main) as progress:
             for read in table_batches(source, encoded, self.rows[start:stop]):
                 batch = to_device(read, device)
@@ -107,7 +107,7 @@ class Validation:
         return ValidationResult(loss=total / max(tokens, 1), cider=scored, shown=tuple(self._shown(words)) if self.processes.is_main else ())
 
     def _shown(self, words: list[list[str]]) -> Iterator[ShownCaption]:
-        rows = [row for row in spread_rows(self.table.images, SAMPLES).tolist() if self.table.caption_counts[row]]
+        rows = [row for row in spread_rows(self.table.images, PREVIEWS).tolist() if self.table.caption_counts[row]]
         first = np.cumsum(self.table.caption_counts) - self.table.caption_counts
         for row, place, pixels in zip(rows, np.searchsorted(self.rows, rows), self.pictures(rows), strict=True):
             yield ShownCaption(pixels=pixels, caption=sentence(words[place]), reference=self.table.texts[first[row]])

@@ -14,7 +14,7 @@ from model.captioner import Captioner
 from model.decoder_config import DecoderConfig
 from pipeline.backbone.backbones import KEPT_FILE
 from pipeline.captions.vocabulary import vocabulary_of
-from pipeline.loading.batches import Encoded, to_device, training_batches
+from pipeline.loading.batches import EncodedCaptions, to_device, training_batches
 from pipeline.loading.training_data import TrainingData, feature_extractor, open_cached, open_raw
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.cross_entropy import CrossEntropyStep
@@ -41,8 +41,8 @@ def gradients(kind: str, path: Path, *, pieces: int, units: int, processes: Proc
     model = captioner if processes.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
     features_of = feature_extractor(data)
     step = CrossEntropyStep(captioner, model, features_of, TrainConfig(accumulate=pieces, precision="fp32"), 1, processes)
-    encoded = Encoded(data.source.table, vocabulary)
-    batch = next(training_batches(data.source, encoded, seed=1, epoch=0, batch_size=units, captions_per_image=2, part=processes.rank_slice))
+    encoded = EncodedCaptions(data.source.table, vocabulary)
+    batch = next(training_batches(data.source, encoded, seed=1, epoch=0, batch_size=units, captions_per_image=2, rank_slice=processes.rank_slice))
     loss = all_reduce_sum(step(to_device(batch, CPU)), processes)
     assert data.val is not None
     validated = Validation(data.val, vocabulary, features_of, data.val_pictures, images=3, device=CPU, processes=processes).measure(captioner)

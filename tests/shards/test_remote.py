@@ -22,7 +22,7 @@ from model.encoder import with_crop
 from model.networks import random_info
 from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.features.pixel_batches import _without_samples
-from pipeline.loading.batches import CaptionBatch, Encoded, training_batches
+from pipeline.loading.batches import CaptionBatch, EncodedCaptions, training_batches
 from pipeline.loading.sources import ShardSource
 from pipeline.training.train import train
 from shards.caption_table import table_of_split
@@ -50,7 +50,7 @@ def read_all(split: Split) -> list[bytes]:
 def batches_of(split: Split, epochs: int = 2) -> list[CaptionBatch]:
     table = table_of_split(split)
     source = ShardSource(split, table, with_crop(random_info(64), size=64, mode="squash", filter="lanczos"), "tutorial")
-    encoded = Encoded(table, vocabulary_of(table, min_count=1).vocabulary)
+    encoded = EncodedCaptions(table, vocabulary_of(table, min_count=1).vocabulary)
     return [batch for epoch in range(epochs) for batch in training_batches(source, encoded, seed=3, epoch=epoch, batch_size=16, captions_per_image=5)]
 
 

@@ -70,7 +70,7 @@ def test_a_precision_that_agrees_badly_is_used_only_where_it_was_asked_for(monke
     assert "does not agree well enough" in by_itself.notes[0]
     asked = choose_precision(exact, precision="bf16", device=CPU, sample=SAMPLE)
     assert asked.precision == "bf16"
-    assert "as asked for, though it agrees badly" in asked.notes[0]
+    assert "as requested, although it agrees badly" in asked.notes[0]
 
 
 def test_a_short_pass_is_not_compiled() -> None:

@@ -67,11 +67,11 @@ def test_a_list_on_standard_input_is_read_in_its_place(folder: Path) -> None:
 
 def test_what_gives_no_photograph_is_refused_by_name(folder: Path) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty: there is no photograph"):
+    with pytest.raises(InputError, match=r"empty: no images in this folder"):
         names(folder / "empty")
     with pytest.raises(InputError, match=r"\*\.tiff: no file matches"):
         names(folder / "*.tiff")
-    with pytest.raises(InputError, match="No photographs were named"):
+    with pytest.raises(InputError, match="No images given"):
         names("-", lines="\n\n")
 
 

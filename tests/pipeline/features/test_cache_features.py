@@ -191,7 +191,7 @@ def test_a_crop_larger_than_the_shards_names_the_size_that_would_do(small: Small
 def test_weights_that_are_none_are_refused_by_name(tmp_path: Path, content: bytes, ending: str) -> None:
     path = tmp_path / f"evil.{ending}"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"evil\.{ending}: not a file of weights"):
+    with pytest.raises(InputError, match=rf"evil\.{ending}: not a weights file"):
         open_backbone(
             backbone="resnet18",
             weights=str(path),

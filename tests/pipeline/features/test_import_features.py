@@ -12,7 +12,7 @@ from click.testing import Result
 from pipeline.backbone.backbones import recorded_network
 from pipeline.captions.read import CaptionSource
 from pipeline.captions.tokenizer import tokenize
-from pipeline.features.import_features import ImportSummary, import_features
+from pipeline.features.import_features import DeclaredNetwork, ImportSummary, declared_network, import_features
 from pipeline.images.decode import Resize
 from pipeline.sharding.shard import ShardConfig, write_shards
 from shards.atomic import exclusive, file_sha256
@@ -46,9 +46,13 @@ def tiny(tmp_path: Path) -> Callable[..., ImportSummary]:
     def run(images: list[dict[str, Any]] = TINY, matrix: Any = MATRIX, out: str = "out", restval: bool = True, **options: Any) -> ImportSummary:
         np.save(tmp_path / "features.npy", matrix)
         source = CaptionSource(paths=(split_file(tmp_path, images),), restval=restval)
-        return import_features(npy=tmp_path / "features.npy", captions=source, out=tmp_path / out, **options)
+        return import_features(npy=tmp_path / "features.npy", captions=source, out=tmp_path / out, declared=_declared(**options))
 
     return run
+
+
+def _declared(**options: Any) -> DeclaredNetwork | None:
+    return declared_network(**{**dict.fromkeys(("backbone", "weights", "size", "mode", "filter")), **options})
 
 
 def reject_lines(out: Path) -> list[tuple[str, str, str]]:
@@ -105,7 +109,7 @@ def test_captions_of_another_form_take_the_rows_in_the_order_of_their_images(tmp
     np.testing.assert_array_equal(train.features[:, 0], MATRIX[[0]].astype(np.float16))
     np.testing.assert_array_equal(val.features[:, 0], MATRIX[2:].astype(np.float16))
     assert (train.table.texts, val.table.file_names) == (("C", "More"), ("b.jpg", "d.jpg", "e.jpg", "f.jpg"))
-    with pytest.raises(InputError, match=r"c\.csv, .*c\.csv: give one --captions"):
+    with pytest.raises(InputError, match=r"c\.csv, .*c\.csv: give one `captions`"):
         import_features(npy=tmp_path / "features.npy", captions=CaptionSource(paths=source.paths * 2), out=tmp_path / "out")
 
 
@@ -149,7 +153,7 @@ def test_whatever_is_left_out_is_counted_and_has_a_line(run_cli: Run, tmp_path: 
 
 
 def test_a_split_file_of_other_images_is_refused_with_its_counts(tiny: Callable[..., ImportSummary], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"dataset\.json: no image of it could be used \(6 features_without_image, 2 missing_features\).*--npy"):
+    with pytest.raises(InputError, match=r"dataset\.json: none of its images could be used \(6 features_without_image, 2 missing_features\).*--npy"):
         tiny([image(70), image(71, "val")])
     assert len(reject_lines(tmp_path / "out")) == 8
     assert not list((tmp_path / "out").glob("*.h5"))
@@ -186,7 +190,7 @@ def test_other_features_or_captions_in_the_same_folder_are_refused_with_both_dig
     tiny()
     there = open_features(tmp_path / "out/test.h5").provenance
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    with pytest.raises(MismatchError, match=rf"test\.h5: holds other features: weights_sha256 is {there.weights_sha256} there, \w{{64}} now"):
+    with pytest.raises(MismatchError, match=rf"test\.h5: holds other features: weights_sha256 is {there.weights_sha256}, not, \w{{64}} now"):
         tiny(matrix=MATRIX + 1)
     said = [image(4, "test", sentences=[{"raw": "another"}, {"raw": "text"}]), *TINY[:5]]
     with pytest.raises(MismatchError, match=rf"test\.h5: .*digest of features and captions is {there.split_digest} there, \w{{64}} now"):
@@ -206,7 +210,7 @@ def test_a_folder_that_holds_something_else_or_is_being_written_to_is_refused(
     with exclusive(tmp_path / "out", "cache", "caching"), pytest.raises(OccupiedError, match="another process is importing features here"):
         tiny()
     tiny()
-    with pytest.raises(OccupiedError, match=r"something else than feature files \(rejects\.jsonl\)"):
+    with pytest.raises(OccupiedError, match=r"other files than features \(rejects\.jsonl\)"):
         cache_features(shards=small.shards, out=tmp_path / "out", backbone="resnet18", weights="random", device="cpu")
 
 
@@ -247,21 +251,21 @@ def test_a_run_on_features_of_an_unknown_network_is_trained_and_scored_but_capti
     ):
         result = run_cli(*step)
         assert result.exit_code == 1, result.output
-        assert "imported without a declared network" in result.stderr
-        assert "--backbone and --weights" in " ".join(result.stderr.split())
+        assert "imported without declaring their network" in " ".join(result.stderr.split())
+        assert "--backbone NAME --weights FILE" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"backbone": "resnet18"}, "--backbone and --weights together"),
-        ({"weights": "IMAGENET1K_V1"}, "--backbone and --weights together"),
-        ({"size": 256}, "give --backbone and --weights too"),
-        ({"filter": "box"}, "give --backbone and --weights too"),
-        ({"backbone": "resnet18", "weights": "random"}, "--weights random"),
+        ({"backbone": "resnet18"}, "`backbone` and `weights` together"),
+        ({"weights": "IMAGENET1K_V1"}, "`backbone` and `weights` together"),
+        ({"size": 256}, "give `backbone` and `weights` too"),
+        ({"filter": "box"}, "give `backbone` and `weights` too"),
+        ({"backbone": "resnet18", "weights": "random"}, "`weights` random"),
         ({"backbone": "resnet1888", "weights": "IMAGENET1K_V1"}, "no classification network of this name"),
-        ({"backbone": "resnet18", "weights": "none.pth"}, "--weights none.pth: neither a file nor published weights of resnet18"),
-        ({"backbone": "resnet18", "weights": "IMAGENET1K_V1", "size": 200}, "--size 200: these weights of resnet18 want a crop of 224"),
+        ({"backbone": "resnet18", "weights": "none.pth"}, "`weights` none.pth: neither a file nor published weights of resnet18"),
+        ({"backbone": "resnet18", "weights": "IMAGENET1K_V1", "size": 200}, "`size` 200: these weights of resnet18 expect a crop of 224"),
         ({"backbone": "resnet18", "weights": "IMAGENET1K_V1", "mode": "stretch"}, "--resize stretch"),
     ],
 )
@@ -299,11 +303,7 @@ def test_cached_features_of_real_photographs_come_back_as_those_of_the_same_netw
         npy=tmp_path / "f.npy",
         captions=CaptionSource(paths=(split_file(tmp_path, images),)),
         out=tmp_path / "imported",
-        backbone="mobilenet_v2",
-        weights=weights,
-        size=256,
-        mode="shortest",
-        filter="bilinear",
+        declared=DeclaredNetwork(backbone="mobilenet_v2", weights=weights, size=256, mode="shortest", filter="bilinear"),
     )
     imported = open_features(tmp_path / "imported/train.h5")
     assert imported.provenance.network() == cached.provenance.network()

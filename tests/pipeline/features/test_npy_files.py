@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.captions.records import ListedImage
-from pipeline.features.npy_files import MAX_VECTOR_BYTES, open_arrays, read_half
+from pipeline.features.npy_files import MAX_VECTOR_BYTES, open_npy, read_half
 from shards.errors import InputError
 
 IMAGES = [ListedImage(image_id=100 + i, imgid=i, file_name=f"folder/photo.{i}.jpg") for i in range(3)]
@@ -20,7 +20,7 @@ VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
 
 def read(path: Path, images: list[ListedImage] = IMAGES) -> dict[int, list[float]]:
     """By image id, its features."""
-    arrays, found = open_arrays(path, images)
+    arrays, found = open_npy(path, images)
     rows = read_half(arrays, list(found.places.values())).astype(float).tolist()
     return dict(zip(found.places, rows, strict=True))
 
@@ -42,7 +42,7 @@ def test_a_matrixs_row_i_is_of_the_image_with_imgid_i(tmp_path: Path, stored: st
     np.save(tmp_path / "m.npy", np.asarray(VECTORS, dtype=stored, order=order))
     images = [ListedImage(image_id=7, imgid=2, file_name="b.jpg"), ListedImage(image_id=5, imgid=0, file_name="a.jpg")]
     assert read(tmp_path / "m.npy", images) == {7: [1.0, 1.125, 1.25, 1.375], 5: [0.0, 0.125, 0.25, 0.375]}
-    arrays, found = open_arrays(tmp_path / "m.npy", images)
+    arrays, found = open_npy(tmp_path / "m.npy", images)
     assert [(reject.file, reject.reason) for reject in found.unclaimed] == [("m.npy row 1", "features_without_image")]
     assert arrays.dtype() == {"<f2": "float16", "<f8": "float64"}.get(stored, "float32")
 
@@ -70,7 +70,7 @@ def test_files_of_a_folder_that_belong_to_no_image_are_said_and_not_read(tmp_pat
     np.save(tmp_path / "101.npy", VECTORS[1])
     (tmp_path / "strange.npy").write_bytes(b"anything")
     (tmp_path / "notes.txt").write_text("x")
-    arrays, found = open_arrays(tmp_path, IMAGES)
+    arrays, found = open_npy(tmp_path, IMAGES)
     assert list(found.places) == [101]
     assert [(reject.file, reject.reason) for reject in found.unclaimed] == [("strange.npy", "features_without_image")]
     assert "100" in arrays.missing(IMAGES[0])
@@ -81,7 +81,7 @@ def test_a_folders_digest_is_that_of_names_and_content(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         for name, vector in vectors.items():
             np.save(tmp_path / folder / name, vector)
-        arrays, found = open_arrays(tmp_path / folder, IMAGES)
+        arrays, found = open_npy(tmp_path / folder, IMAGES)
         arrays.read(list(found.places.values()))
         return arrays.sha256()
 
@@ -107,7 +107,7 @@ class Payload:
         (b"\x93NUMPY\x01\x00\xff", "not an .npy file"),
         (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }")[:-1], r"\(3, 4\) has 48 bytes, there are 47"),
         (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000, 4), }"), "160,000,000,000,000 bytes, there are 48"),
-        (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-3, -4), }"), "there are no features in it"),
+        (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-3, -4), }"), "it holds no features"),
         (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (10**99, 4), }"), "not an .npy file"),
         (with_header("(" * 60_000), "not an .npy file"),
         (npy_bytes(np.zeros((3, 4), np.int64)), "type int64, accepted are float16, float32, float64"),
@@ -115,7 +115,7 @@ class Payload:
         (npy_bytes(np.zeros((3, 4), [("a", "<f4")])), "accepted are float16"),
         (npy_bytes(np.zeros((3, 2, 4), np.float32)), r"has the shape \(3, 2, 4\)\. A matrix \(images, dim\)"),
         (npy_bytes(np.zeros(4, np.float32)), r"has the shape \(4,\)"),
-        (npy_bytes(np.zeros((0, 4), np.float32)), "there are no features in it"),
+        (npy_bytes(np.zeros((0, 4), np.float32)), "it holds no features"),
         (npy_bytes(np.zeros((1, 100_000), np.float16)), "100,000 features per image, more than the limit of 65,536"),
     ],
 )
@@ -123,7 +123,7 @@ def test_a_matrix_that_is_none_is_refused_by_name(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.npy").write_bytes(content)
     with pytest.raises(InputError, match=rf"m\.npy: .*{says}"):
-        open_arrays(tmp_path / "m.npy", IMAGES)
+        open_npy(tmp_path / "m.npy", IMAGES)
     assert not Path("ran").exists()
 
 
@@ -165,7 +165,7 @@ VECTOR = npy_bytes(VECTORS[0])
     ("files", "says"),
     [
         ({}, "holds no .npy or .npz file"),
-        ({"other.npy": VECTOR}, r"none of its 1 files is named by an image of the split file \(other.npy"),
+        ({"other.npy": VECTOR}, r"none of its 1 files has the name of an image in the split file \(other.npy"),
         ({"100.npy": npy_bytes(np.zeros((36, 4), np.float32))}, r"100\.npy: has 36 rows of 4 features \(regions\)"),
         ({"100.npy": npy_bytes(np.zeros((2, 2, 4), np.float32))}, r"100\.npy: has the shape \(2, 2, 4\): one vector per image"),
         ({"100.npy": VECTOR, "101.npy": npy_bytes(np.zeros(5, np.float32))}, r"101\.npy: has 5 features, 100\.npy has 4"),
@@ -194,11 +194,11 @@ def test_a_file_that_two_images_could_own_is_refused_unless_the_whole_name_says_
     images = [ListedImage(image_id=2, imgid=0, file_name="1.jpg"), ListedImage(image_id=1, imgid=1, file_name="2.jpg")]
     np.save(tmp_path / "1.npy", VECTORS[0])
     with pytest.raises(InputError, match=r"1\.npy: may belong to 1\.jpg \(id 2\) or 2\.jpg \(id 1\)"):
-        open_arrays(tmp_path, images)
+        open_npy(tmp_path, images)
     (tmp_path / "1.npy").rename(tmp_path / "1.jpg.npy")
     assert read(tmp_path, images) == {2: VECTORS[0].tolist()}
 
 
 def test_a_place_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.npy: no such file or folder"):
-        open_arrays(tmp_path / "none.npy", IMAGES)
+        open_npy(tmp_path / "none.npy", IMAGES)

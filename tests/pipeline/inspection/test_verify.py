@@ -16,7 +16,7 @@ from click.testing import Result
 from model.preprocessing import Preprocessing
 from model.vocabulary import build_vocabulary
 from pipeline.inspection.verify import verify
-from pipeline.loading.batches import CaptionBatch, Encoded, training_batches
+from pipeline.loading.batches import CaptionBatch, EncodedCaptions, training_batches
 from pipeline.loading.sources import ShardSource
 from pipeline.training.train import train
 from shards.atomic import digest
@@ -51,7 +51,7 @@ def batches(folder: Path, on_error: OnError = "fail") -> list[CaptionBatch]:
     """An epoch of raw training's batches."""
     split = open_samples(folder, "train", on_error)
     table = table_of_split(split)
-    encoded = Encoded(table, build_vocabulary(dict.fromkeys(table.words, 1), min_count=1))
+    encoded = EncodedCaptions(table, build_vocabulary(dict.fromkeys(table.words, 1), min_count=1))
     return list(training_batches(ShardSource(split, table, PREPROCESSING, "tutorial"), encoded, seed=0, epoch=0, batch_size=64))
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from model.vocabulary import END, PAD, START
 from pipeline.captions.vocabulary import vocabulary_of
-from pipeline.loading.batches import CaptionBatch, Encoded, training_batches
+from pipeline.loading.batches import CaptionBatch, EncodedCaptions, training_batches
 from pipeline.loading.order import RankSlice, epoch_order, steps_per_epoch
 from pipeline.loading.sources import Augmentation, FeatureSource, ShardSource
 from shards.caption_table import table_from_records, table_of_split
@@ -24,7 +24,7 @@ def test_tokens_are_start_words_end_and_padding(small: Small) -> None:
     table = open_features(small.features / "train.h5").table
     vocabulary = vocabulary_of(table, min_count=1).vocabulary
     captions = np.array([3, 0, 17])
-    tokens, lengths = Encoded(table, vocabulary).batch(captions)
+    tokens, lengths = EncodedCaptions(table, vocabulary).batch(captions)
     for row, caption in enumerate(captions):
         words = vocabulary.decode(tokens[row].tolist())
         expected = [START, *table.caption_tokens(caption), END]
@@ -36,7 +36,7 @@ def test_a_caption_that_spells_a_special_word_cannot_end_a_sentence() -> None:
     records = [("0", {"image_id": 1, "file_name": "x", "captions": [{"id": 1, "text": "<end> a", "tokens": ["<end>", "a"]}]})]
     table = table_from_records([records])
     vocabulary = vocabulary_of(table, min_count=1).vocabulary
-    tokens, _ = Encoded(table, vocabulary).batch(np.array([0]))
+    tokens, _ = EncodedCaptions(table, vocabulary).batch(np.array([0]))
     assert vocabulary.decode(tokens[0].tolist()) == ["<start>", "<unk>", "a", "<end>"]
 
 
@@ -44,7 +44,7 @@ def test_a_caption_that_spells_a_special_word_cannot_end_a_sentence() -> None:
 def test_raw_and_cached_see_the_same_pairs_in_the_same_order(small: Small, k: int) -> None:
     split = open_split(small.shards, "train")
     file = open_features(small.features / "train.h5")
-    encoded = Encoded(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
+    encoded = EncodedCaptions(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
     raw = ShardSource(split, table_of_split(split), PREPROCESSING, "none")
     pairs = [list(training_batches(source, encoded, seed=3, epoch=1, batch_size=16, captions_per_image=k)) for source in (raw, FeatureSource(file))]
     assert len(pairs[0]) == len(pairs[1]) == steps_per_epoch(file.table, batch_size=16, captions_per_image=k)
@@ -59,7 +59,7 @@ def test_raw_and_cached_see_the_same_pairs_in_the_same_order(small: Small, k: in
 def test_batches_do_not_depend_on_threads_and_can_begin_anywhere(small: Small, augmentation: Augmentation) -> None:
     split = open_split(small.shards, "train")
     table = table_of_split(split)
-    encoded = Encoded(table, vocabulary_of(table, min_count=1).vocabulary)
+    encoded = EncodedCaptions(table, vocabulary_of(table, min_count=1).vocabulary)
     streams = []
     for threads, first in ((0, 0), (1, 0), (2, 0), (4, 0), (2, 5)):
         source = ShardSource(split, table, PREPROCESSING, augmentation, threads=threads)
@@ -78,13 +78,13 @@ def test_processes_share_the_same_batches_in_as_many_steps_each(small: Small, tm
     shard_small(small.source, tmp_path / "shards", "train", shard_size=shard_size)
     split = open_split(tmp_path / "shards", "train")  # 6, 4 and 1 shards of 36 images
     table = table_of_split(split)
-    encoded = Encoded(table, vocabulary_of(table, min_count=1).vocabulary)
+    encoded = EncodedCaptions(table, vocabulary_of(table, min_count=1).vocabulary)
     file = open_features(small.features / "train.h5")
 
     def stream(part: RankSlice) -> list[CaptionBatch]:
         # Each process has a source of its own.
-        source = FeatureSource(replace(file, table=table), draw_views=True) if cached else ShardSource(split, table, PREPROCESSING, "tutorial")
-        return list(training_batches(source, encoded, seed=2, epoch=1, batch_size=16, captions_per_image=k, part=part))
+        source = FeatureSource(replace(file, table=table), sample_views=True) if cached else ShardSource(split, table, PREPROCESSING, "tutorial")
+        return list(training_batches(source, encoded, seed=2, epoch=1, batch_size=16, captions_per_image=k, rank_slice=part))
 
     alone = stream(RankSlice())
     assert sorted(caption for batch in alone for caption in batch.captions.tolist()) == list(range(table.captions))
@@ -102,7 +102,7 @@ def test_processes_share_the_same_batches_in_as_many_steps_each(small: Small, tm
 
 def test_two_epochs_hold_the_same_captions_in_another_order(small: Small) -> None:
     file = open_features(small.features / "train.h5")
-    encoded = Encoded(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
+    encoded = EncodedCaptions(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
     epochs = [training_batches(FeatureSource(file), encoded, seed=0, epoch=epoch, batch_size=16) for epoch in (0, 1)]
     first, second = (torch.cat([batch.captions for batch in epoch]) for epoch in epochs)
     assert not torch.equal(first, second)
@@ -111,7 +111,7 @@ def test_two_epochs_hold_the_same_captions_in_another_order(small: Small) -> Non
 
 def test_captions_of_a_batch_stand_longest_first(small: Small) -> None:
     file = open_features(small.features / "train.h5")
-    encoded = Encoded(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
+    encoded = EncodedCaptions(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
     for batch in training_batches(FeatureSource(file), encoded, seed=0, epoch=0, batch_size=16):
         assert (batch.caption_lengths.diff() <= 0).all()
         assert torch.equal((batch.tokens != 0).sum(dim=1), batch.caption_lengths)
@@ -119,7 +119,7 @@ def test_captions_of_a_batch_stand_longest_first(small: Small) -> None:
 
 def test_a_single_captioned_image_is_refused() -> None:
     table = table_with([[1]])
-    encoded = Encoded(table, vocabulary_of(table, min_count=1).vocabulary)
+    encoded = EncodedCaptions(table, vocabulary_of(table, min_count=1).vocabulary)
     split = ShardSource.__new__(ShardSource)
     split.table = table
     with pytest.raises(InputError, match="at least two"):
@@ -139,7 +139,7 @@ def test_an_epoch_that_begins_in_its_middle_asks_for_what_is_left_of_it_alone(sm
             yield self.reached.append
 
     source = Visited(file)
-    encoded = Encoded(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
+    encoded = EncodedCaptions(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
     batches = list(training_batches(source, encoded, seed=0, epoch=0, batch_size=16, first_step=9))
     order = epoch_order(file.table, seed=0, epoch=0)
     assert source.asked.tolist() == order.image_rows[9 * 16 :].tolist()

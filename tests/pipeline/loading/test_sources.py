@@ -7,7 +7,7 @@ import torch
 from model.preprocessing import mirror
 from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.images.decode import decode_image
-from pipeline.loading.batches import Encoded, to_device, training_batches
+from pipeline.loading.batches import EncodedCaptions, to_device, training_batches
 from pipeline.loading.sources import OPEN_FILES, FeatureSource, ShardSource
 from shards.caption_table import table_of_split
 from shards.errors import DamageError
@@ -36,7 +36,7 @@ def test_augmentation_crops_within_the_image_and_the_device_mirrors(small: Small
 def test_batches_are_mirrored_on_the_device_as_their_epoch_says(small: Small) -> None:
     split = open_split(small.shards, "train")
     table = table_of_split(split)
-    encoded = Encoded(table, vocabulary_of(table, min_count=1).vocabulary)
+    encoded = EncodedCaptions(table, vocabulary_of(table, min_count=1).vocabulary)
     batch = next(training_batches(ShardSource(split, table, PREPROCESSING, "tutorial"), encoded, seed=0, epoch=0, batch_size=16))
     assert batch.mirrored is not None
     assert 0 < int(batch.mirrored.sum()) < 16
@@ -100,14 +100,14 @@ def feature_file(tmp_path: Path, views: int) -> FeatureFile:
 
 def test_training_draws_one_view_for_each_unit_and_epoch_and_evaluation_takes_their_mean(tmp_path: Path) -> None:
     file = feature_file(tmp_path, views=3)
-    encoded = Encoded(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
+    encoded = EncodedCaptions(file.table, vocabulary_of(file.table, min_count=1).vocabulary)
 
     def drawn(source: FeatureSource, epoch: int) -> dict[int, int]:
         batches = training_batches(source, encoded, seed=0, epoch=epoch, batch_size=5)
         values = torch.cat([batch.images for batch in batches]).squeeze(1).long().tolist()
         return {value % 100: value // 100 for value in values}
 
-    source = FeatureSource(file, draw_views=True)
+    source = FeatureSource(file, sample_views=True)
     epochs = [drawn(source, epoch) for epoch in range(30)]
     assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
     assert drawn(source, 0) == epochs[0]

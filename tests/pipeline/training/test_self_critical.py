@@ -18,7 +18,7 @@ from model.ptb import ptb_tokens
 from model.vocabulary import END, START, UNK, Vocabulary
 from pipeline.captions.tokenizer import tokenize
 from pipeline.captions.vocabulary import vocabulary_of
-from pipeline.loading.batches import Encoded, to_device, training_batches
+from pipeline.loading.batches import EncodedCaptions, to_device, training_batches
 from pipeline.loading.training_data import open_cached
 from pipeline.reporting.curves import draw_curves
 from pipeline.runs.run import read_config
@@ -69,7 +69,9 @@ def test_a_steps_gradient_is_that_of_drawn_captions_weighted_by_their_advantage(
     vocabulary = vocabulary_of(table, min_count=1).vocabulary
     torch.manual_seed(0)
     captioner = Captioner(DecoderConfig(feature_dim=data.feature_dim, vocabulary_size=len(vocabulary), embedding_dim=16, hidden_dim=24))
-    batch = to_device(next(training_batches(data.source, Encoded(table, vocabulary), seed=0, epoch=0, batch_size=7, captions_per_image=9)), CPU)
+    batch = to_device(
+        next(training_batches(data.source, EncodedCaptions(table, vocabulary), seed=0, epoch=0, batch_size=7, captions_per_image=9)), CPU
+    )
     assert len(batch.images) == 7
     reward = Reward(table, vocabulary)
     step = SelfCriticalStep(captioner, captioner, lambda batch: batch.images, "fp32", ProcessGroup(), table, reward, vocabulary, 4)
