@@ -15,7 +15,7 @@ from model.decoder_config import DecoderConfig
 from pipeline.backbone.backbones import KEPT_FILE
 from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.loading.batches import EncodedCaptions, to_device, training_batches
-from pipeline.loading.training_data import TrainingData, feature_extractor, open_cached, open_raw
+from pipeline.loading.training_data import RawConfig, TrainingData, feature_extractor, open_cached, open_raw
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.cross_entropy import CrossEntropyStep
 from pipeline.training.distributed import ProcessGroup, all_reduce_sum, process_group
@@ -29,7 +29,7 @@ def open_data(kind: str, data: Path) -> TrainingData:
         return open_cached(data, CPU)
     kept = data.parent / "features"
     assert (kept / KEPT_FILE).is_file()
-    return open_raw(data, kept, backbone="resnet18", weights="random", augment="tutorial", precision="fp32", device=CPU, threads=1)
+    return open_raw(data, kept, RawConfig(backbone="resnet18", weights="random", augment="tutorial", precision="fp32", threads=1), CPU)
 
 
 def gradients(kind: str, path: Path, *, pieces: int, units: int, processes: ProcessGroup) -> dict[str, torch.Tensor]:

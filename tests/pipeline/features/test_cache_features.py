@@ -14,7 +14,7 @@ from torch.nn import functional
 from model.networks import random_state
 from pipeline.backbone.backbones import KEPT_FILE, open_backbone
 from pipeline.features.calibration import calibration_batches
-from pipeline.features.views import places
+from pipeline.features.views import crop_boxes
 from pipeline.images.decode import Resize
 from pipeline.sharding.read_samples import decode_sample, shard_samples
 from pipeline.sharding.shard import ShardConfig, write_shards
@@ -99,7 +99,7 @@ def test_every_view_holds_the_features_of_its_crop(small: Small, tmp_path: Path)
         _, frozen = open_backbone(backbone="resnet18", weights="random", resize=split.config["resize"], kept=out / KEPT_FILE, sample=lambda _: [])
         for row, (sample, jpeg, _) in enumerate(shard_samples(split.shards[0])):
             pixels = torch.from_numpy(decode_sample(split.shards[0], sample.key, jpeg))
-            where = places(file.provenance.views, position=row, height=64, width=64, crop=56)
+            where = crop_boxes(file.provenance.views, position=row, height=64, width=64, crop=56)
             crops = [pixels[p.top : p.top + 56, p.left : p.left + 56].flip(1 if p.flipped else ()) for p in where]
             np.testing.assert_allclose(file.features[row].astype(np.float32), frozen(torch.stack(crops)).numpy(), atol=0.02)
 
