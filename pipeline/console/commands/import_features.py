@@ -65,18 +65,14 @@ def import_features(
     filter_: str | None,
 ) -> None:
     """Make feature files from existing arrays and captions."""
-    from pipeline.features.import_features import import_features
+    from pipeline.features.import_features import declared_network, import_features
 
     summary = import_features(
         npy=npy,
         captions=captions.source(),
         out=out,
         split=split,
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        mode=mode,
-        filter=filter_,
+        declared=declared_network(backbone=backbone, weights=weights, size=size, mode=mode, filter=filter_),
         quiet=False,
     )
     _print_summary(npy, out, summary)
