@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from safetensors.torch import load_file
 
+from model.decoder_config import DECODERS
 from pipeline.console.command_table import COMMANDS
+from pipeline.runs.checkpoints import find_checkpoint
+from tests.conftest import Small
 
 TOY_COMMAND = """
 import click
@@ -43,3 +47,63 @@ def test_a_toy_command_is_added_through_the_registry(run_cli: Callable[..., Resu
     assert good.output.splitlines() == ["6 with 3 workers", "Next: python cli.py doctor"]
     assert (bad.exit_code, bad.output) == (1, "Error: NUMBER 6: must be at most --most 5.\n")
     assert run_cli("toy", 3).exit_code == 2
+
+
+TOY_DECODER = """
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from model.decoders.base import Decoder
+
+@dataclass(frozen=True)
+class ToyState:
+    images: torch.Tensor
+
+    def select(self, rows):
+        return ToyState(self.images[rows])
+
+class ToyDecoder(Decoder):
+    '''Scores the next word by the image and the word before it, and remembers nothing.'''
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_dim)
+        self.output = nn.Linear(config.embedding_dim, config.vocabulary_size)
+
+    def forward(self, images, tokens, caption_lengths):
+        before = self.embedding(tokens[:, :-1]) + images[:, None]
+        inputs = torch.cat([images[:, None], before], dim=1)
+        return self.output(pack_padded_sequence(inputs, caption_lengths, batch_first=True).data)
+
+    def first_state(self, images):
+        return ToyState(images)
+
+    def decoding_step(self, words, state):
+        return self.output(self.embedding(words) + state.images), state
+"""
+
+
+def test_a_toy_decoder_is_added_through_the_registry(
+    run_cli: Callable[..., Result], small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy_decoder.py").write_text(TOY_DECODER)
+    monkeypatch.syspath_prepend(tmp_path)
+    run, image = tmp_path / "run", small.source / "images/scene_000000.jpg"
+    train = ["train", "--features", small.features, "--out", run, "--decoder", "toy", "--epochs", 1, "--batch-size", 16, "--min-count", 1]
+    unknown = run_cli(*train)
+    DECODERS.register("toy", "toy_decoder:ToyDecoder")
+    try:
+        trained, resumed = run_cli(*train, "--scheduled-sampling", 0.2), run_cli("train", "--out", run, "--resume", "--epochs", 2)
+        captioned = run_cli("caption", "--run", run, image, "--beam", 2, "--best", 2)
+        with_another = run_cli("caption", "--run", run, "--run", run, image)
+        weights = load_file(find_checkpoint(run)[0] / "model.safetensors")
+    finally:
+        DECODERS.unregister("toy")
+    assert "--decoder toy: There is no decoder 'toy'. Choose one of: lstm." in " ".join(unknown.stderr.split())
+    assert [result.exit_code for result in (trained, resumed, captioned, with_another)] == [0] * 4
+    assert len(captioned.stdout.splitlines()) == 2
+    assert {"decoder.embedding.weight", "decoder.output.weight"} <= weights.keys()
+    assert not any("lstm" in name for name in weights)
