@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from model.decoder_config import DECODERS, DecoderConfig
-from model.decoders.base import DecoderState
+from model.decoders.base import Decoder, DecoderState
 from model.encoder import Projection
 
 
@@ -39,7 +39,7 @@ class Captioner(nn.Module):
         super().__init__()
         self.config = config
         self.projection = Projection(config.feature_dim, config.embedding_dim, dropout=config.feature_dropout)
-        self.decoder = DECODERS[config.decoder](config)
+        self.decoder: Decoder = DECODERS[config.decoder](config)
 
     def forward(
         self,

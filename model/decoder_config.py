@@ -1,14 +1,13 @@
 """Which decoders there are, and a captioner's decoder and sizes as runs record them. Imports nothing heavy, so that ``--help`` answers at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from model.registry import Registry
 
-if TYPE_CHECKING:
-    from model.decoders.base import Decoder
-
-DECODERS: "Registry[type[Decoder]]" = Registry("decoder", lstm="model.decoders.lstm:LSTMDecoder")
+# By name, the subclasses of model.decoders.base.Decoder, each built from a DecoderConfig.
+DECODERS = Registry[Callable[..., Any]]("decoder", lstm="model.decoders.lstm:LSTMDecoder")
 
 ImageInput = Literal["once", "every_step"]
 
