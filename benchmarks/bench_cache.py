@@ -43,8 +43,8 @@ from pipeline.backbone.precision import COMPILE_FROM_IMAGES, choose_precision, c
 from pipeline.execution.devices import keep_freed_memory, pick_device
 from pipeline.features.calibration import calibration_batches
 from pipeline.sharding.read_samples import shard_samples
+from shards.dataset import open_split
 from shards.features import open_features
-from shards.manifest import open_split
 
 LIMIT = "B"
 STEPS = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.machine import table
 from benchmarks.workload import replicate, run_command, say, write_weights
-from shards.manifest import open_split
+from shards.dataset import open_split
 
 # Stages that have --workers; the others are one process.
 IN_PROCESSES = ("shard", "cache-features")

@@ -26,8 +26,8 @@ from pipeline.backbone.precision import decoder_precision
 from pipeline.execution.devices import pick_device, prepare_device
 from pipeline.execution.executors import default_workers
 from pipeline.runs.run import open_run
+from shards.dataset import open_split
 from shards.features import open_features
-from shards.manifest import open_split
 
 Found = Mapping[str, Sequence[Mapping[str, float]]]
 RATE = "images_per_second"

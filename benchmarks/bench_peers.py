@@ -43,8 +43,8 @@ from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.loading.batches import EncodedCaptions, training_batches
 from pipeline.loading.sources import FeatureSource, ShardSource, Source
 from shards.caption_table import CaptionTable, table_of_split
+from shards.dataset import open_split
 from shards.features import open_features
-from shards.manifest import open_split
 
 T = TypeVar("T")
 OURS, FOLDER, IMG2DATASET = "ours", "DataLoader", "img2dataset"

@@ -23,7 +23,7 @@ from benchmarks.workload import say
 from pipeline.captions.read import CaptionSource
 from pipeline.features.import_features import import_features
 from pipeline.training.train import train
-from shards.atomic import write_json
+from shards.json_files import write_json
 
 PRECISIONS = ("fp32", "bf16")
 

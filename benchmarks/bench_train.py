@@ -47,8 +47,8 @@ from pipeline.captions.tokenizer import tokenize
 from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.execution.devices import pick_device
 from shards.caption_table import CaptionTable, table_of_split
+from shards.dataset import open_split
 from shards.features import open_features
-from shards.manifest import open_split
 
 COCO_CAPTIONS = 414_113
 CAPTIONS = "captions_per_second"

@@ -13,7 +13,8 @@ from pipeline.backbone.backbones import IMPORTED
 from pipeline.captions.vocabulary import vocabulary_of, write_vocabulary
 from pipeline.training.train import train
 from shards.caption_table import CaptionTable
-from shards.features import Provenance, feature_path, write_features
+from shards.feature_writer import write_features
+from shards.features import Provenance, feature_path
 
 # Of COCO's training captions at the tutorial's threshold of 4.
 WORDS = 9_956

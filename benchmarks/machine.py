@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from pipeline.execution.executors import default_workers
-from shards.atomic import committed_file, write_json
-from shards.manifest import library_versions
+from shards.atomic import committed_file
+from shards.json_files import write_json
+from shards.versions import library_versions
 
 
 def machine(*packages: str) -> dict[str, Any]:

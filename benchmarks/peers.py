@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.workload import ROOT, say
-from shards.atomic import write_json
+from shards.json_files import write_json
 
 FOLDER = ROOT / ".venv" / "peers"
 LIMIT_SECONDS = 900

@@ -35,8 +35,8 @@ from pipeline.loading.sources import FeatureSource, ShardSource
 from pipeline.sharding.read_samples import shard_samples
 from pipeline.training.train import train
 from shards.caption_table import table_of_split
+from shards.dataset import Split, open_split
 from shards.features import open_features
-from shards.manifest import Split, open_split
 
 COCO_IMAGES = 82_783
 CROP = 224

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from model.preprocessing import Preprocessing
 from model.vocabulary import END, START, Vocabulary
 from pipeline.sharding.read_samples import shard_samples
-from shards.manifest import Split
+from shards.dataset import Split
 
 EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT = 256, 512, 1e-3, 4  # the tutorial's
 Steps = Generator[tuple[int, int], None, None]  # each next() trains one step and gives (images, captions)

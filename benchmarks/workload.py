@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from model.encoder import backbone_state
 from pipeline.backbone.backbones import open_backbone
 from pipeline.features.calibration import calibration_batches
-from shards.manifest import Split, open_split
+from shards.dataset import Split, open_split
 
 T = TypeVar("T")
 PATIENCE = 300.0  # seconds that a process may take to start, for a pass, or to write

@@ -1,4 +1,4 @@
-"""All captions of a split as flat arrays: what training gathers from, whether it came from shards or from a feature file."""
+"""All captions of a split as flat arrays, from which training gathers its batches, whether they come from shards or from a feature file."""
 
 import functools
 from collections.abc import Iterable
@@ -8,26 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.manifest import Split
+from shards.dataset import Split
 from shards.tar import read_records
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTable:
     """Images and captions in order. Caption c belongs to image ``image_rows[c]`` and its tokens are
-    ``words[tokens[offsets[c]:offsets[c + 1]]]``; captions of one image stand together, images in order.
+    ``words[tokens[offsets[c]:offsets[c + 1]]]``. The captions of one image are adjacent, in the order of the images.
 
     Attributes:
         keys: Sample keys, one per image.
         image_ids: int64 (images,).
         file_names: One per image.
-        shard_images: int64 (shards,): images in each shard; the order of training is made from it.
-        words: Unique tokens, by first occurrence.
+        shard_images: int64 (shards,): images in each shard; the order of an epoch depends on it.
+        words: Unique tokens, in order of first occurrence.
         tokens: int32 (tokens,): indices into ``words``.
         offsets: int64 (captions + 1,).
         image_rows: int32 (captions,).
         caption_ids: int64 (captions,).
-        texts: The captions as they were written.
+        texts: The captions as written, before tokenization.
     """
 
     keys: tuple[str, ...]
@@ -64,13 +64,13 @@ class CaptionTable:
         return [self.words[i] for i in self.tokens[self.offsets[caption] : self.offsets[caption + 1]]]
 
     def reference_texts(self, rows: Iterable[int] | None = None) -> list[tuple[str, ...]]:
-        """For each image, or each of those at ``rows``, its captions as they were written."""
+        """The captions as written, for each image or for the images at ``rows``."""
         ends = np.cumsum(self.caption_counts)
         chosen = range(self.images) if rows is None else rows
         return [self.texts[ends[row] - self.caption_counts[row] : ends[row]] for row in chosen]
 
     def check(self) -> None:
-        """Raise ValueError unless the arrays fit together (for content that came from a file)."""
+        """Raise ValueError unless the arrays are consistent (for content that comes from a file)."""
         images, captions = self.images, self.captions
         if not (len(self.image_ids) == len(self.file_names) == images and len(self.image_rows) == len(self.texts) == captions):
             raise ValueError("columns of different lengths")
@@ -79,9 +79,9 @@ class CaptionTable:
         if (np.diff(self.offsets) < 0).any() or (np.diff(self.image_rows) < 0).any():
             raise ValueError("offsets or image rows out of order")
         if len(self.tokens) and not (self.tokens.min() >= 0 and self.tokens.max() < len(self.words)):
-            raise ValueError("a token outside the words")
+            raise ValueError("a token index outside the words")
         if captions and not (self.image_rows[0] >= 0 and self.image_rows[-1] < images):
-            raise ValueError("a caption of no image")
+            raise ValueError("a caption without an image")
         if (self.shard_images < 0).any() or int(self.shard_images.sum()) != images:
             raise ValueError("shard sizes do not add up to the images")
 
@@ -129,6 +129,6 @@ def table_of_split(split: Split) -> CaptionTable:
     """Read all captions of a split from its tars, without the images.
 
     Raises:
-        DamageError: A record is not what its sidecar says.
+        DamageError: A record is not what its sidecar lists.
     """
     return table_from_records(((sample.key, record) for sample, record in read_records(shard)) for shard in split.shards)

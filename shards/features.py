@@ -1,15 +1,14 @@
-"""Feature files: a split's pooled features and captions in one HDF5 file, of which every byte that is read is checked.
+"""Feature files: a split's image features and captions in one HDF5 file. Every byte that is read is checked.
 
-Contiguous and uncompressed, so that readers can map the features or load them whole: compression makes random rows hundreds
-of times slower. CRC-32 by blocks of each dataset's bytes; attributes are covered by a digest.
+The datasets are contiguous and uncompressed, so that readers can map the features or load them whole: compression makes reading random rows
+hundreds of times slower. Each block of a dataset's bytes has a CRC-32, and the attributes have a digest. :mod:`shards.feature_writer`
+writes these files.
 """
 
-import contextlib
-import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,16 +16,16 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.atomic import committed, digest
 from shards.caption_table import CaptionTable
+from shards.digests import json_digest
 from shards.errors import DamageError, InputError, MismatchError
 
 FORMAT_VERSION = 2
 BLOCK_BYTES = 4 << 20
 CAPTION_COLUMNS = ("words", "tokens", "offsets", "image_rows", "caption_ids", "texts")
 DATASETS = ("features", "keys", "image_ids", "file_names", "shard_images", *(f"captions/{name}" for name in CAPTION_COLUMNS))
-OBJECTS = ("preprocessing", "arithmetic", "versions")
-NUMBERS: dict[str, str] = {
+JSON_ATTRIBUTES = ("preprocessing", "arithmetic", "versions")
+NUMERIC_DTYPES: dict[str, str] = {
     "features": "<f2",
     "image_ids": "<i8",
     "shard_images": "<i8",
@@ -39,19 +38,19 @@ NUMBERS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What made a feature file. Two files belong together if :meth:`network` is equal.
+    """How a feature file was made. The features of two files are comparable if :meth:`network` is equal.
 
     Attributes:
         backbone: The network's name.
-        weights: The weights' name, "random" or the path that was given.
-        weights_sha256: Digest over the weights' tensors (names, shapes, bytes), whatever file they came in.
-        preprocessing: Size, resize mode, filter, crop, mean and deviation; None: nobody has said.
-        views: Names of the views, in the features' order; the first is the centre crop.
-        precision: ComputedBackbone of the forward pass: fp32, bf16 or fp16; unknown of imported features.
-        arithmetic: What else decides the last bits: the device, images per pass, how many layers stayed float32, the digest of the
-            tensors that were really used, and the smallest cosine similarity to float32 features that was found on a sample.
+        weights: The weights' name, "random" or a path.
+        weights_sha256: Digest of the weights' tensors (names, shapes, bytes), independent of the file format.
+        preprocessing: Size, resize mode, filter, crop, mean and standard deviation; None if unknown.
+        views: Names of the views, in the order of the features; the first is the centre crop.
+        precision: Of the forward pass: fp32, bf16 or fp16; unknown for imported features.
+        arithmetic: What else affects the last bits: the device, images per pass, the number of layers that stayed float32, the digest of
+            the tensors that were used, and the smallest cosine similarity to float32 features on a sample of images.
         split: The split's name.
-        split_digest: The shards' digest; of imported features that of features and captions.
+        split_digest: Digest of the shards; for imported features, of features and captions.
         versions: Library versions.
     """
 
@@ -76,20 +75,25 @@ class Provenance:
 
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:
-        """From :func:`dataclasses.asdict` as JSON; raises KeyError, TypeError or ValueError for anything else."""
+        """From the JSON of :func:`dataclasses.asdict`; raises KeyError, TypeError or ValueError for anything else."""
         for name in ("backbone", "weights", "weights_sha256", "precision", "split", "split_digest"):
             if not isinstance(content[name], str):
-                raise TypeError(f"{name} is not a text")
-        if not all(isinstance(content[name], dict) or (name, content[name]) == ("preprocessing", None) for name in OBJECTS):
-            raise TypeError(f"one of {', '.join(OBJECTS)} is not an object")
+                raise TypeError(f"{name} is not a string")
+        if not all(isinstance(content[name], dict) or (name, content[name]) == ("preprocessing", None) for name in JSON_ATTRIBUTES):
+            raise TypeError(f"one of {', '.join(JSON_ATTRIBUTES)} is not an object")
         return cls(**{**content, "views": tuple(str(view) for view in content["views"])})
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureFile:
-    """An opened feature file: ``features`` is a read-only map, float16 (images, views, dim); the captions are in memory.
+    """An open feature file.
 
-    ``digest`` is over the attributes and all checksums: two files with one digest hold the same.
+    Attributes:
+        path: The file.
+        digest: Digest of the attributes and all checksums: two files with the same digest have the same content.
+        provenance: How it was made.
+        features: float16 (images, views, dim), a read-only memory map.
+        table: The captions, in memory.
     """
 
     path: Path
@@ -103,175 +107,49 @@ class FeatureFile:
         return int(self.features.shape[2])
 
     def mean_view(self, start: int = 0, stop: int | None = None) -> NDArray[np.float16]:
-        """The mean of each image's views, which evaluation looks at: float16 (images, dim); of a single view, that view itself."""
+        """The mean of each image's views, float16 (images, dim), for evaluation. A single view is returned as it is."""
         chosen = self.features[start:stop]
         return chosen[:, 0] if chosen.shape[1] == 1 else chosen.mean(axis=1, dtype=np.float32).astype(np.float16)
 
 
-Rows = NDArray[np.float16]
-Piece = tuple[Rows | Callable[[], Rows], CaptionTable]
-
-
-def write_features(path: Path, pieces: Callable[[], Iterable[Piece]], *, dim: int, provenance: Provenance) -> tuple[int, int]:
-    """Commit a feature file. The same pieces make the same bytes.
-
-    Args:
-        path: The final name.
-        pieces: Gives features, float16 (images, views, dim), or a function that reads them, and their captions, piece by piece; called
-            twice, and only one piece is held at a time. A function is called once.
-        dim: Features per view.
-        provenance: What made the features.
-
-    Returns:
-        The number of images and of captions.
-
-    Raises:
-        ValueError: A piece has features of another shape than its table's images.
-        ResourceError: Disk full, not allowed.
-    """
-    words: dict[str, int] = {}
-    images = captions = tokens = shards = 0
-    for _, table in pieces():
-        for word in table.words:
-            words.setdefault(word, len(words))
-        images, captions, tokens = images + table.images, captions + table.captions, tokens + len(table.tokens)
-        shards += len(table.shard_images)
-    lengths = {"features": images, "keys": images, "image_ids": images, "file_names": images, "shard_images": shards}
-    lengths |= {f"captions/{name}": captions for name in CAPTION_COLUMNS}
-    lengths |= {"captions/words": len(words), "captions/tokens": tokens, "captions/offsets": captions + 1}
-    with committed(path) as temporary, _hdf5_writer(temporary) as file:
-        columns = {name: _Column(file, name, length, (len(provenance.views), dim)) for name, length in lengths.items()}
-        columns["captions/offsets"].add(np.zeros(1, np.int64))
-        columns["captions/words"].add(list(words))
-        first_image = first_token = 0
-        for given, table in pieces():
-            features = given() if callable(given) else given
-            if features.shape != (table.images, len(provenance.views), dim):
-                raise ValueError(f"features of shape {features.shape} for {table.images} images, {len(provenance.views)} views, {dim} features")
-            columns["features"].add(features)
-            columns["keys"].add(table.keys)
-            columns["image_ids"].add(table.image_ids)
-            columns["file_names"].add([name.encode("utf-8", "replace").decode() for name in table.file_names])
-            columns["shard_images"].add(table.shard_images)
-            columns["captions/tokens"].add(np.array([words[word] for word in table.words], np.int64)[table.tokens])
-            columns["captions/offsets"].add(table.offsets[1:] + first_token)
-            columns["captions/image_rows"].add(table.image_rows + first_image)
-            columns["captions/caption_ids"].add(table.caption_ids)
-            columns["captions/texts"].add(table.texts)
-            first_image, first_token = first_image + table.images, first_token + len(table.tokens)
-        for name, column in columns.items():
-            file[f"crc32/{name}"] = column.crc.finish()
-        content = asdict(provenance) | {"views": list(provenance.views)}
-        file.attrs["format_version"] = FORMAT_VERSION
-        for name, value in content.items():
-            file.attrs[name] = value if isinstance(value, str) else json.dumps(value)
-        file.attrs["digest"] = digest(content)
-    return images, captions
-
-
-class _ErrorKeepingFile(io.FileIO):
-    """A file that remembers the first error and swallows it, and all writes after it."""
-
-    problem: OSError | None = None
-
-    def write(self, data: Any, /) -> int:
-        view = memoryview(data).cast("B")
-        done = 0
-        try:
-            while self.problem is None and done < len(view):
-                done += super().write(view[done:])
-        except OSError as error:
-            self.problem = error
-        return len(view)
-
-    def truncate(self, size: int | None = None, /) -> int:
-        try:
-            if self.problem is None:
-                return super().truncate(size)
-        except OSError as error:
-            self.problem = error
-        return size or 0
-
-
-@contextlib.contextmanager
-def _hdf5_writer(path: Path) -> Iterator[h5py.File]:
-    """Open a new HDF5 file; a write that the system refuses is raised at the end.
-
-    HDF5 cannot take a refusal: on a full disk it was seen to print tracebacks of its own and to crash. So it never hears of one.
-
-    Raises:
-        OSError: The system's refusal.
-    """
-    with _ErrorKeepingFile(path, "w+") as raw:
-        try:
-            # The oldest layout, h5py's default: newer ones write the time into every group, and bytes would differ from run to run.
-            with h5py.File(raw, "w") as file:
-                yield file
-        finally:
-            if raw.problem is not None:
-                raise raw.problem
-
-
-class _Column:
-    """A dataset that is filled from its start, with the checksums of what it got."""
-
-    def __init__(self, file: h5py.File, name: str, length: int, inner: tuple[int, int]) -> None:
-        self._type = NUMBERS.get(name)
-        shape = (length, *inner) if name == "features" else (length,)
-        self._dataset = file.create_dataset(name, shape=shape, dtype=self._type or h5py.string_dtype())
-        self._filled = 0
-        self.crc = _BlockCrc()
-
-    def add(self, values: Any) -> None:
-        """Append some rows."""
-        if not len(values):
-            return
-        if self._type is None:
-            rows: Any = list(values)
-            raw = _string_bytes(rows)
-        else:
-            rows = np.ascontiguousarray(values, dtype=self._type)
-            raw = rows.tobytes()
-        self._dataset[self._filled : self._filled + len(rows)] = rows
-        self._filled += len(rows)
-        self.crc.update(raw)
-
-
-class _BlockCrc:
-    """CRC-32 of each block of ``BLOCK_BYTES`` of a stream of bytes."""
+class BlockChecksums:
+    """CRC-32 of each block of ``BLOCK_BYTES`` bytes of a stream."""
 
     def __init__(self) -> None:
         self._done: list[int] = []
         self._crc = self._filled = 0
 
     def update(self, data: bytes | memoryview) -> Self:
+        """Add bytes to the stream."""
         view = memoryview(data).cast("B") if len(data) else memoryview(b"")
         while len(view):
-            piece = view[: BLOCK_BYTES - self._filled]
-            self._crc, self._filled = zlib.crc32(piece, self._crc), self._filled + len(piece)
-            view = view[len(piece) :]
+            part = view[: BLOCK_BYTES - self._filled]
+            self._crc, self._filled = zlib.crc32(part, self._crc), self._filled + len(part)
+            view = view[len(part) :]
             if self._filled == BLOCK_BYTES:
                 self._done.append(self._crc)
                 self._crc = self._filled = 0
         return self
 
     def finish(self) -> NDArray[np.uint32]:
+        """The checksums of all blocks, uint32 (blocks,)."""
         return np.array([*self._done, *([self._crc] if self._filled else [])], dtype="<u4")
 
 
-def _string_bytes(strings: Sequence[str]) -> bytes:
+def string_bytes(strings: Sequence[str]) -> bytes:
+    """The bytes of a dataset of strings that its checksums cover."""
     return b"".join(text.encode() + b"\0" for text in strings)
 
 
 def open_features(path: Path) -> FeatureFile:
-    """Open and check a feature file, to the last block.
+    """Open a feature file and check every block.
 
     Raises:
         InputError: No such file, or not a feature file.
-        DamageError: It is cut, its blocks do not have the CRC-32 that it lists, or it points outside of itself.
-        MismatchError: Another format version.
+        DamageError: It is truncated, a block does not have its CRC-32, or it refers to data outside itself.
+        MismatchError: It has another format version.
     """
-    again = f"Delete it and run again: python cli.py cache-features --out {path.parent} (import-features, if it was imported)"
+    repair = f"Delete it and run again: python cli.py cache-features --out {path.parent} (import-features, if it was imported)"
     if not path.is_file():
         raise InputError(f"{path}: no such feature file. Make it with: python cli.py cache-features --out {path.parent}")
     try:
@@ -280,58 +158,64 @@ def open_features(path: Path) -> FeatureFile:
             if version is None:
                 raise InputError(f"{path}: an HDF5 file, but not a feature file of Capstream (it has no format_version).")
             if version != FORMAT_VERSION:
-                raise MismatchError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}. {again}")
+                raise MismatchError(f"{path}: format version {version}, but this program reads {FORMAT_VERSION}. {repair}")
             provenance = _read_provenance(file)
-            datasets = {name: _dataset(file, name) for name in DATASETS}
-            features = _map_features(path, datasets["features"], views=len(provenance.views))
-            checksums = {"features": _check_blocks("features", features, _dataset(file, "crc32/features"))}
-            columns: dict[str, Any] = {}
-            for name in DATASETS[1:]:
-                if name in NUMBERS:
-                    columns[name] = np.asarray(datasets[name][:], dtype=NUMBERS[name])
-                    raw: Any = columns[name]
-                else:
-                    columns[name] = tuple(datasets[name].asstr()[:])
-                    raw = np.frombuffer(_string_bytes(columns[name]), np.uint8)
-                checksums[name] = _check_blocks(name, raw, _dataset(file, f"crc32/{name}"))
-            content = digest([file.attrs["digest"], checksums])
+            features, columns, checksums = _read_datasets(path, file, provenance)
+            content_digest = json_digest([file.attrs["digest"], checksums])
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, UnicodeDecodeError) as error:
-        raise DamageError(f"{path}: damaged, or not a feature file ({error}). {again}") from None
+        raise DamageError(f"{path}: damaged, or not a feature file ({error}). {repair}") from None
     try:
         table = CaptionTable(**{name.removeprefix("captions/"): column for name, column in columns.items()})
         table.check()
         if len(features) != table.images:
             raise ValueError(f"{len(features)} rows of features for {table.images} images")
     except (TypeError, ValueError, IndexError) as error:
-        raise DamageError(f"{path}: damaged ({error}). {again}") from None
-    return FeatureFile(path=path, digest=content, provenance=provenance, features=features, table=table)
+        raise DamageError(f"{path}: damaged ({error}). {repair}") from None
+    return FeatureFile(path=path, digest=content_digest, provenance=provenance, features=features, table=table)
+
+
+def _read_datasets(path: Path, file: h5py.File, provenance: Provenance) -> tuple[NDArray[np.float16], dict[str, Any], dict[str, list[int]]]:
+    """The mapped features, the other datasets by name, and the checksums of all, checked."""
+    datasets = {name: _dataset(file, name) for name in DATASETS}
+    features = _map_features(path, datasets["features"], views=len(provenance.views))
+    checksums = {"features": _check_blocks("features", features, _dataset(file, "crc32/features"))}
+    columns: dict[str, Any] = {}
+    for name in DATASETS[1:]:
+        if name in NUMERIC_DTYPES:
+            columns[name] = np.asarray(datasets[name][:], dtype=NUMERIC_DTYPES[name])
+            raw: Any = columns[name]
+        else:
+            columns[name] = tuple(datasets[name].asstr()[:])
+            raw = np.frombuffer(string_bytes(columns[name]), np.uint8)
+        checksums[name] = _check_blocks(name, raw, _dataset(file, f"crc32/{name}"))
+    return features, columns, checksums
 
 
 def _read_provenance(file: h5py.File) -> Provenance:
     content: dict[str, Any] = {}
     for name in Provenance.__dataclass_fields__:
         value = file.attrs[name]
-        content[name] = json.loads(value) if name in (*OBJECTS, "views") else value
-    if digest(content) != file.attrs["digest"]:
-        raise ValueError("its attributes do not have the digest that it lists")
+        content[name] = json.loads(value) if name in (*JSON_ATTRIBUTES, "views") else value
+    if json_digest(content) != file.attrs["digest"]:
+        raise ValueError("its attributes do not have the digest that the file lists")
     return Provenance.parse(content)
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset of this very file: no soft, external or virtual link can lead a reader elsewhere."""
+    """A dataset of this file itself: soft, external and virtual links, which would lead a reader to other files, are refused."""
     group = file
     for part in name.split("/"):
         if not isinstance(group.get(part, getlink=True), h5py.HardLink):
             raise ValueError(f"/{name} is missing or a link")
         group = group[part]
     if not isinstance(group, h5py.Dataset) or group.external or group.is_virtual:
-        raise ValueError(f"/{name} is no plain dataset")
-    wanted = 3 if name == "features" else 1
-    if group.ndim != wanted:
-        raise ValueError(f"/{name} has {group.ndim} dimensions, not {wanted}")
+        raise ValueError(f"/{name} is not a plain dataset")
+    dimensions = 3 if name == "features" else 1
+    if group.ndim != dimensions:
+        raise ValueError(f"/{name} has {group.ndim} dimensions, not {dimensions}")
     if group.chunks is not None or group.nbytes > file.id.get_filesize():
         raise ValueError(f"/{name} is chunked or larger than its file")
-    expected = NUMBERS.get(name, "<u4" if name.startswith("crc32/") else None)
+    expected = NUMERIC_DTYPES.get(name, "<u4" if name.startswith("crc32/") else None)
     if expected is not None and group.dtype != np.dtype(expected):
         raise ValueError(f"/{name} is of type {group.dtype}, not {np.dtype(expected)}")
     return group
@@ -339,21 +223,21 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 def _map_features(path: Path, dataset: h5py.Dataset, *, views: int) -> NDArray[np.float16]:
     if dataset.shape[1] != views:
-        raise ValueError(f"/features has {dataset.shape[1]} views, the attributes name {views}")
+        raise ValueError(f"/features has {dataset.shape[1]} views, but the attributes name {views}")
     if dataset.size == 0:
         return np.zeros(dataset.shape, dtype="<f2")
     offset = dataset.id.get_offset()
     if offset is None or offset + dataset.nbytes > path.stat().st_size:
-        raise ValueError("/features is not stored in one piece inside the file")
+        raise ValueError("/features is not stored contiguously inside the file")
     return np.memmap(path, dtype="<f2", mode="r", offset=offset, shape=dataset.shape)
 
 
 def _check_blocks(name: str, data: NDArray[Any], listed: h5py.Dataset) -> list[int]:
     raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-    found = _BlockCrc().update(raw.data).finish()
+    found = BlockChecksums().update(raw.data).finish()
     expected = listed[:]
     if len(found) != len(expected):
-        raise ValueError(f"/{name} has {len(found)} blocks, {len(expected)} are listed")
+        raise ValueError(f"/{name} has {len(found)} blocks, but {len(expected)} are listed")
     wrong = np.flatnonzero(found != expected)
     if len(wrong):
         raise ValueError(f"/{name}: block {wrong[0]} of {len(found)} does not have its CRC-32")
@@ -367,7 +251,7 @@ def feature_path(folder: Path, split: str) -> Path:
 
 
 def check_same_network(first: FeatureFile, second: FeatureFile) -> None:
-    """Refuse feature files whose features do not live in one space.
+    """Refuse two feature files whose features are not comparable.
 
     Raises:
         MismatchError: Names both sides.

@@ -1,4 +1,4 @@
-"""One file from a URL, over HTTP or any protocol of fsspec: bounded, hashed on the way, tried again where the connection breaks."""
+"""Download a file from a URL, over HTTP or any protocol of fsspec: bounded in size, hashed on the way, retried when the connection breaks."""
 
 import contextlib
 import functools
@@ -13,148 +13,151 @@ from typing import IO, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
-from shards.paths import Location
 
 R = TypeVar("R")
-# The protocols that the extra "remote" installs what is needed for; fsspec knows others.
-SERVED = ("http", "https", "s3")
+# The protocols whose packages the extra "remote" installs. fsspec supports more.
+SUPPORTED_PROTOCOLS = ("http", "https", "s3")
 CHUNK_BYTES = 8 << 20
-# Between the attempts at a file whose connection breaks: there is one attempt more than there are pauses.
+# Pauses between attempts: there is one attempt more than there are pauses.
 BACKOFF_SECONDS: tuple[float, ...] = (0.5, 2.0, 8.0)
 CONNECT_SECONDS, SILENCE_SECONDS = 30, 60
-AGAIN = "Run the same command again: what was fetched is kept."
-CHECK = "Check the URL."
+RETRY_ADVICE = "Run the same command again: what was fetched is kept."
+URL_ADVICE = "Check the URL."
 
 
-class Stopped(Exception):  # noqa: N818 - not an error
-    """Whoever asked for the file ahead of its use does not want it any more."""
+class FetchCancelledError(Exception):
+    """The caller that asked for the file no longer wants it."""
 
 
-class MissingError(InputError):
-    """There is no such file."""
+class MissingFileError(InputError):
+    """No such file at the URL."""
 
 
-class RefusedError(ResourceError):
-    """A server that can be reached does not give this one file."""
+class ServerRefusedError(ResourceError):
+    """A server that can be reached refuses this one file."""
 
 
-class BrokenError(Exception):
-    """The connection broke, or could not be made; ``status`` is what a web server answered."""
+class TransientError(Exception):
+    """A failure that may pass: the connection broke or could not be made; ``status`` is the HTTP status, if there was an answer."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
 
 
-def is_url(place: Location) -> bool:
-    """Whether ``place`` is an address that fsspec reads, and no local path.
-
-    >>> is_url("s3://bucket/shards"), is_url("data/shards")
-    (True, False)
-    """
-    return isinstance(place, str) and "://" in place
-
-
 def download(
     url: str,
     target: Path,
     *,
-    at_most: int,
-    whole: bool = False,
+    max_bytes: int,
+    exact: bool = False,
     stop: threading.Event | None = None,
-    advice: str = CHECK,
-    again: str = AGAIN,
+    advice: str = URL_ADVICE,
+    retry_advice: str = RETRY_ADVICE,
 ) -> str:
-    """Fetch a file in chunks, from its start again where the connection breaks.
+    """Download a file in chunks. Start again when the connection breaks.
 
     Args:
-        target: Written over. At most ``at_most`` bytes are ever written, whatever comes.
-        whole: ``at_most`` is just what has to come; less is a broken connection too.
-        advice: What to do about a file that is not there, or is too long.
-        again: What to do once the network is there again.
+        url: The file.
+        target: Overwritten. At most ``max_bytes`` bytes are written, whatever the server sends.
+        max_bytes: The largest allowed size.
+        exact: The file has exactly ``max_bytes`` bytes; fewer mean a broken connection.
+        stop: Once set, the download is given up.
+        advice: What to do about a file that is missing or too long.
+        retry_advice: What to do once the network works again.
 
     Returns:
-        The SHA-256 of its bytes.
+        The SHA-256 (hex) of its bytes.
 
     Raises:
-        Stopped: ``stop`` was set.
-        InputError: No URL, not found there, or a package is missing.
-        DamageError: More comes than ``at_most``.
-        ResourceError: Not allowed, or the connection broke each time.
+        FetchCancelledError: ``stop`` was set.
+        InputError: The URL is invalid, the file is missing there, or a package is missing.
+        DamageError: The server sends more than ``max_bytes``.
+        ResourceError: Access denied, or the connection broke in every attempt.
     """
-    return tried(lambda: _download_once(url, target, at_most, whole, stop, advice), url, stop=stop, again=again)
+
+    def attempt() -> str:
+        with target.open("wb") as file:
+            return _receive(url, file, max_bytes, exact=exact, stop=stop, advice=advice)
+
+    return with_retries(attempt, url, stop=stop, retry_advice=retry_advice)
 
 
-def fetched_bytes(url: str, *, at_most: int, advice: str = CHECK) -> bytes:
+def download_bytes(url: str, *, max_bytes: int, advice: str = URL_ADVICE) -> bytes:
     """Like :func:`download`, into memory."""
 
-    def fetch() -> bytes:
+    def attempt() -> bytes:
         content = io.BytesIO()
-        _receive(url, content, at_most, whole=False, stop=None, advice=advice)
+        _receive(url, content, max_bytes, exact=False, stop=None, advice=advice)
         return content.getvalue()
 
-    return tried(fetch, url)
+    return with_retries(attempt, url)
 
 
 def file_size(url: str) -> int | None:
-    """The size in bytes of the file at a URL; None where there is none, or the server does not tell.
+    """The size in bytes of the file at a URL; None if there is none, or the server does not tell.
 
     Raises:
         InputError, ResourceError: As :func:`download`.
     """
 
-    def ask() -> int | None:
-        with foreign_errors(url, CHECK):
+    def attempt() -> int | None:
+        with file_system_errors(url, URL_ADVICE):
             try:
                 size = file_system(url).info(url).get("size")
             except FileNotFoundError:
                 return None
             return None if size is None else int(size)
 
-    return tried(ask, url, done="looked at")
+    return with_retries(attempt, url, action="looked up")
 
 
-def tried(
+def with_retries(
     attempt: Callable[[], R],
     url: str,
     *,
-    done: str = "fetched",
+    action: str = "fetched",
     stop: threading.Event | None = None,
-    again: str = AGAIN,
-    got_on: Callable[[], bool] = lambda: False,
+    retry_advice: str = RETRY_ADVICE,
+    made_progress: Callable[[], bool] = lambda: False,
 ) -> R:
-    """Do something with a URL, again after a pause where the connection breaks, as :func:`foreign_errors` tells.
+    """Call ``attempt``; after a pause, call it again as long as it raises :class:`TransientError`.
 
     Args:
-        done: What the attempt does, for the message: the URL could not be fetched, written ...
-        again: What to do when it has failed.
-        got_on: Whether an attempt that broke brought something all the same: those before it are forgotten then.
+        attempt: Does something with the URL.
+        url: For messages.
+        action: What the attempt does, for the message: the URL could not be "fetched", "written", ...
+        stop: Once set, no other attempt is made.
+        retry_advice: What to do after the last failure.
+        made_progress: Whether the failed attempt got something done; the attempts before it then no longer count.
 
     Raises:
-        Stopped: ``stop`` was set between two attempts.
-        RefusedError: The last answer was a web server's, of an error of its own.
-        ResourceError: The connection broke each time.
+        FetchCancelledError: ``stop`` was set between two attempts.
+        ServerRefusedError: In the last attempt a web server answered with an error of its own.
+        ResourceError: The connection broke in every attempt.
     """
-    failed = 0
+    failures = 0
     while True:
         try:
             return attempt()
-        except BrokenError as error:
-            broken = error
-        failed = 1 if got_on() else failed + 1
-        if failed > len(BACKOFF_SECONDS):
+        except TransientError as error:
+            last_error = error
+        failures = 1 if made_progress() else failures + 1
+        if failures > len(BACKOFF_SECONDS):
             break
-        if (stop or threading.Event()).wait(BACKOFF_SECONDS[failed - 1]):
-            raise Stopped
-    kind = ResourceError if broken.status is None else RefusedError
-    raise kind(f"{url}: could not be {done} in {failed} attempts ({broken}). Check the network and the credentials. {again}".rstrip())
+        if (stop or threading.Event()).wait(BACKOFF_SECONDS[failures - 1]):
+            raise FetchCancelledError
+    error_type = ResourceError if last_error.status is None else ServerRefusedError
+    raise error_type(
+        f"{url}: could not be {action} in {failures} attempts ({last_error}). Check the network and the credentials. {retry_advice}".rstrip()
+    )
 
 
-def url_parts(url: str, advice: str = CHECK) -> SplitResult:
+def split_url(url: str, advice: str = URL_ADVICE) -> SplitResult:
     """The parts of a URL.
 
     Raises:
-        InputError: It is none: brackets without an end, an impossible port, no host or bucket.
+        InputError: The URL is invalid: unclosed brackets, an impossible port, no host or bucket.
     """
     try:
         parts = urlsplit(url)
@@ -162,73 +165,69 @@ def url_parts(url: str, advice: str = CHECK) -> SplitResult:
             _ = parts.port
     except ValueError as error:
         raise InputError(f"{url}: not a URL ({error}). {advice}") from None
-    if parts.scheme in SERVED and not parts.hostname:
+    if parts.scheme in SUPPORTED_PROTOCOLS and not parts.hostname:
         raise InputError(f"{url}: this URL names no host or bucket. {advice}")
     return parts
 
 
-def _download_once(url: str, target: Path, at_most: int, whole: bool, stop: threading.Event | None, advice: str) -> str:
-    with target.open("wb") as file:
-        return _receive(url, file, at_most, whole=whole, stop=stop, advice=advice)
-
-
-def _receive(url: str, file: IO[bytes], at_most: int, *, whole: bool, stop: threading.Event | None, advice: str) -> str:
+def _receive(url: str, file: IO[bytes], max_bytes: int, *, exact: bool, stop: threading.Event | None, advice: str) -> str:
     sha256, size = hashlib.sha256(), 0
     with contextlib.closing(_chunks(url, advice)) as chunks:
         for chunk in chunks:
             size += len(chunk)
-            if size > at_most:
-                listed = " that its sidecar lists" if whole else ""
-                raise DamageError(f"{url}: sends more than the {at_most} bytes{listed}. {advice}")
+            if size > max_bytes:
+                listed = " that its sidecar lists" if exact else ""
+                raise DamageError(f"{url}: sends more than the {max_bytes} bytes{listed}. {advice}")
             file.write(chunk)
             sha256.update(chunk)
             if stop is not None and stop.is_set():
-                raise Stopped
-    if whole and size < at_most:
-        raise BrokenError(f"it ended after {size} of {at_most} bytes")
+                raise FetchCancelledError
+    if exact and size < max_bytes:
+        raise TransientError(f"it ended after {size} of {max_bytes} bytes")
     return sha256.hexdigest()
 
 
 def _chunks(url: str, advice: str) -> Generator[bytes, None, None]:
-    """The bytes of a file. A foreign file system's errors become ours here, before anybody can take them for the disk's."""
-    system, options = _system_of(url, advice)
-    with foreign_errors(url, advice), system.open(url, "rb", **options) as file:
+    """The bytes of a file. Errors of the remote file system are converted here, where they cannot be mistaken for errors of the local disk."""
+    system, options = _file_system_of(url, advice)
+    with file_system_errors(url, advice), system.open(url, "rb", **options) as file:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
 
 
 @contextlib.contextmanager
-def foreign_errors(url: str, advice: str) -> Iterator[None]:
-    """Turn the errors of a file system at a URL into ours; those that may pass are for :func:`tried`.
+def file_system_errors(url: str, advice: str) -> Iterator[None]:
+    """Convert the errors of fsspec's file systems; those that may pass become :class:`TransientError`, for :func:`with_retries`.
 
     Raises:
-        MissingError: There is no such file.
-        RefusedError: Not allowed.
+        MissingFileError: No such file.
+        ServerRefusedError: Access denied.
+        TransientError: Anything else.
     """
     try:
         yield
     except FileNotFoundError:
-        raise MissingError(f"{url}: there is no such file. {advice}") from None
+        raise MissingFileError(f"{url}: no such file. {advice}") from None
     except CapstreamError:
         raise
-    except Exception as error:  # each file system has its own
+    except Exception as error:  # each file system has exceptions of its own
         status = getattr(error, "status", None)
         if isinstance(error, PermissionError) or status in (401, 403):
-            raise RefusedError(f"{url}: not allowed ({error}). Check the credentials.") from None
-        raise BrokenError(f"{type(error).__name__}: {error}", status if isinstance(status, int) else None) from error
+            raise ServerRefusedError(f"{url}: not allowed ({error}). Check the credentials.") from None
+        raise TransientError(f"{type(error).__name__}: {error}", status if isinstance(status, int) else None) from error
 
 
-def file_system(url: str, advice: str = CHECK) -> Any:
-    """The file system of fsspec that a URL belongs to.
+def file_system(url: str, advice: str = URL_ADVICE) -> Any:
+    """The fsspec file system of a URL.
 
     Raises:
-        InputError: As :func:`url_parts`; or fsspec does not know it, or a package is missing.
+        InputError: As :func:`split_url`; or fsspec does not know the protocol, or a package is missing.
     """
-    return _system_of(url, advice)[0]
+    return _file_system_of(url, advice)[0]
 
 
-def _system_of(url: str, advice: str) -> tuple[Any, dict[str, Any]]:
-    protocol = url_parts(url, advice).scheme
+def _file_system_of(url: str, advice: str) -> tuple[Any, dict[str, Any]]:
+    protocol = split_url(url, advice).scheme
     try:
         return _file_system(protocol, os.getpid())
     except InputError as error:
@@ -236,11 +235,11 @@ def _system_of(url: str, advice: str) -> tuple[Any, dict[str, Any]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _file_system(protocol: str, process: int) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001 - fsspec's file systems do not outlive a fork
+def _file_system(protocol: str, process: int) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001 - fsspec's file systems do not survive a fork
     """The file system of a protocol, and the options with which it reads a file from start to end.
 
     Raises:
-        InputError: fsspec does not know the protocol, or needs more for it than a URL, or the package for it is missing.
+        InputError: fsspec does not know the protocol, or needs more than a URL for it, or its package is missing.
     """
     import fsspec
     from fsspec.config import conf
@@ -251,15 +250,15 @@ def _file_system(protocol: str, process: int) -> tuple[Any, dict[str, Any]]:  # 
         if protocol in ("http", "https"):
             from aiohttp import ClientTimeout
 
-            # By default aiohttp gives a whole file five minutes.
+            # aiohttp's default is five minutes for a file of any size.
             timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
             options["client_kwargs"] = {"trust_env": True, "timeout": timeout, **conf.get(protocol, {}).get("client_kwargs", {})}
-            reading = {"block_size": 0, "size": 1}  # a stream; with a size, whatever it is, it is not asked for first
+            reading = {"block_size": 0, "size": 1}  # a stream; any given size saves the request that asks for it
         options["skip_instance_cache"] = True
         inspect.signature(fsspec.get_filesystem_class(protocol).__init__).bind(None, **options)
         return fsspec.filesystem(protocol, **options), reading
     except ImportError as error:
-        remedy = "pip install '.[remote]'" if protocol in SERVED else "pip install, and the name of that package"
+        remedy = "pip install '.[remote]'" if protocol in SUPPORTED_PROTOCOLS else "pip install, and the name of that package"
         raise InputError(f"a package is missing for {protocol}:// ({error}). Install it with: {remedy}") from None
     except (ValueError, TypeError) as error:
-        raise InputError(f"{protocol}:// cannot be read ({error}). Files are read from {', '.join(SERVED)}.") from None
+        raise InputError(f"{protocol}:// cannot be read ({error}). Supported are {', '.join(SUPPORTED_PROTOCOLS)}.") from None

@@ -1,7 +1,7 @@
-"""Where a command's files go: a folder, or a place in S3, to which each finished file is sent whole from a scratch folder.
+"""Where a command's files go: a folder, or a location in S3, to which each finished file is uploaded from a temporary folder.
 
-An object in S3 is there whole or not at all, and is replaced in one moment: it needs no temporary name. Beside each stands a mark of
-our choice (user metadata): what it holds, so that a later run knows without fetching it. Locks there are none in S3.
+An object in S3 is complete or absent, and is replaced atomically, so it needs no temporary name. Each object has a mark (user metadata)
+that tells what it holds, so a later run knows without downloading it. S3 has no locks.
 """
 
 import contextlib
@@ -14,16 +14,16 @@ from typing import TypeVar
 
 from shards.atomic import committed, disk_errors
 from shards.errors import CapstreamError, InputError
-from shards.fetch import MissingError, download, file_system, foreign_errors, is_url, tried, url_parts
-from shards.paths import Location
+from shards.fetch import MissingFileError, download, file_system, file_system_errors, split_url, with_retries
+from shards.paths import Location, is_url
 
 T = TypeVar("T")
 R = TypeVar("R")
-AT_ONCE = 8
+PARALLEL_REQUESTS = 8
 MARK = "capstream"
-MAX_BYTES = 5 << 40  # the largest object that S3 keeps
-AGAIN = "Run the same command again: what was written is kept."
-ADVICE = "Give a folder, or a place in S3 like s3://bucket/path."
+MAX_BYTES = 5 << 40  # the largest object in S3
+RETRY_ADVICE = "Run the same command again: what was written is kept."
+ADVICE = "Give a folder, or a location in S3 like s3://bucket/path."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,22 +32,22 @@ class Output:
 
     Attributes:
         folder: Where they are made, under their final names.
-        url: Where they are sent, or None where ``folder`` is their place.
+        url: Where they are uploaded to, or None if they stay in ``folder``.
     """
 
     folder: Path
     url: str | None = None
 
-    def at(self, name: str) -> Location:
-        """The place of a file: its path, or its URL."""
+    def location(self, name: str) -> Location:
+        """The final location of a file: its path, or its URL."""
         return self.folder / name if self.url is None else f"{self.url}/{name}"
 
-    def below(self, name: str) -> "Output":
-        """The folder of this name in it."""
+    def subfolder(self, name: str) -> "Output":
+        """The folder ``name`` in this one."""
         return Output(folder=self.folder / name, url=None if self.url is None else f"{self.url}/{name}")
 
     def names(self) -> list[str]:
-        """What is there, sorted, folders too.
+        """The names of all files and folders in it, sorted.
 
         Raises:
             ResourceError: It cannot be listed.
@@ -57,8 +57,8 @@ class Output:
                 return sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
         url = self.url
 
-        def ask() -> list[str]:
-            with foreign_errors(url, ADVICE):
+        def attempt() -> list[str]:
+            with file_system_errors(url, ADVICE):
                 system = file_system(url)
                 system.invalidate_cache()
                 try:
@@ -67,56 +67,56 @@ class Output:
                     return []
                 return sorted(name for path in found if (name := path.rstrip("/").rpartition("/")[2]) and path.rstrip("/") != url.partition("://")[2])
 
-        return tried(ask, url, done="looked at", again=AGAIN)
+        return with_retries(attempt, url, action="looked up", retry_advice=RETRY_ADVICE)
 
-    def each(self, action: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """What ``action`` gives for each item, as it is asked for; at a URL, where each is a round trip, several at a time."""
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """``function(item)`` for each item, in order: lazily for a folder, several at a time for a URL, where each is a round trip."""
         if self.url is None:
-            yield from map(action, items)
+            yield from map(function, items)
             return
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            yield from pool.map(action, items)
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+            yield from pool.map(function, items)
 
-    def bring(self, names: Iterable[str]) -> None:
-        """Fetch files into the folder, those that are not there at all left out. Of a local output they are there already.
+    def fetch(self, names: Iterable[str]) -> None:
+        """Download files into ``folder``, except those that do not exist. Does nothing without a URL.
 
         Raises:
-            ResourceError: The connection breaks, not allowed, disk full.
+            ResourceError: The connection broke in every attempt, access denied, disk full.
         """
         if self.url is not None:
-            for _ in self.each(self._bring, names):
+            for _ in self.map(self._fetch_file, names):
                 pass
 
-    def _bring(self, name: str) -> None:
-        with contextlib.suppress(MissingError), committed(self.folder / name) as temporary:
-            download(f"{self.url}/{name}", temporary, at_most=MAX_BYTES)
+    def _fetch_file(self, name: str) -> None:
+        with contextlib.suppress(MissingFileError), committed(self.folder / name) as temporary:
+            download(f"{self.url}/{name}", temporary, max_bytes=MAX_BYTES)
 
-    def send(self, name: str, mark: str = "") -> None:
-        """Send a file that is finished to its place; a large one comes in pieces, and is there when the last one is.
+    def upload(self, name: str, mark: str = "") -> None:
+        """Upload a finished file. A large file is sent in parts and appears with the last one. Does nothing without a URL.
 
         Raises:
-            ResourceError: The connection breaks, not allowed.
+            ResourceError: The connection broke in every attempt, access denied.
         """
         if self.url is None:
             return
         url, path = f"{self.url}/{name}", self.folder / name
 
-        def put() -> None:
-            with foreign_errors(url, ADVICE):
+        def attempt() -> None:
+            with file_system_errors(url, ADVICE):
                 file_system(url).put_file(str(path), url, Metadata={MARK: mark})
 
-        tried(put, url, done="written", again=AGAIN)
+        with_retries(attempt, url, action="written", retry_advice=RETRY_ADVICE)
 
     def stat(self, name: str) -> tuple[int, str] | None:
-        """Size and mark of a file at a URL, asked without fetching it; None where there is none.
+        """Size in bytes and mark of a file at a URL, without downloading it; None if it does not exist.
 
         Raises:
-            ResourceError: The connection breaks, not allowed.
+            ResourceError: The connection broke in every attempt, access denied.
         """
         url = f"{self.url}/{name}"
 
-        def ask() -> tuple[int, str] | None:
-            with foreign_errors(url, ADVICE):
+        def attempt() -> tuple[int, str] | None:
+            with file_system_errors(url, ADVICE):
                 system = file_system(url)
                 try:
                     bucket, key, _ = system.split_path(url)
@@ -125,13 +125,13 @@ class Output:
                     return None
                 return int(found["ContentLength"]), str(found["Metadata"].get(MARK, ""))
 
-        return tried(ask, url, done="looked at", again=AGAIN)
+        return with_retries(attempt, url, action="looked up", retry_advice=RETRY_ADVICE)
 
     def remove(self, name: str) -> None:
-        """Remove a file, here and there, if it is there.
+        """Remove a file from the folder and from the URL, if it exists.
 
         Raises:
-            ResourceError: Not allowed, the connection breaks.
+            ResourceError: Access denied, the connection broke in every attempt.
         """
         with disk_errors(self.folder):
             (self.folder / name).unlink(missing_ok=True)
@@ -139,39 +139,39 @@ class Output:
             return
         url = f"{self.url}/{name}"
 
-        def discard() -> None:
-            with foreign_errors(url, ADVICE), contextlib.suppress(FileNotFoundError):
+        def attempt() -> None:
+            with file_system_errors(url, ADVICE), contextlib.suppress(FileNotFoundError):
                 file_system(url).rm_file(url)
 
-        tried(discard, url, done="removed", again=AGAIN)
+        with_retries(attempt, url, action="removed", retry_advice=RETRY_ADVICE)
 
 
-def checked_output(place: Location) -> Location:
-    """Where output is to go, if it can: a URL without a slash at its end.
+def check_output(location: Location) -> Location:
+    """Return ``location`` if it can be written to; a URL without its trailing slash.
 
     Raises:
         InputError: A URL that cannot be written to.
     """
-    if not is_url(place):
-        return Path(place)
-    url = str(place).rstrip("/")
-    parts = url_parts(url, ADVICE)
+    if not is_url(location):
+        return Path(location)
+    url = str(location).rstrip("/")
+    parts = split_url(url, ADVICE)
     if parts.scheme != "s3":
-        raise InputError(f"--out {place}: {parts.scheme}:// cannot be written to. {ADVICE}")
+        raise InputError(f"`out` {location}: {parts.scheme}:// cannot be written to. {ADVICE}")
     if parts.query or parts.fragment:
-        raise InputError(f"--out {place}: holds a ? or #, which stand for something else in a URL. {ADVICE}")
+        raise InputError(f"`out` {location}: contains ? or #, which have a special meaning in a URL. {ADVICE}")
     file_system(url, ADVICE)
     return url
 
 
 @contextlib.contextmanager
-def opened_output(place: Location) -> Iterator[Output]:
-    """Open a place for output; of one in S3 errors name the URL, not the scratch folder.
+def open_output(location: Location) -> Iterator[Output]:
+    """Open a location for output. For S3, errors name the URL and not the temporary folder.
 
     Raises:
-        InputError: As :func:`checked_output`.
+        InputError: As :func:`check_output`.
     """
-    checked = checked_output(place)
+    checked = check_output(location)
     if isinstance(checked, Path):
         yield Output(folder=checked)
         return

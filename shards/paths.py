@@ -1,17 +1,26 @@
-"""File names and folders, before anything is read or written there. The standard library alone."""
+"""File names, folders and URLs, before anything is read or written. The standard library alone."""
 
 import re
 import shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeAlias
 
-# A local path, or the URL of a place that fsspec opens (https://..., s3://...).
+# A local path, or a URL that fsspec opens (https://..., s3://...).
 Location: TypeAlias = Path | str
 
 # File name extensions of images, in lower case.
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 PLAIN_NAME = re.compile(r"\w[\w.-]*")
+
+
+def is_url(location: Location) -> bool:
+    """Whether ``location`` is a URL and not a local path.
+
+    >>> is_url("s3://bucket/shards"), is_url("data/shards")
+    (True, False)
+    """
+    return isinstance(location, str) and "://" in location
 
 
 def is_inside(file_name: str) -> bool:
@@ -23,6 +32,6 @@ def is_inside(file_name: str) -> bool:
 
 
 def free_bytes(folder: Path) -> int:
-    """What a file below ``folder`` may have, by the free space of its disk; the folder need not be there yet."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-    return shutil.disk_usage(there).free
+    """Free space in bytes on the disk of ``folder``, which need not exist yet."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    return shutil.disk_usage(existing).free

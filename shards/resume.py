@@ -1,6 +1,6 @@
-"""One large file over HTTP, behind what has come of it already: for what takes hours, where :mod:`shards.fetch` would begin anew each time.
+"""Resumable download of one large file over HTTP, for downloads that take hours, where :mod:`shards.fetch` would start again each time.
 
-By the standard library: what a dataset is fetched with needs no extra package.
+It uses the standard library alone: downloading a public dataset needs no extra package.
 """
 
 import http.client
@@ -12,22 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.atomic import read_json, write_json
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
-from shards.fetch import AGAIN, CHECK, SILENCE_SECONDS, BrokenError, Stopped, tried, url_parts
+from shards.fetch import RETRY_ADVICE, SILENCE_SECONDS, URL_ADVICE, FetchCancelledError, TransientError, split_url, with_retries
+from shards.json_files import read_json, write_json
 
-PIECE_BYTES = 1 << 20
-# An attempt that brought so much is not counted as one in vain.
-WORTH_BYTES = 8 << 20
+CHUNK_BYTES = 1 << 20
+# A failed attempt that brought this many bytes does not count as a failure.
+PROGRESS_BYTES = 8 << 20
 
 
-class _OtherPartError(BrokenError):
-    """The server has no part of that file at this place any more, or sends another one."""
+class _WrongRangeError(TransientError):
+    """The server no longer has that range of the file, or sends another range."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Version:
-    """Which state of a file a server sends: its length, and what it calls it by. Kept beside a part, so that two states are never glued."""
+class _RemoteState:
+    """Which state of a file a server sends: its size and validators. Stored next to the partial file, so that two states are never mixed."""
 
     url: str
     size: int | None
@@ -35,166 +35,179 @@ class _Version:
     last_modified: str | None
 
     @property
-    def condition(self) -> str | None:
-        """What ``If-Range`` takes: a strong validator (RFC 9110, section 13.1.5)."""
+    def validator(self) -> str | None:
+        """The value for ``If-Range``: a strong validator (RFC 9110, section 13.1.5)."""
         return self.etag if self.etag is not None and not self.etag.startswith("W/") else self.last_modified
 
-    def goes_on(self, known: "_Version") -> bool:
-        """Whether a part of this state goes behind one of ``known``. An answer with a part may leave validators out (RFC 9110, section 15.3.7)."""
+    def continues(self, known: "_RemoteState") -> bool:
+        """Whether a range of this state continues ``known``. A partial response may omit validators (RFC 9110, section 15.3.7)."""
         validators = ((self.etag, known.etag), (self.last_modified, known.last_modified))
         return self.size == known.size and all(None in pair or pair[0] == pair[1] for pair in validators)
 
 
-def version_path(part: Path) -> Path:
-    """Where :func:`download_resumed` keeps what it knows of a file that has not come whole yet."""
-    return part.with_name(f"{part.name}.json")
+@dataclass(frozen=True, kw_only=True)
+class _Download:
+    """What to download; fields as the arguments of :func:`resume_download`."""
+
+    url: str
+    partial: Path
+    size: int | None
+    max_bytes: int
+    stop: threading.Event | None
+    on_bytes: Callable[[int], None]
+    advice: str
+
+    def check_size(self, size: int) -> None:
+        """Refuse a file of ``size`` bytes if that is not the expected size, or too much."""
+        if self.size is not None and size != self.size:
+            raise DamageError(f"{self.url}: has {size} bytes, but should have {self.size}. {self.advice}")
+        if size > self.max_bytes:
+            raise DamageError(f"{self.url}: has {size} bytes, more than {self.max_bytes}. {self.advice}")
+
+    def check_cancelled(self) -> None:
+        if self.stop is not None and self.stop.is_set():
+            raise FetchCancelledError
 
 
-def download_resumed(
+def state_path(partial: Path) -> Path:
+    """Where :func:`resume_download` stores what it knows about a file that is not complete yet."""
+    return partial.with_name(f"{partial.name}.json")
+
+
+def resume_download(
     url: str,
-    part: Path,
+    partial: Path,
     *,
     size: int | None = None,
-    at_most: int,
+    max_bytes: int,
     stop: threading.Event | None = None,
-    arrived: Callable[[int], None] = lambda _: None,
-    advice: str = CHECK,
-    again: str = AGAIN,
+    on_bytes: Callable[[int], None] = lambda _: None,
+    advice: str = URL_ADVICE,
+    retry_advice: str = RETRY_ADVICE,
 ) -> None:
-    """Fetch a file over HTTP, behind what ``part`` holds of it already; from its start where it has changed meanwhile.
+    """Download a file over HTTP, continuing what ``partial`` already holds. Start again if the remote file has changed.
 
     Args:
-        part: Grows, and stays when the connection breaks or the process is killed. :func:`version_path` beside it says of what it is a part;
-            whoever commits it removes that.
-        size: The bytes that the file must have, if they are known.
-        at_most: More bytes than these are never written.
-        arrived: Told the bytes of each piece; less than 0 when the file is begun anew.
-        advice: What to do about a file that is not there, or has another size.
-        again: What to do once the network is there again.
+        url: The file.
+        partial: Grows, and is kept when the connection breaks or the process is killed. :func:`state_path` next to it records the remote
+            file's state; the caller removes that file when it commits the complete one.
+        size: The expected size in bytes, if known.
+        max_bytes: The largest allowed size.
+        stop: Once set, the download is given up.
+        on_bytes: Called with the number of bytes of each chunk; with a negative number when the download starts again.
+        advice: What to do about a file that is missing or has another size.
+        retry_advice: What to do once the network works again.
 
     Raises:
-        Stopped: ``stop`` was set.
-        InputError: No URL of HTTP, or not found there.
-        DamageError: Another size, or more than ``at_most``.
-        ResourceError: Not allowed, or the connection broke each time.
+        FetchCancelledError: ``stop`` was set.
+        InputError: Not a URL of HTTP, or no such file.
+        DamageError: The file has another size, or more than ``max_bytes``.
+        ResourceError: Access denied, or the connection broke in every attempt.
     """
-    if url_parts(url, advice).scheme not in ("http", "https"):
-        raise InputError(f"{url}: this is fetched over http:// or https:// only. {advice}")
-
-    had = 0
+    if split_url(url, advice).scheme not in ("http", "https"):
+        raise InputError(f"{url}: only http:// and https:// are supported here. {advice}")
+    job = _Download(url=url, partial=partial, size=size, max_bytes=max_bytes, stop=stop, on_bytes=on_bytes, advice=advice)
+    before = 0
 
     def attempt() -> None:
-        nonlocal had
-        had = _bytes_of(part)
-        _resume_once(url, part, size, at_most, stop, arrived, advice)
+        nonlocal before
+        before = _bytes_of(partial)
+        _resume_once(job)
 
-    tried(attempt, url, stop=stop, again=again, got_on=lambda: _bytes_of(part) - had >= WORTH_BYTES)
+    def made_progress() -> bool:
+        return _bytes_of(partial) - before >= PROGRESS_BYTES
+
+    with_retries(attempt, url, stop=stop, retry_advice=retry_advice, made_progress=made_progress)
 
 
-def _bytes_of(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0
+def _bytes_of(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
-def _resume_once(
-    url: str, part: Path, size: int | None, at_most: int, stop: threading.Event | None, arrived: Callable[[int], None], advice: str
-) -> None:
-    had = _bytes_of(part)
-    known = _read_version(part)
-    resumable = known is not None and known.url == url and known.condition is not None
-    if stop is not None and stop.is_set():
-        raise Stopped
-    if had and had == (known.size if known is not None and resumable else None):
-        if size not in (None, had):
-            raise DamageError(f"{url}: has {had} bytes, it should have {size}. {advice}")
-        if had > at_most:
-            raise DamageError(f"{url}: has {had} bytes, more than {at_most}. {advice}")
+def _resume_once(job: _Download) -> None:
+    present = _bytes_of(job.partial)
+    known = _read_state(job.partial)
+    resumable = known is not None and known.url == job.url and known.validator is not None
+    job.check_cancelled()
+    if present and present == (known.size if known is not None and resumable else None):
+        job.check_size(present)
         return
     headers = {"Accept-Encoding": "identity", "User-Agent": "capstream"}
-    if had and known is not None and resumable:
-        headers |= {"Range": f"bytes={had}-", "If-Range": str(known.condition)}
+    if present and known is not None and resumable:
+        headers |= {"Range": f"bytes={present}-", "If-Range": str(known.validator)}
     try:
-        answer = _answer(url, headers, advice)
-        at, found = _place(answer, url)
-        if answer.status == 206 and (at != had or known is None or not found.goes_on(known)):
-            answer.close()
-            raise _OtherPartError("the server sent another part than it was asked for")
-    except _OtherPartError:
-        version_path(part).unlink(missing_ok=True)  # the next attempt begins anew
+        response = _open_response(job, headers)
+        start, state = _content_range(response, job.url)
+        if response.status == 206 and (start != present or known is None or not state.continues(known)):
+            response.close()
+            raise _WrongRangeError("the server sent another range than the requested one")
+    except _WrongRangeError:
+        state_path(job.partial).unlink(missing_ok=True)  # the next attempt starts from the beginning
         raise
-    with answer:
-        if None not in (size, found.size) and found.size != size:
-            raise DamageError(f"{url}: has {found.size} bytes, it should have {size}. {advice}")
-        if at == 0:
-            arrived(-had)
-            part.write_bytes(b"")
-            write_json(version_path(part), vars(found))
-        _append(answer, part, at, found.size if size is None else size, at_most, stop, arrived, url, advice)
+    with response:
+        if state.size is not None and job.size is not None:
+            job.check_size(state.size)
+        if start == 0:
+            job.on_bytes(-present)
+            job.partial.write_bytes(b"")
+            write_json(state_path(job.partial), vars(state))
+        _append(response, job, start, state.size if job.size is None else job.size)
 
 
-def _append(
-    answer: http.client.HTTPResponse,
-    part: Path,
-    at: int,
-    size: int | None,
-    at_most: int,
-    stop: threading.Event | None,
-    arrived: Callable[[int], None],
-    url: str,
-    advice: str,
-) -> None:
-    limit = at_most if size is None else min(size, at_most)
-    with part.open("ab") as file:
-        while chunk := _read(answer):
-            if at + len(chunk) > limit:
-                raise DamageError(f"{url}: sends more than {limit} bytes. {advice}")
+def _append(response: http.client.HTTPResponse, job: _Download, position: int, size: int | None) -> None:
+    """Append the response to the partial file, which has ``position`` bytes; the complete file should have ``size``."""
+    limit = job.max_bytes if size is None else min(size, job.max_bytes)
+    with job.partial.open("ab") as file:
+        while chunk := _read_chunk(response):
+            if position + len(chunk) > limit:
+                raise DamageError(f"{job.url}: sends more than {limit} bytes. {job.advice}")
             file.write(chunk)
-            at += len(chunk)
-            arrived(len(chunk))
-            if stop is not None and stop.is_set():
-                raise Stopped
-    if size is not None and at < size:
-        raise BrokenError(f"it ended after {at} of {size} bytes")
+            position += len(chunk)
+            job.on_bytes(len(chunk))
+            job.check_cancelled()
+    if size is not None and position < size:
+        raise TransientError(f"it ended after {position} of {size} bytes")
 
 
-def _read_version(part: Path) -> _Version | None:
-    """What is known of a part; None where nothing is, or what a killed process has left is no such file."""
-    if not version_path(part).is_file():
+def _read_state(partial: Path) -> _RemoteState | None:
+    """What is known about a partial file; None if there is nothing, or a killed process left a damaged file."""
+    if not state_path(partial).is_file():
         return None
     try:
-        content = read_json(version_path(part), what="state of a download")
-        return _Version(**content)
+        content = read_json(state_path(partial), what="state of a download")
+        return _RemoteState(**content)
     except (CapstreamError, TypeError):
         return None
 
 
-def _answer(url: str, headers: dict[str, str], advice: str) -> http.client.HTTPResponse:
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http and https alone come here
+def _open_response(job: _Download, headers: dict[str, str]) -> http.client.HTTPResponse:
+    request = urllib.request.Request(job.url, headers=headers)  # noqa: S310 - the scheme is http or https
     try:
-        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=SILENCE_SECONDS)  # noqa: S310
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=SILENCE_SECONDS)  # noqa: S310
     except urllib.error.HTTPError as error:
         with error:
             if error.code in (404, 410):
-                raise InputError(f"{url}: there is no such file. {advice}") from None
+                raise InputError(f"{job.url}: no such file. {job.advice}") from None
             if error.code in (401, 403):
-                raise ResourceError(f"{url}: not allowed ({error}). {advice}") from None
-            raise (_OtherPartError if error.code == 416 else BrokenError)(str(error)) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a redirection to what is no URL
-        raise BrokenError(str(getattr(error, "reason", error)) or type(error).__name__) from None
-    return answer
+                raise ResourceError(f"{job.url}: not allowed ({error}). {job.advice}") from None
+            raise (_WrongRangeError if error.code == 416 else TransientError)(str(error)) from None
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a redirection to an invalid URL
+        raise TransientError(str(getattr(error, "reason", error)) or type(error).__name__) from None
+    return response
 
 
-def _place(answer: http.client.HTTPResponse, url: str) -> tuple[int, _Version]:
-    """Where in the file an answer begins, and of which state of it."""
-    length = answer.headers.get("Content-Length")
+def _content_range(response: http.client.HTTPResponse, url: str) -> tuple[int, _RemoteState]:
+    """At which byte of the file a response begins, and which state of the file it is from."""
+    length = response.headers.get("Content-Length")
     start, size = 0, int(length) if length is not None and length.isdecimal() else None
-    if answer.status == 206:
-        place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
-        start, size = (int(place[1]), int(place[2])) if place else (-1, None)
-    return start, _Version(url=url, size=size, etag=answer.headers.get("ETag"), last_modified=answer.headers.get("Last-Modified"))
+    if response.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        start, size = (int(match[1]), int(match[2])) if match else (-1, None)
+    return start, _RemoteState(url=url, size=size, etag=response.headers.get("ETag"), last_modified=response.headers.get("Last-Modified"))
 
 
-def _read(answer: http.client.HTTPResponse) -> bytes:
+def _read_chunk(response: http.client.HTTPResponse) -> bytes:
     try:
-        return answer.read1(PIECE_BYTES)  # what is there: a slow connection loses nothing when it breaks
+        return response.read1(CHUNK_BYTES)  # returns what has arrived: a slow connection loses nothing when it breaks
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise BrokenError(f"{type(error).__name__}: {error}") from None
+        raise TransientError(f"{type(error).__name__}: {error}") from None

@@ -1,7 +1,7 @@
-"""Tars of image and caption records: written byte for byte alike, read back with every byte checked.
+"""Tars of images and caption records: written byte for byte the same every time, read back with every byte checked.
 
-Headers are the standard library's; its TarFile would copy every byte twice on the way. Random access reads members at the offsets
-that the sidecar lists; a sequential pass over a foreign reader's samples is compared with the sidecar by :func:`check_member`.
+Headers come from the standard library's tarfile; its TarFile would copy every byte twice. Random access reads members at the offsets that
+the sidecar lists. A sequential pass, with another library's reader, compares what it reads with the sidecar by :func:`check_member`.
 """
 
 import hashlib
@@ -14,21 +14,24 @@ from pathlib import Path
 from tarfile import BLOCKSIZE, RECORDSIZE, USTAR_FORMAT, TarInfo
 from typing import IO, Any
 
-from shards.atomic import committed_file, digest
+from shards.atomic import committed_file
+from shards.dataset import Shard, Split, open_split
+from shards.digests import json_digest
 from shards.errors import DamageError, OnError
-from shards.manifest import Member, Sample, Shard, Split, open_split, records_path
-from shards.mirror import CACHE_OPTION, fetching
+from shards.layout import records_path
+from shards.mirror import CACHE_SETTING, mirror_lock
+from shards.sidecar import Member, Sample
 
 
 def write_tar(path: Path, records: Iterable[tuple[str, bytes, dict[str, Any]]]) -> tuple[tuple[Sample, ...], int, str]:
-    """Write a shard's tar, committed.
+    """Commit a shard's tar.
 
     Args:
         path: The tar's final name.
         records: (key, JPEG bytes, JSON record with a list ``captions``), in order.
 
     Returns:
-        The samples with their places, the tar's size in bytes, its SHA-256.
+        The samples with the offsets of their members, the tar's size in bytes, and its SHA-256 (hex).
     """
     samples = []
     sha256, offset = hashlib.sha256(), 0
@@ -39,7 +42,7 @@ def write_tar(path: Path, records: Iterable[tuple[str, bytes, dict[str, Any]]]) 
             file.write(content)
             sha256.update(content)
             offset += len(content)
-        # The end of an archive: two empty blocks, and the last record filled up.
+        # The end of an archive: two empty blocks, and padding to a full record.
         ending = bytes(2 * BLOCKSIZE + -(offset + 2 * BLOCKSIZE) % RECORDSIZE)
         file.write(ending)
         sha256.update(ending)
@@ -52,8 +55,8 @@ def record_bytes(record: dict[str, Any]) -> bytes:
 
 
 def _members(offset: int, files: Iterable[tuple[str, bytes]]) -> tuple[bytes, list[Member]]:
-    """Headers, contents and padding of some files as one piece, for a tar that is ``offset`` bytes long so far."""
-    pieces, members = [], []
+    """Headers, contents and padding of files as one bytes object, for a tar that has ``offset`` bytes so far."""
+    chunks, members = [], []
     for name, data in files:
         info = TarInfo(name)
         info.size, info.mode = len(data), 0o644
@@ -61,50 +64,50 @@ def _members(offset: int, files: Iterable[tuple[str, bytes]]) -> tuple[bytes, li
         header = info.tobuf(USTAR_FORMAT)
         members.append(Member(offset=offset + len(header), size=len(data), crc32=zlib.crc32(data)))
         padding = bytes(-len(data) % BLOCKSIZE)
-        pieces += [header, data, padding]
+        chunks += [header, data, padding]
         offset += len(header) + len(data) + len(padding)
-    return b"".join(pieces), members
+    return b"".join(chunks), members
 
 
-def check_member(shard: Shard, key: str, ending: str, member: Member, data: bytes) -> bytes:
-    """Return ``data`` if it is what the sidecar says of ``KEY.ending``.
+def check_member(shard: Shard, key: str, suffix: str, member: Member, data: bytes) -> bytes:
+    """Return ``data`` if it is what the sidecar lists for ``KEY.suffix``.
 
     Raises:
-        DamageError: Another size or CRC-32; names shard and sample.
+        DamageError: It has another size or CRC-32; names shard and sample.
     """
     if len(data) != member.size or zlib.crc32(data) != member.crc32:
         raise DamageError(
-            f"{shard.path}: sample {key}.{ending} is damaged ({len(data)} bytes, CRC-32 {zlib.crc32(data):08x}; its sidecar says "
+            f"{shard.path}: sample {key}.{suffix} is damaged ({len(data)} bytes, CRC-32 {zlib.crc32(data):08x}; its sidecar lists "
             f"{member.size} bytes, {member.crc32:08x}). {shard.repair}"
         )
     return data
 
 
-def read_member(file: IO[bytes], shard: Shard, key: str, ending: str, member: Member) -> bytes:
-    """Read one member at its offset, checked.
+def read_member(file: IO[bytes], shard: Shard, key: str, suffix: str, member: Member) -> bytes:
+    """Read one member at its offset, and check it.
 
     Raises:
         DamageError: Its bytes are not those that the sidecar lists.
     """
     file.seek(member.offset)
-    return check_member(shard, key, ending, member, file.read(member.size))
+    return check_member(shard, key, suffix, member, file.read(member.size))
 
 
-def open_samples(folder: Path, name: str, on_error: OnError) -> Split:
-    """Open a split; with ``skip``, without the samples whose bytes are not those that the sidecars list.
+def open_readable_split(folder: Path, name: str, on_error: OnError) -> Split:
+    """Open a split; with ``skip``, leave out the samples whose bytes are not those that the sidecars list.
 
-    Every tar is then read once, so that what is left out is known, counted and the same for the whole training. The split's digest
-    is another one if anything is: it is over the samples that are left out as well.
+    With ``skip`` every tar is read once now. The skipped samples are therefore known, counted, and the same for the whole training. If any
+    sample is skipped, the split's digest changes: it covers the keys of the skipped samples too.
 
     Raises:
-        InputError, DamageError, MismatchError: As :func:`shards.manifest.open_split`; a missing sidecar is no sample's damage.
+        InputError, DamageError, MismatchError: As :func:`shards.dataset.open_split`; a missing sidecar is not a damaged sample.
     """
     if on_error == "fail":
         return open_split(folder, name)
-    split = open_split(folder, name, whole=False)
+    split = open_split(folder, name, check_tars=False)
     shards = tuple(map(_without_damaged, split.shards))
     skipped = [[shard.path.name, list(shard.skipped)] for shard in shards if shard.skipped]
-    return replace(split, shards=shards, digest=digest([split.digest, skipped]) if skipped else split.digest)
+    return replace(split, shards=shards, digest=json_digest([split.digest, skipped]) if skipped else split.digest)
 
 
 def _without_damaged(shard: Shard) -> Shard:
@@ -112,28 +115,28 @@ def _without_damaged(shard: Shard) -> Shard:
     try:
         with shard.open() as tar, shard.open_records() as records:
             good = tuple(sample for sample in samples if not damaged_members(tar, records, shard, sample))
-    except (FileNotFoundError, IsADirectoryError, DamageError):  # a remote tar that is not the right one is as good as none
+    except (FileNotFoundError, IsADirectoryError, DamageError):  # DamageError: a remote tar is not the one that the sidecar lists
         return replace(shard, sidecar=replace(shard.sidecar, samples=()), skipped=tuple(sample.key for sample in samples))
     kept = {sample.key for sample in good}
     return replace(shard, sidecar=replace(shard.sidecar, samples=good), skipped=tuple(s.key for s in samples if s.key not in kept))
 
 
 def damaged_members(tar: IO[bytes], records: IO[bytes], shard: Shard, sample: Sample) -> list[DamageError]:
-    """What is wrong with a sample's two members."""
+    """The damage in a sample's two members; empty if both are intact."""
     problems = []
-    for file, ending, member in ((tar, "jpg", sample.jpg), (records, "json", sample.json)):
+    for file, suffix, member in ((tar, "jpg", sample.jpg), (records, "json", sample.json)):
         try:
-            read_member(file, shard, sample.key, ending, member)
+            read_member(file, shard, sample.key, suffix, member)
         except DamageError as error:
             problems.append(error)
     return problems
 
 
 def parse_record(shard: Shard, key: str, data: bytes) -> dict[str, Any]:
-    """A sample's JSON as a dictionary: {image_id, file_name, width, height, captions: [{id, text, tokens}]}.
+    """Parse a sample's JSON: {image_id, file_name, width, height, captions: [{id, text, tokens}]}.
 
     Raises:
-        DamageError: It is not of that form.
+        DamageError: It does not have this form.
     """
     try:
         record = json.loads(data)
@@ -148,9 +151,9 @@ def parse_record(shard: Shard, key: str, data: bytes) -> dict[str, Any]:
 
 
 def read_records(shard: Shard) -> Iterator[tuple[Sample, dict[str, Any]]]:
-    """Every sample's JSON record of a shard, in order, checked, without reading the images.
+    """Read the JSON record of every sample of a shard, in order, checked, without the images.
 
-    A mirror keeps them beside the tar, so that captions do not need all tars again each time.
+    A mirror stores the records in a file next to the tar, so that reading captions does not fetch all tars again.
 
     Raises:
         DamageError: A record is damaged or missing.
@@ -158,17 +161,17 @@ def read_records(shard: Shard) -> Iterator[tuple[Sample, dict[str, Any]]]:
     samples = shard.sidecar.samples
     if not samples:
         return
-    kept = _kept_members(shard) if shard.mirror is not None and shard.sidecar.records is None and not shard.skipped else None
-    if kept is not None:
-        yield from ((sample, parse_record(shard, sample.key, data)) for sample, data in zip(samples, kept, strict=True))
+    cached = _cached_records(shard) if shard.mirror is not None and shard.sidecar.records is None and not shard.skipped else None
+    if cached is not None:
+        yield from ((sample, parse_record(shard, sample.key, data)) for sample, data in zip(samples, cached, strict=True))
         return
     with shard.open_records() as file:
         for sample in samples:
             yield sample, parse_record(shard, sample.key, read_member(file, shard, sample.key, "json", sample.json))
 
 
-def _kept_members(shard: Shard) -> list[bytes]:
-    """All JSON members of a mirror's tar, checked: from the file that keeps them, which is written if it is not there or damaged."""
+def _cached_records(shard: Shard) -> list[bytes]:
+    """All JSON members of a mirror's tar, checked. They come from the records file, which is written if it is missing or damaged."""
     path = records_path(shard.path)
     ends = list(itertools.accumulate(sample.json.size for sample in shard.sidecar.samples))
     try:
@@ -180,6 +183,6 @@ def _kept_members(shard: Shard) -> list[bytes]:
         return members
     with shard.open() as file:
         members = [read_member(file, shard, sample.key, "json", sample.json) for sample in shard.sidecar.samples]
-    with fetching(path.parent), committed_file(path, CACHE_OPTION) as kept:
-        kept.write(b"".join(members))
+    with mirror_lock(path.parent), committed_file(path, CACHE_SETTING) as records:
+        records.write(b"".join(members))
     return members

@@ -19,8 +19,9 @@ from pipeline.datasets.synthetic import synthesize
 from pipeline.images.decode import Resize
 from pipeline.sharding.shard import ShardConfig, write_shards
 from pipeline.training.train import train
-from shards.atomic import file_sha256, read_json, write_json
 from shards.caption_table import CaptionTable, table_from_records
+from shards.digests import file_sha256
+from shards.json_files import read_json, write_json
 from tests.caching import cache_features
 
 torch.set_num_threads(2)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.datasets.synthetic import synthesize
 from pipeline.sharding.shard import write_shards
-from shards.manifest import Split, open_split
+from shards.dataset import Split, open_split
 from shards.tar import read_member
 from tests.conftest import SMALL
 

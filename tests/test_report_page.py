@@ -15,7 +15,7 @@ from PIL import Image
 from model.decoding import ScoredCaption
 from pipeline.evaluation.score_file import Interval, ScoredImage, ScoreFile, scores_path, write_scores
 from pipeline.reporting.report import report
-from shards.atomic import write_json
+from shards.json_files import write_json
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

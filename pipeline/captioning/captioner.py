@@ -29,7 +29,7 @@ from pipeline.backbone.precision import AGREEMENT_IMAGES, choose_precision, comp
 from pipeline.captioning.inputs import image_bytes
 from pipeline.execution.devices import images_per_pass, pick_device, prepare_device
 from pipeline.execution.executors import default_workers
-from pipeline.execution.prefetch import ahead
+from pipeline.execution.prefetch import map_ahead
 from pipeline.images.decode import ImageError, Resize, decode_image
 from pipeline.runs.checkpoints import CheckpointChoice, checkpoint_folder
 from pipeline.runs.run import kept_weights, open_caption_model, open_run
@@ -191,7 +191,7 @@ class ImageCaptioner:
         names = [str(image) if isinstance(image, str | Path) else str(number) for number, image in enumerate(images)]
         size = images_per_pass(self.device)
         crop = self.preprocessing.crop
-        loading = ahead(self._load_or_error, zip(images, names, strict=True), threads=default_workers(), depth=2 * size)
+        loading = map_ahead(self._load_or_error, zip(images, names, strict=True), threads=default_workers(), depth=2 * size)
         for start in range(0, len(names), size):
             loaded = list(itertools.islice(loading, size))
             readable = [start + place for place, item in enumerate(loaded) if not isinstance(item, ImageError)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.images.decode import ImageError, read_image_file
 from shards.errors import DamageError, InputError, ResourceError
 from shards.fetch import download
-from shards.paths import ENDINGS
+from shards.paths import IMAGE_SUFFIXES
 
 MAX_DOWNLOAD_BYTES = 64 << 20
 STANDARD_INPUT = "-"
@@ -42,7 +42,7 @@ def _expanded(name: str) -> Iterator[str]:
         yield name
         return
     if _is(path, stat.S_ISDIR):
-        found, endings = _images_in(path), ", ".join(sorted(ENDINGS))
+        found, endings = _images_in(path), ", ".join(sorted(IMAGE_SUFFIXES))
         if not found:
             raise InputError(f"{name}: no images in this folder or below it (files that end in {endings}).")
         yield from found
@@ -67,7 +67,7 @@ def _is(path: Path, kind: Callable[[int], bool]) -> bool:
 
 
 def _images_in(folder: Path) -> list[str]:
-    return sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    return sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def image_bytes(name: str) -> bytes:
@@ -81,7 +81,7 @@ def image_bytes(name: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="capstream-") as folder:
         target = Path(folder) / "image"
         try:
-            download(name, target, at_most=MAX_DOWNLOAD_BYTES, again="")
+            download(name, target, max_bytes=MAX_DOWNLOAD_BYTES, retry_advice="")
         except (InputError, DamageError, ResourceError) as error:
             raise ImageError("unreadable_file", str(error)) from None
         return target.read_bytes()

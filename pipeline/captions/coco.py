@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.captions.records import Caption, CaptionFile, ListedImage, _check_fields, _entries, _reject, _usable, no_garbage_collection, storable
-from shards.manifest import Reject
+from shards.rejects import Reject
 
 
 def coco_file(path: Path, content: Any) -> CaptionFile:

@@ -17,7 +17,8 @@ from pipeline.captions.records import (
     storable,
 )
 from shards.errors import InputError
-from shards.manifest import SPLIT_NAME, Reject
+from shards.layout import SPLIT_NAME
+from shards.rejects import Reject
 
 
 def karpathy_file(path: Path, content: Any, *, restval: bool = True) -> CaptionFile:

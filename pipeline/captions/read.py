@@ -12,9 +12,10 @@ from pipeline.captions.karpathy import karpathy_file
 from pipeline.captions.records import FORMS, Caption, CaptionedImage, CaptionFile, no_garbage_collection
 from pipeline.captions.tables import delimiter_of, read_delimited, read_json_lines, read_json_list, read_parquet
 from pipeline.captions.text_files import BOM, TOKEN_LINE, read_folder, read_split_list, read_tokens
-from shards.atomic import read_json
 from shards.errors import InputError
-from shards.manifest import Reject, check_split_name
+from shards.json_files import read_json
+from shards.layout import check_split_name
+from shards.rejects import Reject
 
 DEFAULT_SPLIT = "train"
 BEGINNING_BYTES = 1 << 16

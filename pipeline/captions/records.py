@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline.captions.tokenizer import tokenize
 from shards.errors import InputError
-from shards.manifest import Reject
 from shards.paths import is_inside
+from shards.rejects import Reject
 
 FORMS = (
     'COCO caption JSON ("images" and "annotations"); a Karpathy split file ("images" with "sentences"); a token file (NAME#0, a tab, a caption); '

@@ -11,7 +11,8 @@ from typing import Any
 from pipeline.captions.records import FORMS, CaptionFile, Row, gather
 from pipeline.captions.text_files import text_lines
 from shards.errors import InputError
-from shards.manifest import SPLIT_NAME, Reject
+from shards.layout import SPLIT_NAME
+from shards.rejects import Reject
 
 # The names that columns usually have, the likeliest first.
 USUAL = {

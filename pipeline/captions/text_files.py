@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipeline.captions.records import CaptionFile, Row, gather
 from shards.errors import InputError
-from shards.manifest import Reject
-from shards.paths import ENDINGS
+from shards.paths import IMAGE_SUFFIXES
+from shards.rejects import Reject
 
 MAX_LINE_BYTES = 16 << 20
 MAX_FILE_BYTES = 2 << 30
@@ -102,7 +102,7 @@ def read_folder(path: Path) -> CaptionFile:
 def _folder_rows(files: dict[Path, Path]) -> Iterator[Row | Reject]:
     described = set()
     for name in sorted(files):
-        if name.suffix.lower() in ENDINGS:
+        if name.suffix.lower() in IMAGE_SUFFIXES:
             beside = name.with_suffix(".txt")
             described.add(beside)
             lines = text_lines(files[beside], at_most=MAX_CAPTIONS_BYTES) if beside in files else ()

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from model.vocabulary import SPECIAL, Vocabulary, build_vocabulary, check_special
-from shards.atomic import digest, read_own_json, write_json
 from shards.caption_table import CaptionTable, table_of_split
+from shards.dataset import open_split
+from shards.digests import json_digest
 from shards.errors import DamageError, InputError
-from shards.manifest import open_split
+from shards.json_files import read_versioned_json, write_json
 
 FORMAT_VERSION = 1
 
@@ -60,7 +61,7 @@ def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
 
 def vocabulary_digest(vocabulary: Vocabulary) -> str:
     """SHA-256 (hex) of the words in their order."""
-    return digest(list(vocabulary.words))
+    return json_digest(list(vocabulary.words))
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -71,7 +72,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         DamageError: Not a vocabulary, or not the words that its digest is of.
         MismatchError: Another format version.
     """
-    content = read_own_json(path, what="vocabulary file", format_version=FORMAT_VERSION)
+    content = read_versioned_json(path, what="vocabulary file", format_version=FORMAT_VERSION)
     words = content.get("words")
     try:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):

@@ -25,7 +25,7 @@ class CaptionOptions:
     def source(self) -> "CaptionSource":
         """What to read."""
         from pipeline.captions.read import CaptionSource
-        from shards.manifest import check_split_name
+        from shards.layout import check_split_name
 
         lists = [name_and_value("--split-list", text) for text in self.split_lists]
         return CaptionSource(

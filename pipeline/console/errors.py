@@ -15,7 +15,7 @@ import click
 
 from pipeline.console.settings import options_of
 from pipeline.execution import messages
-from shards.errors import CapstreamError, SaidElsewhereError
+from shards.errors import CapstreamError, ReportedElsewhereError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,7 +47,7 @@ def option_names(command: click.Command) -> dict[str, str]:
 def print_note(text: str) -> None:
     """A line that is no result, with options for settings: see :func:`with_options`."""
     context = click.get_current_context(silent=True)
-    messages.note(with_options(text, context.command if context is not None else None))
+    messages.print_note(with_options(text, context.command if context is not None else None))
 
 
 def reported(function: Callable[P, R]) -> Callable[P, R]:
@@ -57,7 +57,7 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except SaidElsewhereError:
+        except ReportedElsewhereError:
             sys.exit(1)
         except CapstreamError as error:
             raise click.ClickException(with_options(str(error), click.get_current_context().command)) from None

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from pipeline.console.settings import read_defaults
-from pipeline.execution.messages import Telling, log_line, tell_as
+from pipeline.execution.messages import MessageSettings, configure_messages, log_message
 
 
 class CommandGroup(click.Group):
@@ -18,13 +18,13 @@ class CommandGroup(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        tell_as(quiet=ctx.params["quiet"], as_json=ctx.params["log_json"])
+        configure_messages(quiet=ctx.params["quiet"], as_json=ctx.params["log_json"])
         try:
             if ctx.params["config"] is not None:
                 ctx.default_map = read_defaults(ctx.params["config"], self.commands)
             return super().invoke(ctx)
         except click.ClickException as error:
-            if not Telling.as_json:
+            if not MessageSettings.as_json:
                 raise
-            log_line("error", error.format_message(), exit_code=error.exit_code)
+            log_message("error", error.format_message(), exit_code=error.exit_code)
             ctx.exit(error.exit_code)

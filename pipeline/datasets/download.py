@@ -15,11 +15,12 @@ from pathlib import Path
 from pipeline.datasets.catalogue import DATASETS, Archive, Dataset
 from pipeline.datasets.unzip import Member, bytes_there, is_whole, unzip, zip_members
 from pipeline.execution.progress import Progress
-from shards.atomic import disk_errors, exclusive, read_own_json, sync_folder, temporary_path, write_json
+from shards.atomic import disk_errors, hold_lock, sync_folder, temporary_path
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
-from shards.fetch import Stopped
+from shards.fetch import FetchCancelledError
+from shards.json_files import read_versioned_json, write_json
 from shards.paths import free_bytes
-from shards.resume import download_resumed, version_path
+from shards.resume import resume_download, state_path
 
 FORMAT_VERSION = 1
 CHUNK_BYTES = 1 << 20
@@ -100,9 +101,9 @@ def download(
     chosen, names = _chosen(dataset, parts)
     base = base_url if base_url is not None else chosen.base_url
     jobs = [_job(chosen.parts[name], root, base) for name in names]
-    with disk_errors(root, "--root"):
+    with disk_errors(root, "root"):
         root.mkdir(parents=True, exist_ok=True)
-    with exclusive(root, dataset, "downloading"):
+    with hold_lock(root, dataset, "downloading"):
         _check_what_is_there(jobs, quiet=quiet)
         missing = [job for job in jobs if not job.finished]
         _check_can_be_had(missing, dataset, chosen)
@@ -155,7 +156,7 @@ def _check_what_is_there(jobs: Sequence[_Job], *, quiet: bool) -> None:
         def check(job: _Job, stop: threading.Event) -> None:
             for member in job.members:
                 if stop.is_set():
-                    raise Stopped
+                    raise FetchCancelledError
                 if not is_whole(job.into, member):
                     return
                 progress.advance(1)
@@ -169,7 +170,7 @@ def _read_receipt(job: _Job) -> tuple[Member, ...]:
     if not job.receipt.is_file():
         return ()
     try:
-        content = read_own_json(job.receipt, what="receipt of a download", format_version=FORMAT_VERSION)
+        content = read_versioned_json(job.receipt, what="receipt of a download", format_version=FORMAT_VERSION)
         return tuple(Member(name=str(name), size=int(size), crc32=int(crc32)) for name, size, crc32 in content["files"])
     except (CapstreamError, KeyError, TypeError, ValueError):
         return ()  # all of it can be had from the archive again
@@ -226,12 +227,12 @@ def _fetch(jobs: Sequence[_Job], page: str, *, quiet: bool) -> None:
             try:
                 _check_archive(job, job.part, stop)
             except DamageError:
-                for left in (job.part, version_path(job.part)):
+                for left in (job.part, state_path(job.part)):
                     left.unlink(missing_ok=True)
                 raise
-            with disk_errors(job.path, "--root"):
+            with disk_errors(job.path, "root"):
                 job.part.replace(job.path)
-                version_path(job.part).unlink(missing_ok=True)
+                state_path(job.part).unlink(missing_ok=True)
                 sync_folder(job.path.parent)
 
         _together(bring, jobs)
@@ -264,16 +265,16 @@ def _download(job: _Job, page: str, stop: threading.Event, arrived: Callable[[in
         job.fetched = max(job.fetched + arriving, 0)
         arrived(arriving)
 
-    with disk_errors(job.path, "--root"):
-        download_resumed(
+    with disk_errors(job.path, "root"):
+        resume_download(
             job.url,
             job.part,
             size=job.archive.size,
-            at_most=MAX_ARCHIVE_BYTES,
+            max_bytes=MAX_ARCHIVE_BYTES,
             stop=stop,
-            arrived=count,
+            on_bytes=count,
             advice=by_hand,
-            again=f"Run the same command again: it goes on where it stopped. {by_hand}",
+            retry_advice=f"Run the same command again: it goes on where it stopped. {by_hand}",
         )
 
 
@@ -293,7 +294,7 @@ def _check_archive(job: _Job, path: Path, stop: threading.Event) -> None:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             if stop.is_set():
-                raise Stopped
+                raise FetchCancelledError
             found.update(chunk)
     if found.hexdigest() != wanted.md5:
         raise DamageError(f"{job.path}: has the MD5 {found.hexdigest()}, it was published with {wanted.md5}. {advice}")
@@ -323,5 +324,5 @@ def _together(work: Callable[[_Job, threading.Event], None], jobs: Sequence[_Job
         finally:
             stop.set()
     problems = [problem for task in tasks if (problem := task.exception()) is not None]
-    for problem in sorted(problems, key=lambda problem: isinstance(problem, Stopped)):
+    for problem in sorted(problems, key=lambda problem: isinstance(problem, FetchCancelledError)):
         raise problem

@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw
 
 from pipeline.execution.executors import run_tasks
 from pipeline.execution.progress import Progress
-from shards.atomic import committed_file, disk_errors, write_json
+from shards.atomic import committed_file, disk_errors
 from shards.errors import InputError, OccupiedError
+from shards.json_files import write_json
 
 COLOURS = {
     "red": (208, 38, 42),

@@ -17,7 +17,7 @@ from typing import IO
 
 from shards.atomic import disk_errors, temporary_path
 from shards.errors import DamageError
-from shards.fetch import Stopped
+from shards.fetch import FetchCancelledError
 from shards.paths import is_inside
 
 CHUNK_BYTES = 1 << 20
@@ -86,7 +86,7 @@ def unzip(
     members: Sequence[Member],
     into: Path,
     *,
-    option: str = "--root",
+    setting: str = "root",
     done: Callable[[int], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> int:
@@ -95,14 +95,14 @@ def unzip(
     Args:
         members: As :func:`zip_members` gave them.
         into: The folder; it is made.
-        option: Of the command line: what chooses the folder, for messages.
+        setting: The setting that chooses the folder, for messages.
         done: Told after each file, kept or written, that there is one more.
 
     Returns:
         How many were written.
 
     Raises:
-        Stopped: ``stop`` was set.
+        FetchCancelledError: ``stop`` was set.
         DamageError: A member's bytes are not what the archive lists; it is not written.
         ResourceError: Disk full, not allowed.
     """
@@ -110,17 +110,17 @@ def unzip(
     with zipfile.ZipFile(archive) as file:
         for member in members:
             if stop is not None and stop.is_set():
-                raise Stopped
+                raise FetchCancelledError
             if not is_whole(into, member):
-                _write(file, archive, member, into / member.name, option)
+                _write(file, archive, member, into / member.name, setting)
                 written += 1
             done(1)
     return written
 
 
-def _write(file: zipfile.ZipFile, archive: Path, member: Member, target: Path, option: str) -> None:
+def _write(file: zipfile.ZipFile, archive: Path, member: Member, target: Path, setting: str) -> None:
     temporary = temporary_path(target)
-    with disk_errors(target, option):
+    with disk_errors(target, setting):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             # Of a member that has more bytes than it lists, a ZipFile reads no more than those: they fail their CRC-32.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.score_file import ENDING, check_place
-from shards.atomic import read_json, write_json
 from shards.errors import InputError
+from shards.json_files import read_json, write_json
 
 RESULTS_ENDING = ".results.json"
 FORM = 'A result file is a list of {"image_id": 42, "caption": "a dog on a sofa"}, one entry for each image.'

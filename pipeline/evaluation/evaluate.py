@@ -15,15 +15,16 @@ from pipeline.captioning.captioner import CaptionerConfig, ImageCaptioner, score
 from pipeline.evaluation.coco_results import check_results_place, results_path, write_results
 from pipeline.evaluation.score_file import ScoreFile, check_scores_place, scores_path, write_scores
 from pipeline.evaluation.scoring import Prediction, Ptb, check_tokenizer, score_texts
-from pipeline.execution.prefetch import ahead
+from pipeline.execution.prefetch import map_ahead
 from pipeline.execution.progress import Progress
 from pipeline.loading.sources import ShardSource
 from pipeline.runs.checkpoints import CheckpointChoice
 from pipeline.runs.run import Run
 from shards.caption_table import CaptionTable, table_of_split
+from shards.dataset import open_split, read_dataset_file
 from shards.errors import CapstreamError, InputError
 from shards.features import check_network, feature_path, open_features
-from shards.manifest import check_split_name, open_split, read_dataset_file, records_path
+from shards.layout import check_split_name, records_path
 from shards.remote import origin
 
 
@@ -227,5 +228,5 @@ def _raw(captioner: ImageCaptioner, shards: Path, split_name: str, batch_size: i
         rows = np.arange(start, min(start + batch_size, table.images))
         return source.images(rows, np.zeros((len(rows), 3)))
 
-    batches = (captioner.extract(pixels) for pixels in ahead(load, starts, threads=source.threads))
+    batches = (captioner.extract(pixels) for pixels in map_ahead(load, starts, threads=source.threads))
     return EvaluationData(table=table, batches=batches, path=origin(shards), digest=split.digest, views=("center",))

@@ -9,7 +9,7 @@ from pipeline.captions.read import CaptionSource, read_captions
 from pipeline.evaluation.coco_results import read_results
 from pipeline.evaluation.score_file import ENDING, ScoreFile, check_scores_place, write_scores
 from pipeline.evaluation.scoring import Prediction, Ptb, check_tokenizer, score_texts
-from shards.atomic import file_sha256
+from shards.digests import file_sha256
 from shards.errors import InputError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from model.decoding import ScoredCaption
-from shards.atomic import read_json, read_own_json, write_json
 from shards.errors import DamageError, InputError
+from shards.json_files import read_json, read_versioned_json, write_json
 
 FORMAT_VERSION = 1
 ENDING = ".scores.json"
@@ -108,7 +108,7 @@ def read_scores(path: Path) -> ScoreFile:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such score file. Make it with: python cli.py evaluate --run RUN --features DIR --out {path}")
-    content = read_own_json(path, what="score file", format_version=FORMAT_VERSION)
+    content = read_versioned_json(path, what="score file", format_version=FORMAT_VERSION)
     try:
         return ScoreFile(
             split=_text(content["split"]),

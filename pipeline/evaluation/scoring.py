@@ -18,7 +18,7 @@ from model.ptb import ptb_tokens
 from pipeline.evaluation.java import NEEDS, JavaError, java_tokens, meteor, require, spice
 from pipeline.evaluation.score_file import Interval, ScoredImage, ScoreFile
 from shards.errors import InputError
-from shards.manifest import library_versions
+from shards.versions import library_versions
 
 Ptb = Literal["builtin", "java"]
 TOKENIZERS = {"builtin": "model.ptb, built in", "java": "Stanford PTBTokenizer, CoreNLP 3.4.1"}

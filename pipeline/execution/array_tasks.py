@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from shards.atomic import exclusive
+from shards.atomic import hold_lock
 from shards.errors import InputError
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def pick_array_task(task_id: int | None, num_tasks: int | None) -> ArrayTask | N
 
 
 @contextlib.contextmanager
-def writing(folder: Path, name: str, array_task: ArrayTask | None, doing: str) -> Iterator[None]:
+def writer_lock(folder: Path, name: str, array_task: ArrayTask | None, doing: str) -> Iterator[None]:
     """Hold the place of the one writer of ``name`` in ``folder``, or of one of the processes that share the work among them.
 
     A process takes its own lock first and looks for the others' then: of two that must not work together at least one sees the other.
@@ -72,10 +72,10 @@ def writing(folder: Path, name: str, array_task: ArrayTask | None, doing: str) -
     """
     beside = f".{array_task.num_tasks}-shares" if array_task is not None else ""
     own = name if array_task is None else f"{name}.{array_task.task_id}{beside}"
-    with exclusive(folder, own, doing if array_task is None else f"{doing} as {array_task}"):
+    with hold_lock(folder, own, doing if array_task is None else f"{doing} as {array_task}"):
         for lock in sorted(folder.glob(f".{name}.lock")) + sorted(folder.glob(f".{name}.*-shares.lock")):
             other = lock.name[1 : -len(".lock")]
             if other != own and not (beside and other.endswith(beside)):
-                with exclusive(folder, other, doing, patience=LOOKING_SECONDS):
+                with hold_lock(folder, other, doing, wait_seconds=LOOKING_SECONDS):
                     pass  # a killed process left it: it is gone now
         yield

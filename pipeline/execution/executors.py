@@ -55,22 +55,22 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def warm_up(*modules: str) -> None:
+def preload_workers(*modules: str) -> None:
     """Begin to import what workers will need, in the background, while this process does something else."""
     if START_METHOD == "forkserver":
         multiprocessing.set_forkserver_preload(list(modules))
         forkserver.ensure_running()
 
 
-def _begin_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+def _start_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
     # Ctrl-C goes to the whole terminal's group; the parent alone answers it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    exit_with_parent()
     if initializer is not None:
         initializer(*initargs)
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """End this process when the one that started it ends: it would wait for ever, or write where the next run writes."""
     parent = multiprocessing.parent_process()
 
@@ -119,7 +119,7 @@ def run_ahead(
         initializer, initargs: Called once in each process as it starts.
     """
     context = multiprocessing.get_context(START_METHOD)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(initializer, initargs))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(initializer, initargs))
     waiting: deque[Future[R]] = deque()
     remaining = iter(tasks)
     try:

@@ -10,7 +10,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int | None = None) -> Generator[R, None, None]:
+def map_ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int | None = None) -> Generator[R, None, None]:
     """Yield ``function(item)`` in the order of ``items``, up to ``depth`` items ahead of the consumer.
 
     Args:

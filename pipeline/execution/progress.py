@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from pipeline.execution.messages import Telling, log_line
+from pipeline.execution.messages import MessageSettings, log_message
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -25,7 +25,7 @@ class Progress:
     """
 
     def __init__(self, title: str, *, total: int | None, unit: str, quiet: bool = False) -> None:
-        self.quiet = quiet or Telling.quiet
+        self.quiet = quiet or MessageSettings.quiet
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
         self.lined = 0
@@ -37,7 +37,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self.started = self.last_line = time.monotonic()
-        if sys.stderr.isatty() and not self.quiet and not Telling.as_json:
+        if sys.stderr.isatty() and not self.quiet and not MessageSettings.as_json:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
@@ -62,7 +62,7 @@ class Progress:
             self._line(time.monotonic())
 
     def _worth_a_last_line(self) -> bool:
-        return Telling.as_json or time.monotonic() - self.started > LINE_EVERY_SECONDS
+        return MessageSettings.as_json or time.monotonic() - self.started > LINE_EVERY_SECONDS
 
     @property
     def rate(self) -> float:
@@ -91,9 +91,9 @@ class Progress:
         later = "" if left is None else f", {left:,.0f} s left"
         note = f", {self.note}" if self.note else ""
         text = f"{self.title}: {self.done:,}{of} {self.unit}, {self.rate:,.1f} {self.unit}/s{later}{note}"
-        if Telling.as_json:
+        if MessageSettings.as_json:
             counts = {"title": self.title, "done": self.done, "total": self.total, "unit": self.unit, "note": self.note}
-            log_line("progress", text, **counts, per_second=round(self.rate, 3), seconds_left=left)
+            log_message("progress", text, **counts, per_second=round(self.rate, 3), seconds_left=left)
             return
         sys.stderr.write(text + "\n")
         sys.stderr.flush()

@@ -18,7 +18,7 @@ from pipeline.execution.executors import default_workers
 from shards.errors import CapstreamError, InputError, ResourceError, first_line
 
 R = TypeVar("R")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("pipeline", "model", "shards")
 # A task whose process dies is done again so many times.
 RETRIES = 3

@@ -20,7 +20,7 @@ from model.encoder import FrozenBackbone
 from pipeline.backbone.backbones import KEPT_FILE, RANDOM, Network, open_backbone
 from pipeline.backbone.portable import portable_network
 from pipeline.backbone.precision import AGREEMENT_IMAGES, pick_precision
-from pipeline.execution.array_tasks import ArrayTask, writing
+from pipeline.execution.array_tasks import ArrayTask, writer_lock
 from pipeline.execution.devices import BATCH_SIZES, pick_devices, prepare_device
 from pipeline.execution.executors import Cluster
 from pipeline.execution.progress import Progress
@@ -31,13 +31,14 @@ from pipeline.features.feature_folder import check_feature_folder, differences, 
 from pipeline.features.parts import PartSpec, finished_parts, join_parts, part_name, whole_parts
 from pipeline.features.previews import previews_path, write_previews
 from pipeline.features.views import CENTER, view_names
-from shards.atomic import exclusive
+from shards.atomic import hold_lock
+from shards.dataset import DatasetFile, Split, read_dataset_file
 from shards.errors import DamageError, InputError, OnError
 from shards.features import FeatureFile, Provenance, feature_path
-from shards.manifest import DatasetFile, Split, library_versions, read_dataset_file
-from shards.output import Output, opened_output
+from shards.output import Output, open_output
 from shards.paths import Location
-from shards.tar import open_samples
+from shards.tar import open_readable_split
+from shards.versions import library_versions
 
 # Of several processes, one calibrates random weights while the others wait.
 NETWORK_SECONDS = 3600.0
@@ -134,15 +135,15 @@ def cache_features(
     views = view_names(config.views)
     batch_images = max(1, (config.batch_size or BATCH_SIZES.get(machine.kind, 32)) // len(views))
     dataset = read_dataset_file(shards)
-    splits = [open_samples(shards, name, config.on_error) for name in config.splits or _train_first(dataset)]
+    splits = [open_readable_split(shards, name, config.on_error) for name in config.splits or _train_first(dataset)]
     if not splits:
         raise InputError(f"{shards}: holds no complete split. Run the shard command to its end first.")
     for device in reversed(machine.devices):  # the first one stays the current device
         prepare_device(device)
-    with opened_output(out) as output:
+    with open_output(out) as output:
         check_feature_folder(output)
-        with writing(output.folder, "cache", array_task, "caching features"):
-            output.bring([KEPT_FILE, *(name for split in splits for name in files_of_split(split.name))])
+        with writer_lock(output.folder, "cache", array_task, "caching features"):
+            output.fetch([KEPT_FILE, *(name for split in splits for name in files_of_split(split.name))])
             reference = _reference_split(shards, dataset, splits, config.on_error)
             network, exact = _open_network(output, config, dataset.config["resize"], reference)
             job = _Job(
@@ -238,13 +239,13 @@ def _cache_splits(job: _Job, splits: Sequence[Split]) -> list[CacheSummary]:
         for split in splits:
             if existing[split.name] is None or not previews_path(folder, split.name).is_file():
                 write_previews(split, folder)
-                job.output.send(previews_path(folder, split.name).name)
+                job.output.upload(previews_path(folder, split.name).name)
     return [_cache_split(job, split, existing[split.name]) for split in splits]
 
 
 def _cache_split(job: _Job, split: Split, existing: FeatureFile | None) -> CacheSummary:
     """Make a split's parts where they are missing, and join them, unless the file is complete already."""
-    parts = job.output.below(f".{split.name}.parts")
+    parts = job.output.subfolder(f".{split.name}.parts")
     joining = job.array_task is None
     if existing is not None:
         if joining:
@@ -273,7 +274,7 @@ def _cache_split(job: _Job, split: Split, existing: FeatureFile | None) -> Cache
     if joining:
         target = feature_path(job.output.folder, split.name)
         images = join_parts(target, split, parts, dim=dim, provenance=provenance)
-        job.output.send(target.name)
+        job.output.upload(target.name)
         _discard(parts)
     return _summary(job, split, images, dim, provenance, rate=rate, committed=joining)
 
@@ -294,7 +295,7 @@ def _make_missing_parts(job: _Job, split: Split, spec: PartSpec, make_parts: Mak
         tasks = [task for task in own if task[1] not in kept]
         outdated = len(found) - len(kept)
         if outdated:
-            job.report(f"{spec.parts.at('')}: {outdated} parts of an earlier run are damaged or were made in another way; they are made again.")
+            job.report(f"{spec.parts.location('')}: {outdated} parts of an earlier run are damaged or were made in another way; they are made again.")
         before, progress.started = progress.done, time.monotonic()
         if tasks:
             make_parts(tasks, spec=spec, advance=progress.advance)
@@ -305,7 +306,7 @@ def _open_network(output: Output, config: CacheConfig, resize: dict[str, Any], r
     kept = output.folder / KEPT_FILE
     before = kept.is_file()
     calibrating = config.weights == RANDOM and not before
-    with exclusive(output.folder, "network", "opening the network", patience=NETWORK_SECONDS) if calibrating else contextlib.nullcontext():
+    with hold_lock(output.folder, "network", "opening the network", wait_seconds=NETWORK_SECONDS) if calibrating else contextlib.nullcontext():
         opened = open_backbone(
             backbone=config.backbone,
             weights=config.weights,
@@ -314,7 +315,7 @@ def _open_network(output: Output, config: CacheConfig, resize: dict[str, Any], r
             sample=lambda crop: calibration_batches(reference, crop),
         )
         if kept.is_file() and not before:
-            output.send(KEPT_FILE)
+            output.upload(KEPT_FILE)
     return opened
 
 
@@ -323,7 +324,7 @@ def _reference_split(shards: Path, dataset: DatasetFile, opened: Sequence[Split]
     by_name = {split.name: split for split in opened}
     for name in _train_first(dataset):
         with contextlib.suppress(DamageError):  # the tars of a split that is not cached may be gone by now
-            split = by_name[name] if name in by_name else open_samples(shards, name, on_error)
+            split = by_name[name] if name in by_name else open_readable_split(shards, name, on_error)
             if split.images:
                 return split
     return opened[0]
@@ -356,7 +357,7 @@ def _summary(
 ) -> CacheSummary:
     return CacheSummary(
         split=split.name,
-        path=job.output.at(feature_path(job.output.folder, split.name).name),
+        path=job.output.location(feature_path(job.output.folder, split.name).name),
         images=images,
         dim=dim,
         views=len(provenance.views),
@@ -370,6 +371,6 @@ def _summary(
 
 def _discard(parts: Output) -> None:
     """Remove parts that have been joined."""
-    for _ in parts.each(parts.remove, parts.names() if parts.url is not None else ()):
+    for _ in parts.map(parts.remove, parts.names() if parts.url is not None else ()):
         pass
     shutil.rmtree(parts.folder, ignore_errors=True)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pipeline.features.pixel_batches import decode_into
 from pipeline.features.views import CENTER
-from shards.manifest import Sample, Shard, Split
+from shards.dataset import Shard, Split
+from shards.sidecar import Sample
 
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64

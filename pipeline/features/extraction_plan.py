@@ -16,7 +16,7 @@ from pipeline.execution.devices import out_of_memory
 from pipeline.execution.executors import Cluster, default_workers
 from pipeline.features.cluster import TaskResources, cache_parts_on_cluster, choose_precision_on_cluster
 from pipeline.features.parts import PartSpec, PartTask, cache_parts, cache_parts_on_devices
-from shards.manifest import Split
+from shards.dataset import Split
 
 
 class MakeParts(Protocol):

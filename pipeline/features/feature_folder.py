@@ -5,9 +5,10 @@ from pathlib import Path
 
 from pipeline.backbone.backbones import KEPT_FILE, Network
 from pipeline.features.previews import ENDING, previews_path
+from shards.dataset import Split
 from shards.errors import MismatchError, OccupiedError
 from shards.features import FeatureFile, Provenance, feature_path, open_features
-from shards.manifest import SPLIT_NAME, Split
+from shards.layout import SPLIT_NAME
 from shards.output import Output
 
 FILE_OF_A_SPLIT = re.compile(rf"{SPLIT_NAME.pattern}(\.h5|{re.escape(ENDING)})")

@@ -24,12 +24,16 @@ from pipeline.features.feature_folder import check_feature_folder
 from pipeline.features.npy_files import FeatureArrays, FeatureIndex, open_npy, read_half
 from pipeline.features.views import CENTER
 from pipeline.images.decode import Resize
-from shards.atomic import digest, disk_errors, exclusive
+from shards.atomic import disk_errors, hold_lock
 from shards.caption_table import CaptionTable, table_from_records
+from shards.digests import json_digest
 from shards.errors import InputError, MismatchError
-from shards.features import FeatureFile, Provenance, feature_path, open_features, write_features
-from shards.manifest import REJECTS_FILE, Reject, library_versions, reject_line, write_rejects
+from shards.feature_writer import write_features
+from shards.features import FeatureFile, Provenance, feature_path, open_features
+from shards.layout import REJECTS_FILE
 from shards.output import Output
+from shards.rejects import Reject, reject_line, write_rejects
+from shards.versions import library_versions
 
 PIECE_IMAGES = 1000
 UNKNOWN = "unknown"
@@ -151,7 +155,7 @@ def import_features(
     zeros = _check_all(arrays, plans, quiet=quiet)
     source = arrays.sha256()
     network = network or Network(backbone=IMPORTED, weights=IMPORTED, weights_sha256=source, preprocessing=None)
-    with exclusive(out, "cache", "importing features"):
+    with hold_lock(out, "cache", "importing features"):
         provenances = {plan.split: _provenance(plan, network, arrays, source) for plan in plans}
         there = _existing_files(out, provenances)
         write_rejects(out, [reject_line(split, reject) for split, reject in rejects])
@@ -228,7 +232,7 @@ def _provenance(plan: _SplitImport, network: Network, arrays: FeatureArrays, sou
         precision=UNKNOWN,
         arithmetic={"imported_from": arrays.path.name, "imported_sha256": source, "imported_dtype": arrays.dtype()},
         split=plan.split,
-        split_digest=digest([source, RULE, images]),
+        split_digest=json_digest([source, RULE, images]),
         versions=library_versions("numpy", "nltk", "h5py"),
     )
 

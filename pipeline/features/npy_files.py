@@ -22,9 +22,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipeline.captions.records import ListedImage
-from shards.atomic import file_sha256
+from shards.digests import file_sha256
 from shards.errors import InputError, first_line
-from shards.manifest import Reject
+from shards.rejects import Reject
 
 MAX_DIM = 1 << 16
 # A split file of at most MAX_JSON_BYTES lists fewer images than this.

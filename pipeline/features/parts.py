@@ -23,16 +23,18 @@ from model.encoder import FrozenBackbone
 from pipeline.backbone.portable import PortableNetwork
 from pipeline.execution.array_tasks import WORKER_SECONDS
 from pipeline.execution.devices import out_of_memory, prepare_device
-from pipeline.execution.executors import START_METHOD, default_workers, end_with_parent
+from pipeline.execution.executors import START_METHOD, default_workers, exit_with_parent
 from pipeline.features.forward_pass import features_of_batches
 from pipeline.features.pixel_batches import pixel_batches
-from shards.atomic import digest, exclusive
+from shards.atomic import hold_lock
 from shards.caption_table import table_from_records
+from shards.dataset import Shard, Split
+from shards.digests import json_digest
 from shards.errors import CapstreamError, DamageError, MismatchError, ResourceError
-from shards.features import Piece, Provenance, open_features, write_features
-from shards.manifest import Shard, Split
+from shards.feature_writer import FeatureChunk, write_features
+from shards.features import Provenance, open_features
+from shards.fetch_ahead import FetchAhead
 from shards.output import Output
-from shards.remote import FetchAhead
 
 # A shard, and the name of its part.
 PartTask = tuple[Shard, str]
@@ -69,12 +71,12 @@ def _keys(shard: Shard) -> tuple[str, ...]:
 
 def _mark(shard: Shard, provenance: Provenance) -> str:
     """A digest of what a part in S3 was made from, and how."""
-    return digest([asdict(provenance), _keys(shard)])
+    return json_digest([asdict(provenance), _keys(shard)])
 
 
 def whole_parts(parts: Output, tasks: Sequence[PartTask], provenance: Provenance) -> Iterator[bool]:
     """Whether each part exists, is undamaged, and was made from its shard in this way. In S3, the object's mark says so."""
-    return parts.each(lambda task: _is_whole(parts, *task, provenance), tasks)
+    return parts.map(lambda task: _is_whole(parts, *task, provenance), tasks)
 
 
 def _is_whole(parts: Output, shard: Shard, name: str, provenance: Provenance) -> bool:
@@ -96,7 +98,7 @@ def finished_parts(parts: Output, split: Split) -> tuple[Provenance, int] | None
     names = [name for _, name in tasks]
     if not set(names) <= set(parts.names()):
         return None
-    parts.bring(names[:1])
+    parts.fetch(names[:1])
     try:
         first = open_features(parts.folder / names[0])
     except CapstreamError:
@@ -114,9 +116,9 @@ def join_parts(target: Path, split: Split, parts: Output, *, dim: int, provenanc
         MismatchError: A part was made in another way.
     """
     paths = [parts.folder / part_name(index) for index in range(len(split.shards))]
-    parts.bring(path.name for path in paths)
+    parts.fetch(path.name for path in paths)
 
-    def pieces() -> Iterator[Piece]:
+    def pieces() -> Iterator[FeatureChunk]:
         found = []
         for path in paths:
             if not path.is_file():
@@ -195,7 +197,7 @@ def cache_parts(tasks: Sequence[PartTask], frozen: FrozenBackbone, device: torch
     written: Future[None] | None = None
     with out_of_memory(), FetchAhead(shards, window=2) as fetched, contextlib.closing(batches), ThreadPoolExecutor(1) as writer:
         for batch, features in features_of_batches(frozen, batches, device=device, names=[str(shard.path) for shard in shards]):
-            fetched.at(batch.shard)
+            fetched.move_to(batch.shard)
             rows.append(features)
             records.extend(batch.samples)
             advance(len(batch.samples))
@@ -211,10 +213,10 @@ def cache_parts(tasks: Sequence[PartTask], frozen: FrozenBackbone, device: torch
 def _write_part(task: PartTask, rows: list[NDArray[np.float16]], records: list[tuple[str, dict[str, Any]]], spec: PartSpec) -> None:
     shard, name = task
     piece = (np.concatenate(rows), table_from_records([records]))
-    with exclusive(spec.parts.folder, name, "writing this part", patience=WORKER_SECONDS):
+    with hold_lock(spec.parts.folder, name, "writing this part", wait_seconds=WORKER_SECONDS):
         write_features(spec.parts.folder / name, lambda: [piece], dim=spec.dim, provenance=spec.provenance)
         if spec.parts.url is not None:
-            spec.parts.send(name, mark=_mark(shard, spec.provenance))
+            spec.parts.upload(name, mark=_mark(shard, spec.provenance))
             (spec.parts.folder / name).unlink()
 
 
@@ -260,7 +262,7 @@ def cache_parts_on_devices(
 def _device_process(messages: Any, device: torch.device, devices: int, tasks: Sequence[PartTask], network: PortableNetwork, spec: PartSpec) -> None:
     """Make the parts of one device. Sends its parent the number of images done, an error, or None at the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
-    end_with_parent()
+    exit_with_parent()
     if device.type == "cpu":  # too many threads per core would be slower than one
         torch.set_num_threads(max(1, default_workers() // devices))
     prepare_device(device)

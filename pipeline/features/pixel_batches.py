@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.execution.executors import START_METHOD, run_ahead
-from pipeline.execution.prefetch import ahead as in_threads
+from pipeline.execution.prefetch import map_ahead as in_threads
 from pipeline.features.views import crop_boxes
 from pipeline.sharding.read_samples import decode_sample, read_samples
+from shards.dataset import Shard
 from shards.errors import DamageError
-from shards.manifest import Sample, Shard
+from shards.sidecar import Sample
 
 # Images that a worker decodes at a time: enough to hide the cost of passing a task, few enough to keep memory small.
 PIECE_IMAGES = 32
@@ -117,18 +118,18 @@ def pixel_batches(
         for start in range(first, min(first + batch_size, len(shard.sidecar.samples)), PIECE_IMAGES)
     ]
     held = -(-batch_size // PIECE_IMAGES)  # slots held by the consumer while others are filled
-    ahead = max(2 * workers, held)
-    slots = ahead + held
+    map_ahead = max(2 * workers, held)
+    slots = map_ahead + held
     shape = (slots, min(batch_size, PIECE_IMAGES), len(views), crop, crop, 3)
     light = [_without_samples(shard) for shard in shards]
     tasks = ((number % slots, light[index], shards[index].sidecar.samples[start:stop], views) for number, (index, start, stop) in enumerate(pieces))
     if threads:
         pixels = np.empty(shape, np.uint8)
-        results = in_threads(lambda task: decode_into(pixels[task[0]], *task[1:]), tasks, threads=workers, depth=ahead)
+        results = in_threads(lambda task: decode_into(pixels[task[0]], *task[1:]), tasks, threads=workers, depth=map_ahead)
     else:
         buffer = Buffer(memory=multiprocessing.get_context(START_METHOD).RawArray("B", int(np.prod(shape))), shape=shape)
         pixels = buffer.array()
-        results = run_ahead(_decode, tasks, workers=workers, ahead=ahead, initializer=_begin, initargs=(buffer,))
+        results = run_ahead(_decode, tasks, workers=workers, ahead=map_ahead, initializer=_begin, initargs=(buffer,))
     samples: list[tuple[str, dict[str, Any]]] = []
     arrays: list[NDArray[np.uint8]] = []
     for number, ((index, start, stop), records) in enumerate(zip(pieces, results, strict=True)):

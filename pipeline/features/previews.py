@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.images.decode import ImageError, decode_pixels
 from pipeline.sharding.read_samples import decode_sample, read_samples
+from shards.dataset import Split
 from shards.errors import DamageError
-from shards.manifest import Split
 from shards.tar import write_tar
 
 PREVIEWS = 8

@@ -19,23 +19,23 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 COLUMNS = 4
 
 
-def check_picture_name(out: Path, option: str = "--out") -> None:
-    """Refuse what is not called like a picture; ``option`` has said the name.
+def check_picture_name(out: Path, setting: str = "out") -> None:
+    """Refuse what is not called like a picture; ``setting`` is where the name came from.
 
     Raises:
         InputError: Another ending than those that are written.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
-        raise InputError(f"{option} {out}: a picture is written as .png, .jpg, .pdf or .svg.")
+        raise InputError(f"`{setting}` {out}: a picture is written as .png, .jpg, .pdf or .svg.")
 
 
-def save_figure(figure: "Figure", out: Path, option: str = "--out") -> None:
+def save_figure(figure: "Figure", out: Path, setting: str = "out") -> None:
     """Commit a figure under a name that :func:`check_picture_name` has passed.
 
     Raises:
         ResourceError: Disk full, not allowed.
     """
-    with committed(out, option) as temporary:
+    with committed(out, setting) as temporary:
         figure.savefig(temporary, format=out.suffix[1:].lower(), dpi=100)
 
 

@@ -224,7 +224,7 @@ def _count(folder: Path) -> int:
 
 
 def _shards(root: Path) -> Iterator[Check]:
-    from shards.manifest import read_dataset_file
+    from shards.dataset import read_dataset_file
 
     found = []
     for path in sorted(root.glob("*/dataset.json")):

@@ -19,9 +19,10 @@ from pipeline.execution.progress import Progress
 from pipeline.images.figures import COLOURS, check_picture_name, save_figure
 from pipeline.inspection.verify import feature_files
 from shards.caption_table import CaptionTable, table_from_records
+from shards.dataset import Shard, Split, open_split, read_dataset_file
 from shards.errors import DamageError, InputError
 from shards.features import open_features
-from shards.manifest import REJECTS_FILE, Shard, Split, open_split, read_dataset_file
+from shards.layout import REJECTS_FILE
 from shards.paths import Location
 from shards.tar import read_records
 
@@ -121,7 +122,7 @@ def stats(path: Path, *, plot: Path | None = None, quiet: bool = True) -> tuple[
         ResourceError: The picture cannot be written, or a remote tar not be fetched.
     """
     if plot is not None:
-        check_picture_name(plot, "--plot")
+        check_picture_name(plot, "plot")
     files = feature_files(path)
     if files:
         rejects = _rejects_beside(files[0].parent)
@@ -238,7 +239,7 @@ def image_sizes(sizes: NDArray[np.int64]) -> ImageSizes:
     )
 
 
-def as_json(path: Location, found: tuple[SplitStats, ...]) -> str:
+def stats_json(path: Location, found: tuple[SplitStats, ...]) -> str:
     """All of it as a JSON document."""
     return json.dumps({"of": str(path), "splits": [asdict(split) for split in found]}, indent=1)
 
@@ -269,7 +270,7 @@ def draw_stats(found: tuple[SplitStats, ...], out: Path) -> None:
         if empty:
             axis.text(0.5, 0.5, text, ha="center", va="center", color="gray", transform=axis.transAxes)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(found)), frameon=False)
-    save_figure(figure, out, "--plot")
+    save_figure(figure, out, "plot")
 
 
 def _draw_split(axes: "Sequence[Axes]", split: SplitStats, colour: str) -> None:

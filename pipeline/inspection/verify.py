@@ -11,24 +11,12 @@ from pipeline.execution.executors import run_tasks
 from pipeline.execution.progress import Progress
 from pipeline.images.decode import ImageError, Resize, decode_image
 from pipeline.sharding.read_samples import shard_samples
-from shards.atomic import file_sha256
+from shards.dataset import DatasetFile, Shard, check_size, read_dataset_file
+from shards.digests import file_sha256
 from shards.errors import CapstreamError, InputError
 from shards.features import open_features
-from shards.manifest import (
-    DATASET_FILE,
-    REJECTS_FILE,
-    SHARD_FILE,
-    DatasetFile,
-    Shard,
-    Sidecar,
-    check_size,
-    read_dataset_file,
-    read_sidecar,
-    reject_lines,
-    sidecar_path,
-    split_digest,
-    tar_path,
-)
+from shards.layout import DATASET_FILE, REJECTS_FILE, SHARD_FILE, sidecar_path, tar_path
+from shards.sidecar import Sidecar, read_sidecar, reject_lines, split_digest
 from shards.tar import damaged_members, parse_record, read_member
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.preprocessing import mirror
 from model.vocabulary import END, PAD, START, UNK, Vocabulary
-from pipeline.execution.prefetch import ahead
+from pipeline.execution.prefetch import map_ahead
 from pipeline.loading.order import RankSlice, batch_bounds, epoch_order, unit_draws
 from pipeline.loading.sources import Source
 from shards.caption_table import CaptionTable
@@ -127,7 +127,7 @@ def training_batches(
 
     def stream() -> Generator[CaptionBatch, None, None]:
         first_unit = bounds[0][1][0] if bounds else order.units
-        with source.visit(order.image_rows[first_unit:]) as reached, closing(ahead(build, bounds, threads=source.threads)) as batches:
+        with source.visit(order.image_rows[first_unit:]) as reached, closing(map_ahead(build, bounds, threads=source.threads)) as batches:
             for (_, (start, _)), batch in zip(bounds, batches, strict=True):
                 reached(start - first_unit)
                 yield batch
@@ -157,7 +157,7 @@ def table_batches(source: Source, encoded: EncodedCaptions, rows: NDArray[np.int
         batch = _with_captions(encoded, captions, np.repeat(np.arange(len(chosen)), counts))
         return replace(batch, images=source.images(chosen, np.zeros((len(chosen), 3))))
 
-    return ahead(build, range(0, len(rows), VAL_BATCH_IMAGES), threads=source.threads)
+    return map_ahead(build, range(0, len(rows), VAL_BATCH_IMAGES), threads=source.threads)
 
 
 def _with_captions(encoded: EncodedCaptions, captions: NDArray[np.int64], unit_rows: NDArray[np.int64]) -> CaptionBatch:

@@ -19,10 +19,10 @@ from pipeline.execution.executors import default_workers
 from pipeline.loading.order import WINDOW_SHARDS
 from pipeline.sharding.read_samples import decode_sample
 from shards.caption_table import CaptionTable
+from shards.dataset import Shard, Split
 from shards.errors import DamageError
 from shards.features import FeatureFile
-from shards.manifest import Shard, Split
-from shards.remote import FetchAhead
+from shards.fetch_ahead import FetchAhead
 from shards.tar import read_member
 
 Augmentation = Literal["tutorial", "none"]
@@ -159,7 +159,7 @@ class ShardSource:
         # (shards,): the last unit that needs this shard or an earlier one
         done = np.maximum.accumulate(len(rows) - 1 - last[order])
         with FetchAhead([self.split.shards[shard] for shard in shards[order]], window=WINDOW_SHARDS) as fetched:
-            yield lambda unit: fetched.at(int(np.searchsorted(done, unit)))
+            yield lambda unit: fetched.move_to(int(np.searchsorted(done, unit)))
 
     def _pixels(self, row: int) -> NDArray[np.uint8]:
         """uint8 (height, width, 3); valid until this thread decodes the next image."""

@@ -22,11 +22,11 @@ from pipeline.loading.batches import CaptionBatch
 from pipeline.loading.order import WINDOW_SHARDS
 from pipeline.loading.sources import Augmentation, FeatureSource, ShardSource, Source
 from shards.caption_table import CaptionTable, table_from_records
+from shards.dataset import Shard, Split, read_dataset_file
 from shards.errors import InputError, OnError
 from shards.features import check_same_network, feature_path, open_features
-from shards.manifest import Shard, Split, read_dataset_file
 from shards.remote import check_cache_holds
-from shards.tar import open_samples, read_records
+from shards.tar import open_readable_split, read_records
 
 Pictures = Callable[[Sequence[int]], list[NDArray[np.uint8] | None]]
 
@@ -120,7 +120,7 @@ def open_raw(shards: Path, out: Path, config: RawConfig, device: torch.device, *
     Raises:
         InputError, DamageError, MismatchError, ResourceError: As the functions called here.
     """
-    split = open_samples(shards, "train", config.on_error)
+    split = open_readable_split(shards, "train", config.on_error)
     check_cache_holds(split, WINDOW_SHARDS + 1)
     network, exact = open_backbone(
         backbone=config.backbone,
@@ -134,7 +134,7 @@ def open_raw(shards: Path, out: Path, config: RawConfig, device: torch.device, *
     notes = [split.skipped_note(), *computed.notes]
     val, val_split = None, None
     if "val" in read_dataset_file(shards).splits:
-        val_split = open_samples(shards, "val", config.on_error)
+        val_split = open_readable_split(shards, "val", config.on_error)
         notes.append(val_split.skipped_note())
         val = ShardSource(val_split, read_caption_table(val_split, quiet=quiet), preprocessing, "none", threads=config.threads)
     table = read_caption_table(split, quiet=quiet)

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from model.intervals import mean_bounds
 from pipeline.evaluation.score_file import ENDING, Interval, ScoredImage, ScoreFile, read_scores, scores_path
 from pipeline.reporting.curves import RunCurves, read_curves, short_names, thinned
-from pipeline.reporting.thumbnails import Thumbnails, Wanted, folder_thumbnails, shard_thumbnails
+from pipeline.reporting.thumbnails import RequestedImage, Thumbnails, folder_thumbnails, shard_thumbnails
 from pipeline.runs.run import CONFIG_FILE, METRICS_FILE, holds_run
-from shards.atomic import committed_file, read_json
+from shards.atomic import committed_file
 from shards.errors import DamageError, InputError, MismatchError
-from shards.manifest import check_split_name
+from shards.json_files import read_json
+from shards.layout import check_split_name
 
 PAGE = Path(__file__).parent / "page"
 # As many as there are colours in page.css that can be told apart.
@@ -71,7 +72,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reported:
+class ReportedRun:
     """A run, or a score file alone, as the page shows it.
 
     Attributes:
@@ -134,7 +135,7 @@ def report(
     check_split_name(split)
     reported = read_runs(runs, split)
     rows, notes = merged_images(reported)
-    wanted = [Wanted(image_id=first.image_id, file_name=first.file_name) for first in map(_first, rows)]
+    wanted = [RequestedImage(image_id=first.image_id, file_name=first.file_name) for first in map(_first, rows)]
     made: Thumbnails | None = None
     if shards is not None:
         made = shard_thumbnails(shards, split, wanted, quiet=quiet)
@@ -158,7 +159,7 @@ def report(
     )
 
 
-def read_runs(runs: Sequence[Path], split: str) -> list[Reported]:
+def read_runs(runs: Sequence[Path], split: str) -> list[ReportedRun]:
     """Read what the page shows of each run.
 
     Raises:
@@ -185,9 +186,9 @@ def _names(runs: Sequence[Path]) -> list[str]:
     return [name if plain.count(short) > 1 else short for name, short in zip(names, plain, strict=True)]
 
 
-def _read_run(run: Path, name: str, split: str) -> Reported:
+def _read_run(run: Path, name: str, split: str) -> ReportedRun:
     if run.is_file() or (run.suffix == ".json" and not run.is_dir()):
-        return Reported(name=name, scores=_checked(run), curves=None, curves_note="A score file alone: it has no training log.", config=None)
+        return ReportedRun(name=name, scores=_checked(run), curves=None, curves_note="A score file alone: it has no training log.", config=None)
     path = scores_path(run, split)
     if not run.is_dir():
         raise InputError(f"{run}: no such run. Train one with: python cli.py train --out {run}")
@@ -204,8 +205,8 @@ def _read_run(run: Path, name: str, split: str) -> Reported:
         raise DamageError(f"{run / CONFIG_FILE}: not a run's config: a JSON object was expected. Put the original file back.")
     log = run / METRICS_FILE
     if config is None or not log.is_file() or log.stat().st_size == 0:
-        return Reported(name=name, scores=scores, curves=None, curves_note=f"No training log: the run has no {METRICS_FILE}.", config=config)
-    return Reported(name=name, scores=scores, curves=read_curves(run, name), curves_note="", config=config)
+        return ReportedRun(name=name, scores=scores, curves=None, curves_note=f"No training log: the run has no {METRICS_FILE}.", config=config)
+    return ReportedRun(name=name, scores=scores, curves=read_curves(run, name), curves_note="", config=config)
 
 
 def _checked(path: Path) -> ScoreFile:
@@ -226,16 +227,16 @@ def _checked(path: Path) -> ScoreFile:
     return scores
 
 
-Row = list[ScoredImage | None]
+ImageRow = list[ScoredImage | None]
 
 
-def merged_images(runs: Sequence[Reported]) -> tuple[list[Row], list[str]]:
+def merged_images(runs: Sequence[ReportedRun]) -> tuple[list[ImageRow], list[str]]:
     """The images of all runs, each with what every run says of it; and what does not fit together, in words.
 
     Raises:
         MismatchError: Two runs have no image in common.
     """
-    rows: dict[int, Row] = {}
+    rows: dict[int, ImageRow] = {}
     for place, run in enumerate(runs):
         for image in run.scores.images:
             rows.setdefault(image.image_id, [None] * len(runs))[place] = image
@@ -255,7 +256,7 @@ def merged_images(runs: Sequence[Reported]) -> tuple[list[Row], list[str]]:
     return merged, notes
 
 
-def _first(row: Row) -> ScoredImage:
+def _first(row: ImageRow) -> ScoredImage:
     return next(image for image in row if image is not None)
 
 
@@ -278,7 +279,7 @@ def paired_difference(name: str, before: NDArray[np.float64], after: NDArray[np.
     return Difference(name=name, change=change, images=len(gains), higher=higher, lower=lower, equal=len(gains) - higher - lower)
 
 
-def _differences(rows: Sequence[Row], place: int) -> Iterator[Difference]:
+def _differences(rows: Sequence[ImageRow], place: int) -> Iterator[Difference]:
     pairs = [(row[0].scores, row[place].scores) for row in rows if row[0] is not None and (row[place]) is not None]  # type: ignore[union-attr]
     for name in MEANS:
         both = [(a[name], b[name]) for a, b in pairs if name in a and name in b]
@@ -287,7 +288,7 @@ def _differences(rows: Sequence[Row], place: int) -> Iterator[Difference]:
             yield paired_difference(name, before, after)
 
 
-def page_content(runs: Sequence[Reported], rows: Sequence[Row], notes: Sequence[str], *, pictures: bool) -> dict[str, Any]:
+def page_content(runs: Sequence[ReportedRun], rows: Sequence[ImageRow], notes: Sequence[str], *, pictures: bool) -> dict[str, Any]:
     """Everything that the page shows but its pictures, as JSON holds it; read by page/page.js."""
     names = _score_names(name for run in runs for name in run.scores.scores)
     per_image = _score_names(name for run in runs for image in run.scores.images for name in image.scores)
@@ -318,7 +319,7 @@ def _score_names(found: Iterator[str]) -> list[str]:
     return [name for name in LABELS if name in there] + [name for name in there if name not in LABELS]
 
 
-def _run_content(run: Reported, names: Sequence[str]) -> dict[str, Any]:
+def _run_content(run: ReportedRun, names: Sequence[str]) -> dict[str, Any]:
     scores = [run.scores.scores.get(name) for name in names]
     return {
         "name": run.name,
@@ -356,7 +357,7 @@ def _difference_content(found: Difference) -> dict[str, Any]:
     }
 
 
-def _image_content(row: Row, names: Sequence[str]) -> list[Any]:
+def _image_content(row: ImageRow, names: Sequence[str]) -> list[Any]:
     """[id, file name, references, for each run [caption, scores, alternatives] or null]: rows, because keys would be half of the page's text."""
     first = _first(row)
     said = [
@@ -373,7 +374,7 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
-def _settings(runs: Sequence[Reported]) -> list[dict[str, Any]]:
+def _settings(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """How each run was evaluated and trained, as tables: a row per setting, a cell per run, null where a run says nothing of it."""
     tables = []
     for title, sources in (("Evaluation", [run.scores.made_by for run in runs]), ("Training", [run.config for run in runs])):

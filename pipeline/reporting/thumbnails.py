@@ -12,13 +12,14 @@ from typing import Any, Literal
 from PIL import Image
 
 from pipeline.execution.executors import default_workers
-from pipeline.execution.prefetch import ahead
+from pipeline.execution.prefetch import map_ahead
 from pipeline.execution.progress import Progress
 from pipeline.images.decode import MAX_PIXELS, ImageError, Resize, decode_image, encode_jpeg, read_image_file
 from pipeline.sharding.read_samples import read_samples
+from shards.dataset import Shard, open_split
 from shards.errors import DamageError, InputError
-from shards.manifest import Sample, Shard, open_split
 from shards.paths import is_inside
+from shards.sidecar import Sample
 from shards.tar import read_records
 
 SIDE = 192
@@ -27,7 +28,7 @@ Problem = Literal["missing", "damaged"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class RequestedImage:
     """An image that is to be shown; ``file_name`` is a stranger's word."""
 
     image_id: int
@@ -46,7 +47,7 @@ class Thumbnails:
         return sum(picture == problem for picture in self.pictures)
 
 
-def shard_thumbnails(folder: Path, split_name: str, wanted: Sequence[Wanted], *, quiet: bool = True) -> Thumbnails:
+def shard_thumbnails(folder: Path, split_name: str, wanted: Sequence[RequestedImage], *, quiet: bool = True) -> Thumbnails:
     """Thumbnails of the images that a split of a shard dataset stores, found by image id.
 
     An image with the same id and another file name is another image: it counts as missing.
@@ -55,7 +56,7 @@ def shard_thumbnails(folder: Path, split_name: str, wanted: Sequence[Wanted], *,
         InputError: No such dataset or split, or it holds none of the images.
         DamageError, MismatchError: Its sidecars or records are damaged; a damaged picture is counted instead.
     """
-    split = open_split(folder, split_name, whole=False)
+    split = open_split(folder, split_name, check_tars=False)
     ids = {image.image_id for image in wanted}
     places: dict[int, tuple[Shard, Sample, str]] = {}
     for shard in split.shards:
@@ -64,7 +65,7 @@ def shard_thumbnails(folder: Path, split_name: str, wanted: Sequence[Wanted], *,
                 places.setdefault(record["image_id"], (shard, sample, record["file_name"]))
     mode = split.config["resize"]["mode"]
 
-    def make(image: Wanted) -> bytes | Problem:
+    def make(image: RequestedImage) -> bytes | Problem:
         shard, sample, file_name = places.get(image.image_id, (None, None, ""))
         if shard is None or sample is None or (image.file_name and image.file_name != file_name):
             return "missing"
@@ -80,7 +81,7 @@ def shard_thumbnails(folder: Path, split_name: str, wanted: Sequence[Wanted], *,
     return made
 
 
-def folder_thumbnails(folder: Path, wanted: Sequence[Wanted], *, quiet: bool = True) -> Thumbnails:
+def folder_thumbnails(folder: Path, wanted: Sequence[RequestedImage], *, quiet: bool = True) -> Thumbnails:
     """Thumbnails of photographs, found by file name below a folder; a name that leads out of it, through a link too, counts as missing.
 
     Raises:
@@ -90,7 +91,7 @@ def folder_thumbnails(folder: Path, wanted: Sequence[Wanted], *, quiet: bool = T
         raise InputError(f"{folder}: not a folder. Give --images the folder that the photographs' file names are relative to.")
     root = folder.resolve()
 
-    def make(image: Wanted) -> bytes | Problem:
+    def make(image: RequestedImage) -> bytes | Problem:
         path = _inside(root, image.file_name)
         if path is None:
             return "missing"
@@ -106,10 +107,10 @@ def folder_thumbnails(folder: Path, wanted: Sequence[Wanted], *, quiet: bool = T
     return made
 
 
-def _made(make: Callable[[Wanted], bytes | Problem], wanted: Sequence[Wanted], *, quiet: bool) -> Thumbnails:
+def _made(make: Callable[[RequestedImage], bytes | Problem], wanted: Sequence[RequestedImage], *, quiet: bool) -> Thumbnails:
     pictures: list[bytes | Problem] = []
     with Progress("Thumbnails", total=len(wanted), unit="images", quiet=quiet) as progress:
-        made: Iterator[bytes | Problem] = ahead(make, wanted, threads=default_workers())
+        made: Iterator[bytes | Problem] = map_ahead(make, wanted, threads=default_workers())
         for picture in made:
             pictures.append(picture)
             progress.advance(1)

@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from model.captioner import Captioner
-from shards.atomic import committed_file, disk_errors, file_sha256, read_own_json, sync_folder, write_json
+from shards.atomic import committed_file, disk_errors, sync_folder
+from shards.digests import file_sha256
 from shards.errors import CapstreamError, DamageError, InputError, MismatchError
+from shards.json_files import read_versioned_json, write_json
 
 FORMAT_VERSION = 4
 CheckpointChoice = Literal["latest", "best", "average"]
@@ -110,7 +112,7 @@ def save_checkpoint(
 def _recorded_best(path: Path) -> int | None:
     """The step of the best checkpoint, as one of them has it; None too where it cannot be read."""
     try:
-        best = read_own_json(path / "state.json", what="checkpoint", format_version=FORMAT_VERSION)["position"]["best"]
+        best = read_versioned_json(path / "state.json", what="checkpoint", format_version=FORMAT_VERSION)["position"]["best"]
         return None if best is None else int(best["step"])
     except (CapstreamError, KeyError, TypeError, ValueError):
         return None
@@ -194,7 +196,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _check_checkpoint(path: Path) -> TrainingPosition:
-    content = read_own_json(path / "state.json", what="checkpoint", format_version=FORMAT_VERSION)
+    content = read_versioned_json(path / "state.json", what="checkpoint", format_version=FORMAT_VERSION)
     try:
         for name in FILES:
             if not (path / name).is_file() or file_sha256(path / name) != content["sha256"][name]:

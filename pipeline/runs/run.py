@@ -19,8 +19,8 @@ from pipeline.backbone.backbones import KEPT_FILE, Network
 from pipeline.captions.vocabulary import read_vocabulary, vocabulary_digest, write_vocabulary
 from pipeline.runs.checkpoints import CheckpointChoice, TrainingPosition, best_checkpoint, find_checkpoint, load_average, load_model
 from pipeline.runs.train_config import TrainConfig
-from shards.atomic import read_own_json, write_json
 from shards.errors import DamageError, InputError, MismatchError
+from shards.json_files import read_versioned_json, write_json
 
 FORMAT_VERSION = 4
 CONFIG_FILE, VOCABULARY_FILE, METRICS_FILE = "config.json", "vocab.json", "metrics.jsonl"
@@ -77,7 +77,7 @@ def read_config(folder: Path) -> tuple[RunConfig, Vocabulary]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise InputError(f"{folder}: not a run (there is no {CONFIG_FILE}). Train one with: python cli.py train --out {folder}")
-    content = read_own_json(path, what="run config", format_version=FORMAT_VERSION)
+    content = read_versioned_json(path, what="run config", format_version=FORMAT_VERSION)
     try:
         config = RunConfig(
             train=TrainConfig(**content["train"]),

@@ -25,27 +25,18 @@ from pipeline.execution.executors import run_tasks
 from pipeline.execution.progress import Progress
 from pipeline.images.decode import MAX_FILE_BYTES, ImageError, Resize, decode_image
 from pipeline.sharding.splits import ShardSummary, SourceImages, commit_split, differences, summary_of, whole_sidecar
-from shards.atomic import committed_file, digest, disk_errors, exclusive, file_sha256, read_json, write_json
+from shards.atomic import committed_file, disk_errors, hold_lock
+from shards.dataset import read_dataset_file
+from shards.digests import file_sha256, json_digest
 from shards.errors import InputError, MismatchError, OccupiedError
-from shards.manifest import (
-    DATASET_FILE,
-    INDEXED_TAR,
-    REJECTS_FILE,
-    Member,
-    RecordsFile,
-    Reject,
-    Sample,
-    Sidecar,
-    check_split_name,
-    library_versions,
-    read_dataset_file,
-    read_sidecar,
-    records_path,
-    sidecar_path,
-)
+from shards.json_files import read_json, write_json
+from shards.layout import DATASET_FILE, INDEXED_TAR, REJECTS_FILE, check_split_name, records_path, sidecar_path
 from shards.output import Output
-from shards.paths import ENDINGS
+from shards.paths import IMAGE_SUFFIXES
+from shards.rejects import Reject
+from shards.sidecar import Member, RecordsFile, Sample, Sidecar, read_sidecar
 from shards.tar import record_bytes
+from shards.versions import library_versions
 
 MAX_MEMBERS = 300_000
 # Of a header with all that an archiver has added to it.
@@ -89,7 +80,7 @@ def index_tars(folder: Path, *, resize: Resize, split: str = "train", tars: Sequ
     check_split_name(split)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Give the folder that holds the tars.")
-    with exclusive(folder, split, f"indexing split {split!r}"):
+    with hold_lock(folder, split, f"indexing split {split!r}"):
         chosen = _chosen(folder, split, tars, resize)
         tasks = [IndexTask(tar=tar, split=split, index=index, resize=resize) for index, tar in enumerate(chosen)]
         kept = 0
@@ -180,7 +171,7 @@ def _distinct_numbers(sidecar: Sidecar) -> bool:
 def index_tar(task: IndexTask) -> bool:
     """Write a tar's records and sidecar; says whether the very same were there already."""
     tar, records = task.tar, records_path(task.tar)
-    config_digest = digest(_config(task.resize))
+    config_digest = json_digest(_config(task.resize))
     versions = library_versions("pillow", "pillow-simd", "simplejpeg", "nltk")
     there = whole_sidecar(Output(folder=tar.parent), tar)
     if (
@@ -214,7 +205,7 @@ def index_tar(task: IndexTask) -> bool:
         split=task.split,
         index=task.index,
         config_digest=config_digest,
-        source_digest=digest([tar.name]),
+        source_digest=json_digest([tar.name]),
         photographs_sha256=images.digest(),
         tar_bytes=tar.stat().st_size,
         tar_sha256=file_sha256(tar),
@@ -277,9 +268,9 @@ def _samples(file: IO[bytes], task: IndexTask, rejects: list[Reject]) -> Iterato
                 raise ImageError("key_is_no_number", f"{key[:100]}: the key of a sample should be a number of 18 digits at most")
             if int(key) in seen:
                 raise ImageError("duplicate_image_id", f"{key}: there is a sample of this number before; the first is kept")
-            image = next((parts[ending] for ending in ENDINGS if ending in parts), None)
+            image = next((parts[ending] for ending in IMAGE_SUFFIXES if ending in parts), None)
             if image is None:
-                raise ImageError("no_image", f"{key}: has no image ({', '.join(ENDINGS)})")
+                raise ImageError("no_image", f"{key}: has no image ({', '.join(IMAGE_SUFFIXES)})")
             data = _content(file, image, MAX_FILE_BYTES)
             photograph = decode_image(data, image.name)
             size = photograph.image.size

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.images.decode import ImageError, decode_pixels
+from shards.dataset import Shard
 from shards.errors import DamageError
-from shards.manifest import Sample, Shard
-from shards.paths import ENDINGS
+from shards.paths import IMAGE_SUFFIXES
+from shards.sidecar import Sample
 from shards.tar import check_member, parse_record, read_member
 
 
@@ -42,7 +43,7 @@ def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]
             if shard.sidecar.records is None:
                 jpeg, text = content.get("jpg", b""), content.get("json", b"")
             else:
-                jpeg = next((content[ending[1:]] for ending in ENDINGS if ending[1:] in content), b"")
+                jpeg = next((content[ending[1:]] for ending in IMAGE_SUFFIXES if ending[1:] in content), b"")
                 text = read_member(records, shard, sample.key, "json", sample.json)
             check_member(shard, sample.key, "jpg", sample.jpg, jpeg)
             yield sample, jpeg, parse_record(shard, sample.key, check_member(shard, sample.key, "json", sample.json, text))

@@ -16,30 +16,24 @@ from typing import Any
 from pipeline.captions.read import CaptionSource, SplitCaptions, read_splits
 from pipeline.captions.records import CaptionedImage
 from pipeline.captions.tokenizer import RULE
-from pipeline.execution.array_tasks import WORKER_SECONDS, ArrayTask, writing
+from pipeline.execution.array_tasks import WORKER_SECONDS, ArrayTask, writer_lock
 from pipeline.execution.executors import Cluster, run_tasks
 from pipeline.execution.progress import Progress
 from pipeline.images.decode import ImageError, Resize, stored_jpeg
 from pipeline.sharding.source_images import check_originals, original_sizes, read_originals
 from pipeline.sharding.splits import ShardSummary, SourceImages, commit_split, differences, gather_rejects, summary_of, whole_sidecar
-from shards.atomic import digest, exclusive, write_json
+from shards.atomic import hold_lock
+from shards.dataset import read_dataset_file
+from shards.digests import json_digest
 from shards.errors import InputError, MismatchError, OccupiedError, ResourceError
-from shards.manifest import (
-    DATASET_FILE,
-    REJECTS_FILE,
-    SHARD_FILE,
-    Reject,
-    Sidecar,
-    check_split_name,
-    library_versions,
-    read_dataset_file,
-    read_sidecar,
-    shard_path,
-    sidecar_path,
-)
-from shards.output import Output, opened_output
+from shards.json_files import write_json
+from shards.layout import DATASET_FILE, REJECTS_FILE, SHARD_FILE, check_split_name, shard_path, sidecar_path
+from shards.output import Output, open_output
 from shards.paths import Location
+from shards.rejects import Reject
+from shards.sidecar import Sidecar, read_sidecar
 from shards.tar import write_tar
+from shards.versions import library_versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +158,12 @@ def write_shards(
         "planned": len(records),
         "shard_size": shard_size,
         "limit": limit,
-        "plan_digest": digest([[r.image_id, r.file_name, [[c.id, c.text] for c in r.captions]] for r in records]),
+        "plan_digest": json_digest([[r.image_id, r.file_name, [[c.id, c.text] for c in r.captions]] for r in records]),
     }
-    with opened_output(out) as output:
+    with open_output(out) as output:
         check_out(output)
-        with writing(output.folder, split, array_task, f"writing split {split!r}"):
-            output.bring([DATASET_FILE])
+        with writer_lock(output.folder, split, array_task, f"writing split {split!r}"):
+            output.fetch([DATASET_FILE])
             _check_same(output.folder, split, config, plan)
             tasks = [
                 ShardTask(
@@ -243,7 +237,7 @@ def _sweep(output: Output, split: str, *, shards: int) -> None:
         if not match or match[1] != split:
             continue
         if hidden and hidden[2] == "lock":
-            with suppress(OccupiedError), exclusive(output.folder, hidden[1], "writing this shard"):
+            with suppress(OccupiedError), hold_lock(output.folder, hidden[1], "writing this shard"):
                 pass  # nobody holds it: it is gone now
         elif hidden or int(match[2]) >= shards:
             output.remove(name)
@@ -268,8 +262,8 @@ def _run(output: Output, split: str, tasks: Sequence[ShardTask], *, max_rejects:
     if reasons.total() > allowed:
         out = output.folder
         done = [sidecar_path(shard_path(out, split, task.index)) for task in tasks]
-        output.bring([DATASET_FILE, *(sidecar.name for sidecar in done)])
-        with exclusive(out, "dataset", f"finishing a split of {out.name}"):
+        output.fetch([DATASET_FILE, *(sidecar.name for sidecar in done)])
+        with hold_lock(out, "dataset", f"finishing a split of {out.name}"):
             gather_rejects(output, split, [read_sidecar(sidecar) for sidecar in done if sidecar.is_file()])
         raise InputError(
             f"{out}: stopped: {reasons.total()} of {total} photographs were left out ({_totals(reasons)}), --max-rejects allows {allowed}. "
@@ -289,7 +283,7 @@ def _sidecars(output: Output, split: str, tasks: Sequence[ShardTask]) -> list[Si
         ResourceError: A machine of a cluster has written them to somewhere else.
     """
     paths = [sidecar_path(shard_path(output.folder, split, task.index)) for task in tasks]
-    output.bring(path.name for path in paths)
+    output.fetch(path.name for path in paths)
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise ResourceError(
@@ -302,15 +296,15 @@ def _sidecars(output: Output, split: str, tasks: Sequence[ShardTask]) -> list[Si
 def write_shard(task: ShardTask) -> _Result:
     """Make one shard and its sidecar, unless the very same is there already."""
     check_originals(task.images)  # a machine that does not have the folder must not take all photographs for missing
-    with opened_output(task.out) as output:
+    with open_output(task.out) as output:
         tar = shard_path(output.folder, task.split, task.index)
         # A worker of a run that was killed may be about to end, on another machine.
-        with exclusive(tar.parent, tar.name, "writing this shard", patience=WORKER_SECONDS):
+        with hold_lock(tar.parent, tar.name, "writing this shard", wait_seconds=WORKER_SECONDS):
             return _write_shard(task, output, tar)
 
 
 def _write_shard(task: ShardTask, output: Output, tar: Path) -> _Result:
-    config_digest = digest(task.config.content())
+    config_digest = json_digest(task.config.content())
     names = [record.file_name for record in task.records]
     versions = library_versions("pillow", "pillow-simd", "simplejpeg", "nltk")
     there = whole_sidecar(output, tar)
@@ -340,15 +334,15 @@ def _write_shard(task: ShardTask, output: Output, tar: Path) -> _Result:
         rejects=(*task.plan_rejects, *rejects),
         versions=versions,
     )
-    output.send(tar.name, mark=tar_sha256)
+    output.upload(tar.name, mark=tar_sha256)
     write_json(sidecar_path(tar), sidecar.content())
-    output.send(sidecar_path(tar).name)
+    output.upload(sidecar_path(tar).name)
     return _Result(kept=False, rejects=_reasons(rejects))
 
 
 def _source_digest(task: ShardTask, sizes: Sequence[int | None]) -> str:
     sources = [[r.image_id, r.file_name, size, [[c.id, c.text] for c in r.captions]] for r, size in zip(task.records, sizes, strict=True)]
-    return digest([task.start, sources, [asdict(reject) for reject in task.plan_rejects]])
+    return json_digest([task.start, sources, [asdict(reject) for reject in task.plan_rejects]])
 
 
 def _reasons(rejects: Sequence[Reject]) -> dict[str, int]:

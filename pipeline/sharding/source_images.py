@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
-from pipeline.execution.prefetch import ahead
+from pipeline.execution.prefetch import map_ahead
 from pipeline.images.decode import MAX_FILE_BYTES, ImageError, read_image_file
 from shards.errors import DamageError, InputError
-from shards.fetch import MissingError, RefusedError, fetched_bytes, file_size, file_system, is_url
-from shards.paths import Location
+from shards.fetch import MissingFileError, ServerRefusedError, download_bytes, file_size, file_system
+from shards.paths import Location, is_url
 
 # SourceImages are small: waiting for answers is what takes time.
 FETCHED_AT_ONCE = 8
@@ -55,7 +55,7 @@ def original_sizes(images: Location, names: Sequence[str]) -> list[int | None]:
 
 def _each(images: Location, names: Sequence[str], remote: Callable[[str], R], local: Callable[[Path], R]) -> Generator[R, None, None]:
     if is_url(images):
-        return ahead(remote, (_url(str(images), name) for name in names), threads=FETCHED_AT_ONCE)
+        return map_ahead(remote, (_url(str(images), name) for name in names), threads=FETCHED_AT_ONCE)
     return (local(Path(images) / name) for name in names)
 
 
@@ -67,19 +67,19 @@ def _url(images: str, name: str) -> str:
 
 def _read_url(url: str) -> bytes | ImageError:
     try:
-        return fetched_bytes(url, at_most=MAX_FILE_BYTES)
-    except MissingError:
+        return download_bytes(url, max_bytes=MAX_FILE_BYTES)
+    except MissingFileError:
         return ImageError("missing_file", f"{url}: no such file")
     except DamageError:
         return ImageError("too_large", f"{url}: more than the limit of {MAX_FILE_BYTES} bytes")
-    except RefusedError as error:
+    except ServerRefusedError as error:
         return ImageError("unreadable_file", str(error))
 
 
 def _size_at_url(url: str) -> int | None:
     try:
         return file_size(url)
-    except RefusedError:
+    except ServerRefusedError:
         return None
 
 

@@ -8,23 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.images.decode import ImageError
-from shards.atomic import exclusive, file_sha256
+from shards.atomic import hold_lock
+from shards.dataset import DatasetFile, read_dataset_file
+from shards.digests import file_sha256
 from shards.errors import DamageError, InputError, MismatchError
-from shards.manifest import (
-    DATASET_FILE,
-    REJECTS_FILE,
-    DatasetFile,
-    Sidecar,
-    read_dataset_file,
-    read_sidecar,
-    records_path,
-    reject_lines,
-    sidecar_path,
-    split_digest,
-    tar_path,
-    write_rejects,
-)
+from shards.layout import DATASET_FILE, REJECTS_FILE, records_path, sidecar_path, tar_path
 from shards.output import Output
+from shards.rejects import write_rejects
+from shards.sidecar import Sidecar, read_sidecar, reject_lines, split_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +52,7 @@ class SourceImages:
 
 def whole_sidecar(output: Output, tar: Path) -> Sidecar | None:
     """The sidecar of a shard that is whole to the last byte, records beside it too, or None. In S3 the tar's mark stands for its bytes."""
-    output.bring([sidecar_path(tar).name])
+    output.fetch([sidecar_path(tar).name])
     try:
         sidecar = read_sidecar(sidecar_path(tar))
         if output.url is not None:
@@ -113,8 +104,8 @@ def commit_split(
         sidecars: Of all its shards, in order; ``summary`` is of these.
     """
     out = output.folder
-    with exclusive(out, "dataset", f"finishing a split of {out.name}"):
-        output.bring([DATASET_FILE])  # another split may be in it by now
+    with hold_lock(out, "dataset", f"finishing a split of {out.name}"):
+        output.fetch([DATASET_FILE])  # another split may be in it by now
         known = read_dataset_file(out).splits if (out / DATASET_FILE).is_file() else {}
         entry = {
             **plan,
@@ -129,7 +120,7 @@ def commit_split(
         gather_rejects(output, split, sidecars)
         if summary.images and known.get(split) != entry:
             DatasetFile(config=config, splits=dict(sorted(splits.items()))).write(out)
-            output.send(DATASET_FILE)
+            output.upload(DATASET_FILE)
 
 
 def gather_rejects(output: Output, split: str, sidecars: Sequence[Sidecar]) -> None:
@@ -141,9 +132,9 @@ def gather_rejects(output: Output, split: str, sidecars: Sequence[Sidecar]) -> N
         of_split = sidecars
         if name != split:
             paths = [sidecar_path(tar_path(out, name, known[name], index)) for index in range(known[name]["shards"])]
-            output.bring(path.name for path in paths)
+            output.fetch(path.name for path in paths)
             of_split = [read_sidecar(path) for path in paths]
         lines += reject_lines(name, of_split)
-    output.bring([REJECTS_FILE])
+    output.fetch([REJECTS_FILE])
     if write_rejects(out, lines):
-        output.send(REJECTS_FILE)
+        output.upload(REJECTS_FILE)

@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from torch.distributed import DistError
 
 from pipeline.loading.order import RankSlice
-from shards.errors import CapstreamError, InputError, ResourceError, SaidElsewhereError
+from shards.errors import CapstreamError, InputError, ReportedElsewhereError, ResourceError
 
 R = TypeVar("R")
 # How long a process waits for the others: validation and checkpoints of the first one have to fit.
@@ -77,7 +77,7 @@ class ProcessGroup:
         """Run ``function`` in all processes; if it fails in any, all end, and one of them says why.
 
         Raises:
-            CapstreamError: Of this process, or :class:`SaidElsewhereError`.
+            CapstreamError: Of this process, or :class:`ReportedElsewhereError`.
         """
         result, problem = None, None
         try:
@@ -88,7 +88,7 @@ class ProcessGroup:
         if problem is not None and failed[0] == self.rank:
             raise problem
         if failed:
-            raise SaidElsewhereError(f"Process {failed[0]} says what went wrong.")
+            raise ReportedElsewhereError(f"Process {failed[0]} says what went wrong.")
         assert problem is None
         return result  # type: ignore[return-value]
 

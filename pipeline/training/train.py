@@ -24,11 +24,12 @@ from pipeline.runs.run import CONFIG_FILE, RunConfig, holds_run, read_config, re
 from pipeline.runs.train_config import KINDS, TrainConfig, option
 from pipeline.training.distributed import ProcessGroup, own_device, process_group
 from pipeline.training.loop import TrainSummary, run_training
-from shards.atomic import committed_file, disk_errors, exclusive, file_sha256
+from shards.atomic import committed_file, disk_errors, hold_lock
+from shards.digests import file_sha256
 from shards.errors import InputError, MismatchError, OccupiedError
-from shards.manifest import library_versions
 from shards.mirror import DEFAULT_CACHE_BYTES
 from shards.remote import localize, origin
+from shards.versions import library_versions
 
 MAY_CHANGE = ("epochs", "patience", "accumulate", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every")
 
@@ -105,7 +106,7 @@ def train(
         asked = processes.run_all(read)
         stored, config = asked.stored, asked.config
         config = replace(config, precision=decoder_precision(config.precision, torch_device))
-        with exclusive(out, "train", "training") if processes.is_main else nullcontext():
+        with hold_lock(out, "train", "training") if processes.is_main else nullcontext():
 
             def prepare() -> tuple[RunConfig, TrainingData, Vocabulary]:
                 if asked.cached is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from shards.manifest import Split, open_split
+from shards.dataset import Split, open_split
 from shards.remote import localize
 from tests.local_server import LocalServer
 

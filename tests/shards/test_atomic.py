@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.atomic import committed_file, digest, exclusive, json_bytes, read_json, temporary_path, write_json
+from shards.atomic import committed_file, hold_lock, temporary_path
+from shards.digests import json_digest
 from shards.errors import InputError, OccupiedError, ResourceError
+from shards.json_files import json_bytes, read_json, write_json
 from tests import ROOT
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
@@ -30,7 +32,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_temporary(tmp_path: Path
 @given(JSON)
 def test_json_bytes_read_back_as_what_they_were(content: object) -> None:
     assert json.loads(json_bytes(content)) == content
-    assert digest(content) == digest(json.loads(json_bytes(content)))
+    assert json_digest(content) == json_digest(json.loads(json_bytes(content)))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{", b"[" * 100_000])
@@ -62,18 +64,18 @@ def test_a_full_disk_is_a_clear_error_and_nothing_is_left(tmp_path: Path) -> Non
 
 def test_a_second_writer_is_refused_and_a_killed_one_frees_the_place(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from shards.atomic import exclusive\n"
-        "with exclusive(Path(sys.argv[1]), 'x', 'writing'): print('in', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from shards.atomic import hold_lock\n"
+        "with hold_lock(Path(sys.argv[1]), 'x', 'writing'): print('in', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "in\n"
-    with pytest.raises(OccupiedError, match="another process"), exclusive(tmp_path, "x", "writing"):
+    with pytest.raises(OccupiedError, match="another process"), hold_lock(tmp_path, "x", "writing"):
         pass
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     time.sleep(0.05)
-    with exclusive(tmp_path, "x", "writing"):
+    with hold_lock(tmp_path, "x", "writing"):
         pass
 
 

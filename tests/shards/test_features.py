@@ -9,7 +9,8 @@ import pytest
 
 from shards.caption_table import CaptionTable, table_from_records
 from shards.errors import DamageError, InputError, MismatchError
-from shards.features import Piece, Provenance, check_same_network, open_features, write_features
+from shards.feature_writer import FeatureChunk, write_features
+from shards.features import Provenance, check_same_network, open_features
 
 
 def table(first: int, images: int) -> CaptionTable:
@@ -39,7 +40,7 @@ def features(images: int, dim: int = 8) -> "np.ndarray[tuple[int, ...], np.dtype
     return np.random.default_rng(images).standard_normal((images, 1, dim)).astype(np.float16)
 
 
-def whole(images: int, dim: int = 8) -> Callable[[], Iterable[Piece]]:
+def whole(images: int, dim: int = 8) -> Callable[[], Iterable[FeatureChunk]]:
     return lambda: [(features(images, dim), table(0, images))]
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.dataset import Shard, Split, open_split
 from shards.errors import InputError
-from shards.manifest import Shard, Split, open_split
-from shards.remote import FetchAhead
+from shards.fetch_ahead import FetchAhead
 from tests.shards.shard_server import Server, largest, opened, tar_bytes, wait_until
 
 
@@ -30,7 +30,7 @@ def test_fetching_ahead_keeps_within_the_bound_and_fetches_nothing_twice(server:
     order = [split.shards[index] for index in visited]
     with FetchAhead(order, window=2) as ahead:
         for position in range(0, len(order), 2):
-            ahead.at(position)
+            ahead.move_to(position)
             for shard in order[position : position + 2] * 3:
                 shard.open().close()
                 assert tar_bytes(split.folder) <= bound
@@ -50,7 +50,7 @@ def test_fetching_ahead_stops_at_a_bounded_number_and_never_removes_what_is_in_u
         assert names(order[:2]) <= there(split)
         for shard in order[:2]:  # as if they had not been used for long
             os.utime(shard.path, (0, 0))
-        ahead.at(1)
+        ahead.move_to(1)
         wait_until(lambda: names(order[1:4]) <= there(split))
     time.sleep(0.1)
     assert set(server.tar_gets().values()) == {1}
@@ -63,7 +63,7 @@ def test_what_cannot_be_fetched_ahead_is_an_error_where_it_is_read(server: Serve
     split = opened(server, tmp_path / "cache")
     with FetchAhead(split.shards, window=2):
         wait_until(lambda: names([split.shards[0], *split.shards[2:4]]) <= there(split))
-        with pytest.raises(InputError, match=r"train-000001\.tar: there is no such file"):
+        with pytest.raises(InputError, match=r"train-000001\.tar: no such file"):
             split.shards[1].open()
 
 
@@ -80,5 +80,5 @@ def test_fetching_ahead_of_local_shards_starts_nothing(fine: Path) -> None:
     shards = open_split(fine, "train").shards
     before = threading.active_count()
     with FetchAhead(shards, window=2) as ahead:
-        ahead.at(3)
+        ahead.move_to(3)
         assert threading.active_count() == before

@@ -17,11 +17,11 @@ from click.testing import Result
 from pipeline.execution.array_tasks import ArrayTask
 from pipeline.training.train import train
 from shards import fetch as fetch_module
+from shards.dataset import open_split
 from shards.errors import InputError, OccupiedError, ResourceError
 from shards.features import open_features
 from shards.fetch import _file_system
-from shards.manifest import open_split
-from shards.output import Output, checked_output, opened_output
+from shards.output import Output, check_output, open_output
 from shards.remote import localize
 from tests import ROOT
 from tests.caching import cache_features
@@ -115,14 +115,14 @@ import os, signal, sys
 from pathlib import Path
 from shards.output import Output
 from tests.servers import shard
-send, count = Output.send, 0
+upload, count = Output.upload, 0
 def dying(self, name, mark=""):
     global count
     count += 1
     if count == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-    send(self, name, mark)
-Output.send = dying
+    upload(self, name, mark)
+Output.upload = dying
 shard(Path(sys.argv[1]), sys.argv[2])
 """
 
@@ -142,7 +142,7 @@ def test_a_run_killed_between_two_files_leaves_whole_ones_and_goes_on_to_the_sam
 
 def test_a_large_file_that_breaks_off_is_not_there_at_all(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, client = place
-    (tmp_path / "large").write_bytes(os.urandom(1000) * 110_000)  # 110 MB: more than one piece
+    (tmp_path / "large").write_bytes(os.urandom(1000) * 110_000)  # 110 MB: more than one part
     code = (
         "import os, signal, sys, s3fs; from pathlib import Path; from shards.output import Output\n"
         "call = s3fs.S3FileSystem._call_s3\n"
@@ -150,13 +150,13 @@ def test_a_large_file_that_breaks_off_is_not_there_at_all(place: Place, tmp_path
         "    if method == 'complete_multipart_upload': os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return await call(self, method, *args, **kwargs)\n"
         "s3fs.S3FileSystem._call_s3 = dying\n"
-        "Output(folder=Path(sys.argv[1]), url=sys.argv[2]).send('large', 'mark')"
+        "Output(folder=Path(sys.argv[1]), url=sys.argv[2]).upload('large', 'mark')"
     )
     child = subprocess.run([sys.executable, "-c", code, str(tmp_path), url], cwd=ROOT, check=False)
     assert child.returncode == -signal.SIGKILL
     output = Output(folder=tmp_path, url=url)
     assert (objects(client, url), output.stat("large"), output.names()) == ({}, None, [])
-    output.send("large", "mark")
+    output.upload("large", "mark")
     assert output.stat("large") == (110_000_000, "mark")
 
 
@@ -222,7 +222,7 @@ def test_a_server_that_is_gone_is_named_with_what_could_not_be_done(place: Place
     _file_system.cache_clear()
     (tmp_path / "x").write_bytes(b"1")
     output = Output(folder=tmp_path, url=url)
-    for action, done in ((output.names, "looked at"), (lambda: output.stat("x"), "looked at"), (lambda: output.send("x"), "written")):
+    for action, done in ((output.names, "looked up"), (lambda: output.stat("x"), "looked up"), (lambda: output.upload("x"), "written")):
         with pytest.raises(ResourceError, match=f"{url}.* could not be {done} in 2 attempts .* what was written is kept"):
             action()
     with pytest.raises(ResourceError, match=f"{url}/x: could not be removed in 2 attempts"):
@@ -232,15 +232,15 @@ def test_a_server_that_is_gone_is_named_with_what_could_not_be_done(place: Place
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("https://host/shards", "https:// cannot be written to. Give a folder, or a place in S3"),
+        ("https://host/shards", "https:// cannot be written to. Give a folder, or a location in S3"),
         ("file:///data/shards", "file:// cannot be written to"),
-        ("s3://bucket/a?b", "holds a [?] or #"),
+        ("s3://bucket/a?b", "contains [?] or #"),
         ("s3://", "names no host or bucket"),
     ],
 )
 def test_a_url_that_cannot_be_written_to_is_refused(url: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        checked_output(url)
+        check_output(url)
 
 
 def test_round_trips_are_made_several_at_a_time_and_answer_in_order(tmp_path: Path) -> None:
@@ -250,14 +250,14 @@ def test_round_trips_are_made_several_at_a_time_and_answer_in_order(tmp_path: Pa
         together.wait()  # breaks where fewer than four are under way
         return 2 * item
 
-    assert list(Output(folder=tmp_path, url="s3://bucket/x").each(answer, range(8))) == list(range(0, 16, 2))
+    assert list(Output(folder=tmp_path, url="s3://bucket/x").map(answer, range(8))) == list(range(0, 16, 2))
 
 
 def test_a_folder_is_its_own_place(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"1")
-    with opened_output(tmp_path) as output:
-        assert (output.folder, output.names(), output.at("x")) == (tmp_path, ["x"], tmp_path / "x")
-        output.send("x")
+    with open_output(tmp_path) as output:
+        assert (output.folder, output.names(), output.location("x")) == (tmp_path, ["x"], tmp_path / "x")
+        output.upload("x")
         output.remove("x")
         output.remove("x")
     assert not list(tmp_path.iterdir())

@@ -43,7 +43,7 @@ def test_shards_in_s3_are_cached_and_trained_on(bucket: str, small: Small, tmp_p
 
 def test_what_is_not_in_s3_is_named_by_its_url(bucket: str, tmp_path: Path) -> None:
     for url in (f"{bucket}/no", "s3://nowhere/shards"):
-        with pytest.raises(InputError, match=f"{url}/dataset.json: there is no such file"):
+        with pytest.raises(InputError, match=f"{url}/dataset.json: no such file"):
             localize(url, cache=tmp_path, cache_bytes=LARGE)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from shards import fetch, resume
 from shards.errors import DamageError, InputError, ResourceError
-from shards.fetch import Stopped
-from shards.resume import download_resumed, version_path
+from shards.fetch import FetchCancelledError
+from shards.resume import resume_download, state_path
 from tests.range_server import RangeServer, range_server
 
 LARGE = 10**9
@@ -25,7 +25,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
 def test_a_file_comes_whole_over_http_without_any_package(server: RangeServer, tmp_path: Path) -> None:
     content = server.files["/a"] = os.urandom(3_000_000)
     arrived: list[int] = []
-    download_resumed(f"{server.url}/a", tmp_path / "a", size=len(content), at_most=LARGE, arrived=arrived.append)
+    resume_download(f"{server.url}/a", tmp_path / "a", size=len(content), max_bytes=LARGE, on_bytes=arrived.append)
     assert (tmp_path / "a").read_bytes() == content
     assert sum(arrived) == len(content)
 
@@ -33,7 +33,7 @@ def test_a_file_comes_whole_over_http_without_any_package(server: RangeServer, t
 def test_a_cut_connection_goes_on_behind_what_has_come(server: RangeServer, tmp_path: Path) -> None:
     content = server.files["/a"] = os.urandom(300_000)
     server.cut["/a"] = (100_000, 2)
-    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
     assert server.requests("/a") == [None, "bytes=100000-", "bytes=200000-"]
 
@@ -41,14 +41,14 @@ def test_a_cut_connection_goes_on_behind_what_has_come(server: RangeServer, tmp_
 def test_attempts_that_bring_something_are_without_end_and_those_in_vain_are_four(
     server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resume, "WORTH_BYTES", 10_000)
+    monkeypatch.setattr(resume, "PROGRESS_BYTES", 10_000)
     content = server.files["/a"] = os.urandom(200_000)
     server.cut["/a"] = (10_000, 15)
-    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
     server.cut["/b"], server.files["/b"] = (0, 100), content
     with pytest.raises(ResourceError, match=r"could not be fetched in 4 attempts \(it ended after 0 of 200000 bytes\)"):
-        download_resumed(f"{server.url}/b", tmp_path / "b", at_most=LARGE)
+        resume_download(f"{server.url}/b", tmp_path / "b", max_bytes=LARGE)
 
 
 @pytest.mark.parametrize("ignores", [False, True])
@@ -56,15 +56,15 @@ def test_a_file_that_has_changed_meanwhile_is_begun_anew_and_never_glued(server:
     server.files["/a"] = bytes(300_000)
     server.cut["/a"] = (100_000, 4)
     stop = threading.Event()
-    with pytest.raises(Stopped):
-        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE, stop=stop, arrived=lambda count: stop.set() if count > 0 else None)
+    with pytest.raises(FetchCancelledError):
+        resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE, stop=stop, on_bytes=lambda count: stop.set() if count > 0 else None)
     had = (tmp_path / "a").stat().st_size
     assert 0 < had <= 100_000
     content = server.files["/a"] = os.urandom(400_000)
     server.cut.clear()
     server.ignores_if_range = ignores
     arrived = [had]
-    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE, arrived=arrived.append)
+    resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE, on_bytes=arrived.append)
     assert (tmp_path / "a").read_bytes() == content
     assert sum(arrived) == len(content)
 
@@ -73,15 +73,15 @@ def test_a_part_without_a_name_of_its_state_or_of_another_url_is_begun_anew(serv
     server.etags = False
     content = server.files["/a"] = os.urandom(300_000)
     server.cut["/a"] = (100_000, 1)
-    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
     assert server.requests("/a") == [None, None]
     (tmp_path / "b").write_bytes(b"what a stranger left")
-    download_resumed(f"{server.url}/a", tmp_path / "b", at_most=LARGE)
+    resume_download(f"{server.url}/a", tmp_path / "b", max_bytes=LARGE)
     assert (tmp_path / "b").read_bytes() == content
     (tmp_path / "a").write_bytes(content[:5])
-    version_path(tmp_path / "a").write_text("{}")
-    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    state_path(tmp_path / "a").write_text("{}")
+    resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
 
 
@@ -89,44 +89,44 @@ def test_a_server_without_ranges_sends_all_of_it_again(server: RangeServer, tmp_
     server.ranges = False
     content = server.files["/a"] = os.urandom(300_000)
     server.cut["/a"] = (100_000, 1)
-    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
 
 
 def test_a_whole_part_is_not_asked_for_and_a_part_that_is_too_long_begins_anew(server: RangeServer, tmp_path: Path) -> None:
     content = server.files["/a"] = os.urandom(100_000)
     for _ in range(2):
-        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+        resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert len(server.asked) == 1
     (tmp_path / "a").write_bytes(content + b"more")
-    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
     assert server.requests("/a") == [None, "bytes=100004-", None]
 
 
 def test_another_size_than_was_published_is_refused_before_anything_comes(server: RangeServer, tmp_path: Path) -> None:
     server.files["/a"] = bytes(100_000)
-    with pytest.raises(DamageError, match=r"/a: has 100000 bytes, it should have 7\. Look elsewhere"):
-        download_resumed(f"{server.url}/a", tmp_path / "a", size=7, at_most=LARGE, advice="Look elsewhere.")
+    with pytest.raises(DamageError, match=r"/a: has 100000 bytes, but should have 7\. Look elsewhere"):
+        resume_download(f"{server.url}/a", tmp_path / "a", size=7, max_bytes=LARGE, advice="Look elsewhere.")
     with pytest.raises(DamageError, match="sends more than 1000 bytes"):
-        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=1000)
+        resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=1000)
     assert not (tmp_path / "a").read_bytes()
 
 
 def test_a_file_that_has_come_whole_is_refused_if_it_should_have_another_size(server: RangeServer, tmp_path: Path) -> None:
     server.files["/a"] = bytes(100_000)
-    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
-    with pytest.raises(DamageError, match=r"/a: has 100000 bytes, it should have 7\."):
-        download_resumed(f"{server.url}/a", tmp_path / "a", size=7, at_most=LARGE)
+    resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
+    with pytest.raises(DamageError, match=r"/a: has 100000 bytes, but should have 7\."):
+        resume_download(f"{server.url}/a", tmp_path / "a", size=7, max_bytes=LARGE)
     with pytest.raises(DamageError, match=r"/a: has 100000 bytes, more than 1000\."):
-        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=1000)
+        resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=1000)
 
 
 def test_a_server_that_tells_its_date_with_whole_files_alone_is_gone_on_with(server: RangeServer, tmp_path: Path) -> None:
     server.modified = "Tue, 24 Nov 2026 12:00:00 GMT"
     content = server.files["/a"] = os.urandom(200_000)
     server.cut["/a"] = (50_000, 1)
-    download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+    resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
     assert server.requests("/a") == [None, "bytes=50000-"]
 
@@ -136,25 +136,25 @@ def test_attempts_end_when_nobody_wants_the_file_any_more(server: RangeServer, t
     server.status["/a"] = 503
     stop = threading.Event()
     threading.Timer(0.2, stop.set).start()
-    with pytest.raises(fetch.Stopped):
-        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE, stop=stop)
+    with pytest.raises(fetch.FetchCancelledError):
+        resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE, stop=stop)
     assert server.requests("/a") == [None]
 
 
 @pytest.mark.parametrize(
     ("status", "error", "says", "requests"),
-    [(404, InputError, "there is no such file", 1), (403, ResourceError, "not allowed", 1), (503, ResourceError, "in 4 attempts .*503", 4)],
+    [(404, InputError, "no such file", 1), (403, ResourceError, "not allowed", 1), (503, ResourceError, "in 4 attempts .*503", 4)],
 )
 def test_what_a_server_refuses_is_said_by_name(
     server: RangeServer, tmp_path: Path, status: int, error: type[Exception], says: str, requests: int
 ) -> None:
     server.status["/a"] = status
     with pytest.raises(error, match=f"^{server.url}/a: .*{says}"):
-        download_resumed(f"{server.url}/a", tmp_path / "a", at_most=LARGE)
+        resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert len(server.asked) == requests
 
 
 @pytest.mark.parametrize("url", ["ftp://host/a", "file:///etc/passwd", "s3://bucket/a"])
 def test_resumed_downloads_are_of_http_alone(tmp_path: Path, url: str) -> None:
-    with pytest.raises(InputError, match="over http:// or https:// only"):
-        download_resumed(url, tmp_path / "a", at_most=LARGE)
+    with pytest.raises(InputError, match="only http:// and https:// are supported"):
+        resume_download(url, tmp_path / "a", max_bytes=LARGE)

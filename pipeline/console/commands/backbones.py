@@ -3,7 +3,7 @@
 import click
 
 from pipeline.console.command import command
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 
 
 @command("backbones", "python cli.py backbones resnet")
@@ -13,7 +13,7 @@ def backbones(pattern: str) -> None:
     from pipeline.backbone.backbones import list_backbones
 
     listed = list_backbones(pattern)
-    say(f"{'network':<22}{'features':>9}{'parameters':>13}  published weights")
+    print_result(f"{'network':<22}{'features':>9}{'parameters':>13}  published weights")
     for name, dim, parameters, weights in listed:
-        say(f"{name:<22}{dim:>9,}{parameters / 1e6:>11,.1f} M  {', '.join(weights)}")
-    next_step("python cli.py cache-features --shards data/shards --out data/features --backbone resnet152")
+        print_result(f"{name:<22}{dim:>9,}{parameters / 1e6:>11,.1f} M  {', '.join(weights)}")
+    print_next_step("python cli.py cache-features --shards data/shards --out data/features --backbone resnet152")

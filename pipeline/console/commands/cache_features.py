@@ -9,7 +9,7 @@ from pipeline.console.errors import print_note
 from pipeline.console.executor_options import NEXT_AFTER_ARRAY, ExecutorOptions, executor_options
 from pipeline.console.options import location
 from pipeline.console.shard_options import ShardCache, shards_options
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 from shards.paths import Location
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ def cache_features(
     executor: ExecutorOptions,
 ) -> None:
     """Compute and store image features. Every image passes through the frozen backbone once; its pooled features are stored."""
-    from pipeline.execution.executors import warm_up
+    from pipeline.execution.executors import preload_workers
 
     opening = executor.cluster(workers)
     if executor.is_local:  # before the slow import of torch, so that both run in parallel
-        warm_up("pipeline.features.pixel_batches")
+        preload_workers("pipeline.features.pixel_batches")
     from pipeline.features.cache_features import CacheConfig, cache_features
 
     array_task = executor.array_task()
@@ -103,11 +103,11 @@ def cache_features(
     for summary in summaries:
         for line in summary.notes:
             print_note(line)
-        say(_describe(summary))
+        print_result(_describe(summary))
     if not all(summary.committed for summary in summaries):
-        next_step(f"python cli.py cache-features {NEXT_AFTER_ARRAY}; it joins the parts")
+        print_next_step(f"python cli.py cache-features {NEXT_AFTER_ARRAY}; it joins the parts")
         return
-    next_step(f"python cli.py train --features {out} --out runs/first")
+    print_next_step(f"python cli.py train --features {out} --out runs/first")
 
 
 def _describe(summary: "CacheSummary") -> str:

@@ -12,7 +12,7 @@ from pipeline.console.command import command
 from pipeline.console.decoding_options import DecodingOptions, decoding_options
 from pipeline.console.errors import print_note
 from pipeline.console.options import PATH, checkpoint_option, device_option
-from pipeline.execution.messages import next_step
+from pipeline.execution.messages import print_next_step
 
 if TYPE_CHECKING:
     from model.decoding import Decoding
@@ -121,4 +121,4 @@ def _print_next(run: Path, images: tuple[str, ...], *, shown: bool) -> None:
     folder, first, more = shlex.quote(str(run)), shlex.quote(images[0]), " ..." if len(images) > 1 else ""
     figure = f"python cli.py caption --run {folder} --show --out captions.png {first}{more}"
     scores = f"python cli.py evaluate --run {folder} --features DIR"
-    next_step(scores if shown or images == ("-",) else figure, err=True)
+    print_next_step(scores if shown or images == ("-",) else figure, err=True)

@@ -6,7 +6,7 @@ import click
 
 from pipeline.console.command import command
 from pipeline.console.options import PATH
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 
 
 @command("curves", "python cli.py curves runs/first runs/second --out curves.png")
@@ -20,5 +20,5 @@ def curves(runs: tuple[Path, ...], out: Path) -> None:
         last, lowest, highest = run.training[-1], run.best("val_loss", min), run.best("val_cider", max)
         val = f"; lowest val loss {lowest['val_loss']:.4f} after step {lowest['step']:,.0f}" if lowest is not None else ""
         scored = f"; highest val CIDEr {highest['val_cider']:.3f} after step {highest['step']:,.0f}" if highest is not None else ""
-        say(f"{run.name}: step {last['step']:,.0f}, loss {last['mean_loss']:.4f}{val}{scored}")
-    next_step(f"open {out}, or caption an image: python cli.py caption --run {runs[0]} IMAGE.jpg")
+        print_result(f"{run.name}: step {last['step']:,.0f}, loss {last['mean_loss']:.4f}{val}{scored}")
+    print_next_step(f"open {out}, or caption an image: python cli.py caption --run {runs[0]} IMAGE.jpg")

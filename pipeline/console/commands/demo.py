@@ -6,7 +6,7 @@ import click
 
 from pipeline.console.command import command
 from pipeline.console.options import PATH, device_option, workers_option
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 
 
 @command("demo", "python cli.py demo", "python cli.py demo --out runs/pretrained --weights IMAGENET1K_V1")
@@ -19,6 +19,6 @@ def demo(out: Path, images: int | None, weights: str, workers: int, device: str)
     """Run all stages on the built-in dataset. The stages are synth, shard, vocab, cache-features, train, evaluate and caption."""
     from pipeline.demo import demo
 
-    result = demo(out=out, images=images, weights=weights, workers=workers, device=device, say=say)
-    say(result.table())
-    next_step(f"open {result.picture}, then caption an image: python cli.py caption --run {result.run} {result.example}")
+    result = demo(out=out, images=images, weights=weights, workers=workers, device=device, say=print_result)
+    print_result(result.table())
+    print_next_step(f"open {result.picture}, then caption an image: python cli.py caption --run {result.run} {result.example}")

@@ -7,7 +7,7 @@ import click
 
 from pipeline.console.command import command
 from pipeline.console.options import PATH
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 
 
 @command("doctor", "python cli.py doctor", "python cli.py doctor --json > report.json")
@@ -26,7 +26,7 @@ def doctor(root: Path, runs: Path, as_json: bool) -> None:
         click.echo(json.dumps([vars(check) for check in diagnosis.checks], indent=1))
     else:
         for check in diagnosis.checks:
-            say(f"{'ok' if check.ok else '--':4}{check.name:10}{check.found}")
+            print_result(f"{'ok' if check.ok else '--':4}{check.name:10}{check.found}")
             if not check.ok:
-                say(f"{'':14}{check.advice}")
-    next_step(f"python cli.py {diagnosis.next_step}", err=as_json)
+                print_result(f"{'':14}{check.advice}")
+    print_next_step(f"python cli.py {diagnosis.next_step}", err=as_json)

@@ -7,7 +7,7 @@ import click
 
 from pipeline.console.command import command
 from pipeline.console.options import PATH
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 
 
 @command(
@@ -28,9 +28,9 @@ def download(dataset: str, root: Path, parts: str | None, base_url: str | None) 
     summary = download(dataset, root=root, parts=chosen, base_url=base_url, quiet=False)
     for archive in summary.archives:
         how = f"{archive.written:,} extracted now" if archive.written else "all extracted before"
-        say(f"{archive.name}: {archive.files:,} files, {archive.bytes / 1e6:,.1f} MB, complete in {archive.into} ({how}).")
+        print_result(f"{archive.name}: {archive.files:,} files, {archive.bytes / 1e6:,.1f} MB, complete in {archive.into} ({how}).")
     left = [archive.archive for archive in summary.archives if archive.archive is not None]
     if left:
         size = sum(path.stat().st_size for path in left) / 1e6
-        say(f"Archives that can be deleted ({size:,.1f} MB): {' '.join(shlex.quote(str(path)) for path in left)}")
-    next_step(f"python cli.py {summary.next_step}")
+        print_result(f"Archives that can be deleted ({size:,.1f} MB): {' '.join(shlex.quote(str(path)) for path in left)}")
+    print_next_step(f"python cli.py {summary.next_step}")

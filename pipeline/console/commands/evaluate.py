@@ -12,7 +12,7 @@ from pipeline.console.decoding_options import DecodingOptions, decoding_options
 from pipeline.console.errors import print_note
 from pipeline.console.options import PATH, checkpoint_option, device_option, typed
 from pipeline.console.shard_options import ShardCache, shards_options
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 from shards.paths import Location
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def evaluate(
         **scoring,
     )
     _print_scores(result.scores)
-    say(f"{result.out}: scores of {len(result.scores.images)} captions. {result.results}: {len(result.captions)} captions.")
+    print_result(f"{result.out}: scores of {len(result.scores.images)} captions. {result.results}: {len(result.captions)} captions.")
     in_run = result.out == scores_path(run, split)
     page = ["report", str(run if in_run else result.out)]
     page += ["--shards", str(shards)] if shards else []
@@ -133,18 +133,18 @@ def _score_file(captions: Path, references: Path, columns: tuple[str, ...], scor
 
     result = score_results(captions=captions, references=references, columns=chosen_columns(columns), **scoring)
     _print_scores(result.scores)
-    say(f"{result.out}: scores of {len(result.scores.images)} captions.")
+    print_result(f"{result.out}: scores of {len(result.scores.images)} captions.")
     _print_report_command(["report", str(result.out)], result.out)
 
 
 def _print_scores(scores: "ScoreFile") -> None:
     """A table of scores with their confidence intervals, then notes on what was not computed."""
-    say(f"{'score':12}{'value':>9}   95% interval")
+    print_result(f"{'score':12}{'value':>9}   95% interval")
     for name, found in scores.scores.items():
-        say(f"{name:12}{found.value:9.4f}   {found.low:.4f} to {found.high:.4f}")
+        print_result(f"{name:12}{found.value:9.4f}   {found.low:.4f} to {found.high:.4f}")
     for line in scores.notes:
         print_note(line)
 
 
 def _print_report_command(arguments: list[str], scores: Path) -> None:
-    next_step(shlex.join(["python", "cli.py", *arguments, "--out", str(scores.with_name("report.html"))]))
+    print_next_step(shlex.join(["python", "cli.py", *arguments, "--out", str(scores.with_name("report.html"))]))

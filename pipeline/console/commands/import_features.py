@@ -9,7 +9,7 @@ from pipeline.console.caption_options import CaptionOptions, captions_options
 from pipeline.console.command import command
 from pipeline.console.errors import print_note
 from pipeline.console.options import FILTER, PATH, RESIZE_MODE
-from pipeline.execution.messages import next_step, say, show_rejects
+from pipeline.execution.messages import print_next_step, print_rejects, print_result
 
 if TYPE_CHECKING:
     from pipeline.features.import_features import ImportSummary
@@ -79,9 +79,9 @@ def import_features(
 
 
 def _print_summary(npy: Path, out: Path, summary: "ImportSummary") -> None:
-    from shards.manifest import REJECTS_FILE
+    from shards.layout import REJECTS_FILE
 
-    show_rejects(summary.rejects, out / REJECTS_FILE)
+    print_rejects(summary.rejects, out / REJECTS_FILE)
     if summary.zeros:
         print_note(f"{npy}: the features of {summary.zeros} images are all zeros. Check that they were computed.")
     known = summary.network.preprocessing is not None
@@ -89,5 +89,5 @@ def _print_summary(npy: Path, out: Path, summary: "ImportSummary") -> None:
         print_note("The network is unknown (no --backbone and --weights): a run trained on these features cannot caption images.")
     for made in summary.splits:
         how = "complete already" if made.kept else f"imported, {summary.network.backbone}" if known else "imported"
-        say(f"{made.path}: {made.images} images with {made.captions} captions, {summary.dim} features each ({how}).")
-    next_step(f"python cli.py train --features {out} --out runs/first")
+        print_result(f"{made.path}: {made.images} images with {made.captions} captions, {summary.dim} features each ({how}).")
+    print_next_step(f"python cli.py train --features {out} --out runs/first")

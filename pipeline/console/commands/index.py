@@ -6,7 +6,7 @@ import click
 
 from pipeline.console.command import command
 from pipeline.console.options import PATH, RESIZE_MODE, workers_option
-from pipeline.execution.messages import next_step, say, show_rejects
+from pipeline.execution.messages import print_next_step, print_rejects, print_result
 
 
 @command(
@@ -40,10 +40,10 @@ def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str,
     """
     from pipeline.images.decode import Resize
     from pipeline.sharding.index import index_tars
-    from shards.manifest import REJECTS_FILE
+    from shards.layout import REJECTS_FILE
 
     summary = index_tars(folder, split=split, tars=tars, resize=Resize(size=size, mode=mode), workers=workers, quiet=False)
     kept = f" ({summary.kept} indexed already)" if summary.kept else ""
-    say(f"{folder}: split {split}: {summary.images} images with {summary.captions} captions in {summary.shards} tars{kept}.")
-    show_rejects(summary.rejects, folder / REJECTS_FILE)
-    next_step(f"python cli.py verify {folder} --deep, or python cli.py cache-features --shards {folder} --out {folder}-features")
+    print_result(f"{folder}: split {split}: {summary.images} images with {summary.captions} captions in {summary.shards} tars{kept}.")
+    print_rejects(summary.rejects, folder / REJECTS_FILE)
+    print_next_step(f"python cli.py verify {folder} --deep, or python cli.py cache-features --shards {folder} --out {folder}-features")

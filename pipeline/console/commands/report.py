@@ -9,7 +9,7 @@ from pipeline.console.command import command
 from pipeline.console.errors import print_note
 from pipeline.console.options import PATH
 from pipeline.console.shard_options import ShardCache, shards_options
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 from shards.paths import Location
 
 if TYPE_CHECKING:
@@ -38,18 +38,18 @@ def report(runs: tuple[Path, ...], out: Path, split: str, images: Path | None, s
     made = report(runs=runs, out=out, split=split, shards=shard_cache.local_or_none(shards), images=images, quiet=False)
     _print_summary(out, made)
     compare = "" if len(made.runs) > 1 else f", then compare with another run: python cli.py report {runs[0]} OTHER_RUN --out {out}"
-    next_step(f"open {out} in a browser{compare}")
+    print_next_step(f"open {out} in a browser{compare}")
 
 
 def _print_summary(out: Path, made: "ReportSummary") -> None:
     for line in made.notes:
         print_note(line)
     if made.pictures is None:
-        say("The page shows captions without images. Add them with --shards DIR or --images DIR.")
+        print_result("The page shows captions without images. Add them with --shards DIR or --images DIR.")
     else:
         lost = "".join(f", {count:,} {what}" for count, what in ((made.missing, "not found"), (made.damaged, "damaged")) if count)
-        say(f"Images: {made.pictures:,} of {made.images:,}{lost} ({made.images_per_second:,.0f} images/s).")
+        print_result(f"Images: {made.pictures:,} of {made.images:,}{lost} ({made.images_per_second:,.0f} images/s).")
     runs = "1 run" if len(made.runs) == 1 else f"{len(made.runs)} runs"
-    say(f"{out}: {made.images:,} images, {runs}, {made.bytes / 1e6:,.1f} MB.")
+    print_result(f"{out}: {made.images:,} images, {runs}, {made.bytes / 1e6:,.1f} MB.")
     if made.bytes > LARGE_PAGE_BYTES:
         print_note("Browsers open a page of this size slowly or not at all. Without images it is much smaller.")

@@ -9,7 +9,7 @@ from pipeline.console.caption_options import CaptionOptions, captions_options
 from pipeline.console.command import command
 from pipeline.console.executor_options import NEXT_AFTER_ARRAY, ExecutorOptions, executor_options
 from pipeline.console.options import FILTER, RESIZE_MODE, location, workers_option
-from pipeline.execution.messages import next_step, say, show_rejects
+from pipeline.execution.messages import print_next_step, print_rejects, print_result
 from shards.paths import Location
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ def shard(
 
     Images are resized and captions are tokenized. Running it again keeps complete shards and creates the rest.
     """
-    from pipeline.execution.executors import warm_up
+    from pipeline.execution.executors import preload_workers
 
     opening = executor.cluster(workers)
     if workers > 1 and executor.is_local:  # before this process's own slow imports, so that both run in parallel
-        warm_up("pipeline.sharding.shard", "nltk.tokenize")
+        preload_workers("pipeline.sharding.shard", "nltk.tokenize")
     from pipeline.images.decode import Resize
     from pipeline.sharding.shard import ShardConfig, write_splits
 
@@ -100,16 +100,17 @@ def shard(
 
 
 def _print_splits(out: Location, done: "dict[str, ShardSummary]", array_task: "ArrayTask | None") -> None:
-    from shards.manifest import REJECTS_FILE
+    from shards.layout import REJECTS_FILE
 
     rejects_file = out / REJECTS_FILE if isinstance(out, Path) else f"{out.rstrip('/')}/{REJECTS_FILE}"
     for name, summary in done.items():
         kept = " (all complete already, nothing written)" if summary.kept == summary.shards else f" ({summary.kept} complete already)"
         what = f"split {name}" if array_task is None else f"split {name}, {array_task}"
-        say(f"{out}: {what}: {summary.images} images with {summary.captions} captions in {summary.shards} shards{kept if summary.kept else ''}.")
-        show_rejects(summary.rejects, rejects_file if summary.committed else None)
+        counts = f"{summary.images} images with {summary.captions} captions in {summary.shards} shards"
+        print_result(f"{out}: {what}: {counts}{kept if summary.kept else ''}.")
+        print_rejects(summary.rejects, rejects_file if summary.committed else None)
     if array_task is not None:
-        next_step(f"python cli.py shard {NEXT_AFTER_ARRAY}; it commits the splits")
+        print_next_step(f"python cli.py shard {NEXT_AFTER_ARRAY}; it commits the splits")
         return
     vocabulary, features = (out.parent / "vocab.json", f"{out}-features") if isinstance(out, Path) else ("data/vocab.json", "data/features")
-    next_step(f"python cli.py vocab --shards {out} --out {vocabulary}, or python cli.py cache-features --shards {out} --out {features}")
+    print_next_step(f"python cli.py vocab --shards {out} --out {vocabulary}, or python cli.py cache-features --shards {out} --out {features}")

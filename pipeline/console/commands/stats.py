@@ -8,7 +8,7 @@ from pipeline.console.command import command
 from pipeline.console.errors import print_note
 from pipeline.console.options import PATH, location
 from pipeline.console.shard_options import ShardCache, shard_cache_options
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 from shards.paths import Location
 
 
@@ -22,8 +22,7 @@ def stats(path: Location, shard_cache: ShardCache, plot: Path | None, as_json: b
 
     These are counts, caption lengths, frequent words, image sizes and rejects of a shard dataset, a feature file or a folder of feature files.
     """
-    from pipeline.inspection.stats import as_json as stats_json
-    from pipeline.inspection.stats import stats
+    from pipeline.inspection.stats import stats, stats_json
     from pipeline.inspection.verify import feature_files
 
     found = stats(shard_cache.local(path), plot=plot, quiet=False)
@@ -32,10 +31,10 @@ def stats(path: Location, shard_cache: ShardCache, plot: Path | None, as_json: b
     else:
         for split in found:
             for line in split.lines():
-                say(line)
+                print_result(line)
     if plot is not None:
         print_note(f"Wrote {plot}.")
     if isinstance(path, Path) and (files := feature_files(path)):
-        next_step(f"python cli.py train --features {files[0].parent} --out runs/first", err=as_json)
+        print_next_step(f"python cli.py train --features {files[0].parent} --out runs/first", err=as_json)
     else:
-        next_step(f"python cli.py vocab --shards {path} --min-count 4 --out data/vocab.json", err=as_json)
+        print_next_step(f"python cli.py vocab --shards {path} --min-count 4 --out data/vocab.json", err=as_json)

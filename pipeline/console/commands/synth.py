@@ -6,7 +6,7 @@ import click
 
 from pipeline.console.command import command
 from pipeline.console.options import PATH, workers_option
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 
 
 @command("synth", "python cli.py synth data/synth --images 3000")
@@ -19,5 +19,5 @@ def synth(out: Path, images: int, seed: int, workers: int) -> None:
     from pipeline.datasets.synthetic import synthesize
 
     counts = synthesize(out, images=images, seed=seed, workers=workers, quiet=False)
-    say(f"Generated {counts['train']} train and {counts['val']} val images in {out}.")
-    next_step(f"python cli.py shard --images {out}/images --captions {out}/captions_train.json --out {out}-shards --split train")
+    print_result(f"Generated {counts['train']} train and {counts['val']} val images in {out}.")
+    print_next_step(f"python cli.py shard --images {out}/images --captions {out}/captions_train.json --out {out}-shards --split train")

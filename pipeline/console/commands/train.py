@@ -12,7 +12,7 @@ from pipeline.console.errors import INTERRUPTED, print_note
 from pipeline.console.options import PATH, device_option
 from pipeline.console.shard_options import ShardCache, shards_options
 from pipeline.console.training_options import training_options
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 from shards.paths import Location
 
 if TYPE_CHECKING:
@@ -112,6 +112,6 @@ def _print_summary(out: Path, summary: "TrainSummary", *, data: str) -> None:
     val = f", on val {summary.val_loss:.4f}" if summary.val_loss is not None else ""
     best = f"; best CIDEr on val {summary.best.cider:.3f}, after step {summary.best.step}" if summary.best is not None else ""
     loss = f"; loss {summary.loss:.4f}{val}{best}" if summary.loss is not None else "; nothing left to do"
-    say(f"{out}: trained to step {summary.steps}{loss}.")
+    print_result(f"{out}: trained to step {summary.steps}{loss}.")
     split = "val" if val else "train"
-    next_step(f"python cli.py evaluate --run {out} {data} --split {split}, or python cli.py caption --run {out} IMAGE.jpg")
+    print_next_step(f"python cli.py evaluate --run {out} {data} --split {split}, or python cli.py caption --run {out} IMAGE.jpg")

@@ -8,7 +8,7 @@ import click
 from pipeline.console.command import command
 from pipeline.console.errors import print_note
 from pipeline.console.options import PATH, workers_option
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 
 if TYPE_CHECKING:
     from pipeline.inspection.verify import FeatureReport, SplitReport
@@ -24,11 +24,11 @@ def verify(path: Path, deep: bool, workers: int) -> None:
 
     if files := feature_files(path):
         _report_features([verify_features(file) for file in files])
-        next_step(f"python cli.py train --features {files[0].parent} --out runs/first")
+        print_next_step(f"python cli.py train --features {files[0].parent} --out runs/first")
         return
     _report_shards(path, verify(path, deep=deep, workers=workers, quiet=False))
-    say("All shards are intact" + (" and every image can be decoded." if deep else "."))
-    next_step(f"python cli.py cache-features --shards {path} --out {path}-features")
+    print_result("All shards are intact" + (" and every image can be decoded." if deep else "."))
+    print_next_step(f"python cli.py cache-features --shards {path} --out {path}-features")
 
 
 def _report_features(reports: "list[FeatureReport]") -> None:
@@ -37,17 +37,17 @@ def _report_features(reports: "list[FeatureReport]") -> None:
             print_note(report.problem)
             continue
         contents = f"{report.images:,} images, {report.captions:,} captions, {report.views} view(s) of {report.dim} features"
-        say(f"{report.path}: intact: {contents} ({report.network})")
+        print_result(f"{report.path}: intact: {contents} ({report.network})")
     bad = [str(report.path) for report in reports if report.problem is not None]
     if bad:
         raise click.ClickException(f"{', '.join(bad)}: damaged or missing. See the lines above for how to repair it.")
 
 
 def _report_shards(folder: Path, reports: "list[SplitReport]") -> None:
-    say(f"{'split':<16}{'shards':>8}{'images':>10}{'captions':>10}{'MB':>10}{'damaged':>9}")
+    print_result(f"{'split':<16}{'shards':>8}{'images':>10}{'captions':>10}{'MB':>10}{'damaged':>9}")
     for report in reports:
         images, captions, size = (sum(getattr(shard, name) for shard in report.shards) for name in ("images", "captions", "bytes"))
-        say(f"{report.name:<16}{len(report.shards):>8}{images:>10,}{captions:>10,}{size / 1e6:>10,.1f}{len(report.damaged):>9}")
+        print_result(f"{report.name:<16}{len(report.shards):>8}{images:>10,}{captions:>10,}{size / 1e6:>10,.1f}{len(report.damaged):>9}")
     for report in reports:
         for problem in report.problems:
             print_note(f"{folder}: split {report.name}: {problem}")

@@ -7,7 +7,7 @@ import click
 from pipeline.console.command import command
 from pipeline.console.options import PATH
 from pipeline.console.shard_options import ShardCache, shards_options
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 from shards.paths import Location
 
 
@@ -22,6 +22,6 @@ def vocab(shards: Location, shard_cache: ShardCache, split: str, min_count: int,
 
     summary = make_vocabulary(shards=shard_cache.local(shards), split=split, min_count=min_count, out=out)
     size, coverage = len(summary.vocabulary), 100 * summary.coverage
-    say(f"{out}: {size} words (4 of them special) of {summary.distinct} distinct words. They cover {coverage:.2f}% of all tokens.")
+    print_result(f"{out}: {size} words (4 of them special) of {summary.distinct} distinct words. They cover {coverage:.2f}% of all tokens.")
     features = f"{shards}-features" if isinstance(shards, Path) else "data/features"
-    next_step(f"python cli.py cache-features --shards {shards} --out {features}, then train with --vocab {out}")
+    print_next_step(f"python cli.py cache-features --shards {shards} --out {features}, then train with --vocab {out}")

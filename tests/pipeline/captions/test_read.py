@@ -12,8 +12,9 @@ from PIL import Image
 
 from pipeline.captions.read import CaptionSource, merge, read_captions, read_splits
 from pipeline.captions.records import FORMS, Caption, CaptionedImage, CaptionFile
+from shards.dataset import open_split, read_dataset_file
 from shards.errors import InputError
-from shards.manifest import Reject, open_split, read_dataset_file
+from shards.rejects import Reject
 from shards.tar import read_records
 
 COCO = {"images": [{"id": 7, "file_name": "a.jpg"}], "annotations": [{"id": 1, "image_id": 7, "caption": "A"}]}

@@ -7,9 +7,9 @@ import pytest
 from pipeline.captions.coco import coco_file
 from pipeline.captions.karpathy import karpathy_file
 from pipeline.captions.records import Caption, CaptionedImage, CaptionFile, ListedImage, Row, gather
-from shards.atomic import read_json
 from shards.errors import InputError
-from shards.manifest import Reject
+from shards.json_files import read_json
+from shards.rejects import Reject
 
 
 def read_coco(path: Path) -> tuple[list[CaptionedImage], list[Reject]]:

@@ -26,7 +26,7 @@ from pipeline.datasets.catalogue import DATASETS, Archive, Dataset
 from pipeline.datasets.download import download
 from pipeline.execution import progress as progress_module
 from shards import fetch
-from shards.atomic import exclusive
+from shards.atomic import hold_lock
 from shards.errors import DamageError, InputError, OccupiedError, ResourceError
 from tests import ROOT
 from tests.range_server import RangeServer, range_server
@@ -140,7 +140,7 @@ def test_a_dead_address_is_named_with_the_file_and_the_way_by_hand(server: Range
     result = run_cli("download", "coco2014", "--root", tmp_path, "--base-url", server.url, "--parts", "val")
     assert result.exit_code == 1
     assert result.output == (
-        f"Error: {server.url}/zips/val2014.zip: there is no such file. Or get val2014.zip elsewhere (its page: https://cocodataset.org/#download), "
+        f"Error: {server.url}/zips/val2014.zip: no such file. Or get val2014.zip elsewhere (its page: https://cocodataset.org/#download), "
         f"put it into {tmp_path} and run the same command again.\n"
     )
 
@@ -180,7 +180,7 @@ def test_a_malicious_archive_writes_nothing(server: RangeServer, tmp_path: Path,
 
 
 def test_two_processes_do_not_download_one_dataset_into_one_folder(server: RangeServer, tmp_path: Path) -> None:
-    with exclusive(tmp_path, "coco2014", "downloading"), pytest.raises(OccupiedError, match="another process is downloading here"):
+    with hold_lock(tmp_path, "coco2014", "downloading"), pytest.raises(OccupiedError, match="another process is downloading here"):
         download("coco2014", root=tmp_path, base_url=server.url)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.execution.array_tasks import ArrayTask, pick_array_task, writing
+from pipeline.execution.array_tasks import ArrayTask, pick_array_task, writer_lock
 from shards.errors import InputError, OccupiedError
 from tests import ROOT
 from tests.servers import contents, draw, shard
@@ -15,9 +15,9 @@ NAMES = [f"{number}.jpg" for number in range(10)]
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline.execution.array_tasks import ArrayTask, writing
+from pipeline.execution.array_tasks import ArrayTask, writer_lock
 share = ArrayTask(task_id=int(sys.argv[2]), num_tasks=int(sys.argv[3])) if len(sys.argv) > 2 else None
-with writing(Path(sys.argv[1]), "train", share, "writing split 'train'"):
+with writer_lock(Path(sys.argv[1]), "train", share, "writing split 'train'"):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -69,16 +69,16 @@ def test_processes_that_would_do_the_same_work_are_refused(
 ) -> None:
     monkeypatch.setattr("pipeline.execution.array_tasks.LOOKING_SECONDS", 0.1)
     child = hold(tmp_path, *holder)
-    with pytest.raises(OccupiedError, match=says), writing(tmp_path, "train", other, "writing split 'train'"):
+    with pytest.raises(OccupiedError, match=says), writer_lock(tmp_path, "train", other, "writing split 'train'"):
         pass
-    with writing(tmp_path, "val", None, "writing split 'val'"), writing(tmp_path, "train_2", other, "writing split 'train_2'"):
+    with writer_lock(tmp_path, "val", None, "writing split 'val'"), writer_lock(tmp_path, "train_2", other, "writing split 'train_2'"):
         pass  # other splits are other matters
     if holder and other is not None and other.num_tasks == 4:
-        with writing(tmp_path, "train", ArrayTask(task_id=2, num_tasks=4), "writing split 'train'"):
+        with writer_lock(tmp_path, "train", ArrayTask(task_id=2, num_tasks=4), "writing split 'train'"):
             pass  # a share beside it
     child.kill()
     child.communicate()
-    with writing(tmp_path, "train", other, "writing split 'train'"):
+    with writer_lock(tmp_path, "train", other, "writing split 'train'"):
         pass
     assert not list(tmp_path.iterdir()), "a killed process's lock is gone"
 

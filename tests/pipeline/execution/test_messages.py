@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from cli import cli
 from pipeline.execution import progress
-from pipeline.execution.messages import tell_as
+from pipeline.execution.messages import configure_messages
 from tests import ROOT
 from tests.conftest import Small
 
@@ -41,12 +41,12 @@ def test_quiet_shows_no_progress_however_long_it_takes(monkeypatch: pytest.Monke
     monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
     try:
         for quiet in (False, True):
-            tell_as(quiet=quiet, as_json=False)
+            configure_messages(quiet=quiet, as_json=False)
             with progress.Progress("Counting", total=2, unit="things") as counting:
                 counting.advance(1)
             assert bool(capsys.readouterr().err) is not quiet
     finally:
-        tell_as(quiet=False, as_json=False)
+        configure_messages(quiet=False, as_json=False)
 
 
 def test_log_json_tells_everything_in_lines_and_standard_output_stays_as_it_was(small: Small, run_cli: Run, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from pipeline.execution import progress as progress_module
-from pipeline.execution.messages import Telling
+from pipeline.execution.messages import MessageSettings
 from pipeline.execution.progress import Progress
 
 
@@ -23,7 +23,7 @@ def test_an_unknown_total_is_left_out_and_so_is_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
     monkeypatch.setattr(progress_module, "LINE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(Telling, "as_json", as_json)
+    monkeypatch.setattr(MessageSettings, "as_json", as_json)
     with Progress("Downloading", total=None, unit="MB") as progress:
         progress.advance(500, note="a.zip")
     line = capsys.readouterr().err

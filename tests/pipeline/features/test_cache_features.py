@@ -18,9 +18,9 @@ from pipeline.features.views import crop_boxes
 from pipeline.images.decode import Resize
 from pipeline.sharding.read_samples import decode_sample, shard_samples
 from pipeline.sharding.shard import ShardConfig, write_shards
+from shards.dataset import open_split
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError, ResourceError
 from shards.features import open_features
-from shards.manifest import open_split
 from tests.caching import cache_features
 from tests.conftest import Small, shard_small
 
@@ -162,7 +162,7 @@ def test_wrong_names_and_numbers_say_what_there_is(small: Small, tmp_path: Path)
         cache_features(shards=small.shards, out=out, backbone="resnet1520", weights="random")
     with pytest.raises(InputError, match="IMAGENET1K_V1, IMAGENET1K_V2, random"):
         cache_features(shards=small.shards, out=out, backbone="resnet152", weights="IMAGENET")
-    with pytest.raises(InputError, match=r"no split 'test' \(there: train, val\)"):
+    with pytest.raises(InputError, match=r"no split 'test' \(available: train, val\)"):
         cache_features(shards=small.shards, out=out, splits=["test"])
     with pytest.raises(InputError, match=r"--views five-crop: must be center, flip, ten-crop or random:K"):
         cache_features(shards=small.shards, out=out, views="five-crop")

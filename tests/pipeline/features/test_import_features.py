@@ -15,7 +15,8 @@ from pipeline.captions.tokenizer import tokenize
 from pipeline.features.import_features import DeclaredNetwork, ImportSummary, declared_network, import_features
 from pipeline.images.decode import Resize
 from pipeline.sharding.shard import ShardConfig, write_shards
-from shards.atomic import exclusive, file_sha256
+from shards.atomic import hold_lock
+from shards.digests import file_sha256
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.features import open_features
 from tests.caching import cache_features
@@ -207,7 +208,7 @@ def test_a_folder_that_holds_something_else_or_is_being_written_to_is_refused(
     (tmp_path / "full/thesis.doc").write_text("x")
     with pytest.raises(OccupiedError, match=r"thesis\.doc"):
         tiny(out="full")
-    with exclusive(tmp_path / "out", "cache", "caching"), pytest.raises(OccupiedError, match="another process is importing features here"):
+    with hold_lock(tmp_path / "out", "cache", "caching"), pytest.raises(OccupiedError, match="another process is importing features here"):
         tiny()
     tiny()
     with pytest.raises(OccupiedError, match=r"other files than features \(rejects\.jsonl\)"):

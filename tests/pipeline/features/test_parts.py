@@ -9,9 +9,9 @@ import pytest
 from pipeline.execution.array_tasks import ArrayTask
 from pipeline.features import extraction_plan as stage
 from pipeline.features.parts import check_every_shard_once, finished_parts, join_parts, part_name
+from shards.dataset import Split, open_split
 from shards.errors import DamageError, MismatchError
 from shards.features import open_features
-from shards.manifest import Split, open_split
 from shards.output import Output
 from tests.caching import cache_features
 from tests.servers import draw, shard

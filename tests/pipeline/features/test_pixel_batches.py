@@ -9,8 +9,8 @@ import pytest
 from pipeline.features.pixel_batches import decode_into, pixel_batches
 from pipeline.features.views import view_names
 from pipeline.sharding.read_samples import decode_sample, read_samples, shard_samples
+from shards.dataset import open_split
 from shards.errors import DamageError, ResourceError
-from shards.manifest import open_split
 from tests.conftest import Small
 
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.features.previews import PREVIEWS, previews_path, read_previews, split_previews, spread_rows, write_previews
+from shards.dataset import open_split
 from shards.errors import OccupiedError
 from shards.features import open_features
-from shards.manifest import open_split
 from tests.caching import cache_features
 from tests.conftest import Small
 

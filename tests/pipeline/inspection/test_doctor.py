@@ -11,7 +11,7 @@ from click.testing import Result
 
 from pipeline.inspection import doctor as doctor_module
 from pipeline.inspection.doctor import Check, doctor
-from shards.manifest import DatasetFile
+from shards.dataset import DatasetFile
 from tests import ROOT
 
 Run = Callable[..., Result]

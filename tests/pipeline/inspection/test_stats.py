@@ -11,11 +11,12 @@ from PIL import Image
 from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.inspection.stats import THRESHOLDS, coverage, distribution, stats
 from pipeline.sharding.shard import write_shards
-from shards.atomic import write_json
 from shards.caption_table import table_from_records, table_of_split
+from shards.dataset import open_split
 from shards.errors import DamageError, InputError
-from shards.features import Provenance, write_features
-from shards.manifest import open_split
+from shards.feature_writer import write_features
+from shards.features import Provenance
+from shards.json_files import write_json
 from tests.conftest import SMALL
 
 Run = Callable[..., Result]

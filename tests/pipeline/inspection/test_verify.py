@@ -19,12 +19,13 @@ from pipeline.inspection.verify import verify
 from pipeline.loading.batches import CaptionBatch, EncodedCaptions, training_batches
 from pipeline.loading.sources import ShardSource
 from pipeline.training.train import train
-from shards.atomic import digest
 from shards.caption_table import table_of_split
+from shards.dataset import open_split
+from shards.digests import json_digest
 from shards.errors import DamageError, MismatchError, OnError
 from shards.features import open_features
-from shards.manifest import Sample, open_split, read_sidecar
-from shards.tar import open_samples
+from shards.sidecar import Sample, read_sidecar
+from shards.tar import open_readable_split
 from tests.caching import cache_features
 from tests.conftest import TINY_MODEL, Small, shard_small
 
@@ -49,7 +50,7 @@ def problems(folder: Path, *, deep: bool = False) -> list[str]:
 
 def batches(folder: Path, on_error: OnError = "fail") -> list[CaptionBatch]:
     """An epoch of raw training's batches."""
-    split = open_samples(folder, "train", on_error)
+    split = open_readable_split(folder, "train", on_error)
     table = table_of_split(split)
     encoded = EncodedCaptions(table, build_vocabulary(dict.fromkeys(table.words, 1), min_count=1))
     return list(training_batches(ShardSource(split, table, PREPROCESSING, "tutorial"), encoded, seed=0, epoch=0, batch_size=64))
@@ -81,10 +82,10 @@ def test_a_tar_cut_at_any_block_is_found_and_training_on_it_names_shard_and_samp
         names = f"{TAR}.*Sample {lost[0]} and what follows \\({len(lost)} samples\\)" if lost else TAR
         with pytest.raises(DamageError, match=names):
             batches(shards)
-        assert [shard.skipped for shard in open_samples(shards, "train", "skip").shards] == [(), tuple(lost), (), ()]
+        assert [shard.skipped for shard in open_readable_split(shards, "train", "skip").shards] == [(), tuple(lost), (), ()]
     tar.unlink()
     assert any("is missing" in problem for problem in problems(shards))
-    assert len(open_samples(shards, "train", "skip").shards[1].skipped) == 10
+    assert len(open_readable_split(shards, "train", "skip").shards[1].skipped) == 10
 
 
 def test_a_bit_flipped_anywhere_is_found_and_training_fails_by_name_or_sees_the_same_pixels(shards: Path) -> None:
@@ -99,7 +100,7 @@ def test_a_bit_flipped_anywhere_is_found_and_training_fails_by_name_or_sees_the_
         tar.write_bytes(bytes(flipped))
         assert any(TAR in problem for problem in problems(shards))
         hit = [s.key for s in samples for m in (s.jpg, s.json) if m.offset <= place < m.offset + m.size]
-        assert [shard.skipped for shard in open_samples(shards, "train", "skip").shards] == [(), tuple(hit), (), ()]
+        assert [shard.skipped for shard in open_readable_split(shards, "train", "skip").shards] == [(), tuple(hit), (), ()]
         if hit:
             with pytest.raises(DamageError, match=f"{TAR}: sample {hit[0]}"):
                 batches(shards)
@@ -155,7 +156,7 @@ def test_a_strangers_dataset_file_with_a_fitting_digest_and_a_nonsensical_config
     raw = json.loads((shards / "dataset.json").read_text())
     raw["config"]["resize"] = resize
     del raw["self_digest"]
-    (shards / "dataset.json").write_text(json.dumps({**raw, "self_digest": digest(raw)}))
+    (shards / "dataset.json").write_text(json.dumps({**raw, "self_digest": json_digest(raw)}))
     with pytest.raises(DamageError, match=r"dataset\.json"):
         verify(shards, deep=True)
 
@@ -172,7 +173,7 @@ def test_deep_decodes_every_image(shards: Path) -> None:
     raw["tar_sha256"] = hashlib.sha256(content).hexdigest()
     raw["samples"][1][4] = zlib.crc32(content[member.offset : member.offset + member.size])
     del raw["self_digest"]
-    sidecar_file.write_text(json.dumps({**raw, "self_digest": digest(raw)}))
+    sidecar_file.write_text(json.dumps({**raw, "self_digest": json_digest(raw)}))
     assert not any("sample 000000001" in problem for problem in problems(shards))
     assert any("sample 000000001.jpg" in problem for problem in problems(shards, deep=True))
 

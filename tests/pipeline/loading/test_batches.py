@@ -14,9 +14,9 @@ from pipeline.loading.batches import CaptionBatch, EncodedCaptions, training_bat
 from pipeline.loading.order import RankSlice, epoch_order, steps_per_epoch
 from pipeline.loading.sources import Augmentation, FeatureSource, ShardSource
 from shards.caption_table import table_from_records, table_of_split
+from shards.dataset import open_split
 from shards.errors import InputError
 from shards.features import open_features
-from shards.manifest import open_split
 from tests.conftest import PREPROCESSING, Small, shard_small, table_with
 
 

@@ -10,9 +10,10 @@ from pipeline.images.decode import decode_image
 from pipeline.loading.batches import EncodedCaptions, to_device, training_batches
 from pipeline.loading.sources import OPEN_FILES, FeatureSource, ShardSource
 from shards.caption_table import table_of_split
+from shards.dataset import open_split
 from shards.errors import DamageError
-from shards.features import FeatureFile, Provenance, open_features, write_features
-from shards.manifest import open_split
+from shards.feature_writer import write_features
+from shards.features import FeatureFile, Provenance, open_features
 from shards.tar import read_member
 from tests.conftest import PREPROCESSING, Small, shard_small, table_with
 

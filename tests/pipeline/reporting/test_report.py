@@ -19,12 +19,12 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.score_file import Interval, ScoredImage, ScoreFile, scores_path, write_scores
 from pipeline.images.decode import Resize
 from pipeline.reporting.report import label, paired_difference, report, safe_json
-from pipeline.reporting.thumbnails import SIDE, Wanted, folder_thumbnails, shard_thumbnails
+from pipeline.reporting.thumbnails import SIDE, RequestedImage, folder_thumbnails, shard_thumbnails
 from pipeline.sharding.shard import ShardConfig, write_shards
-from shards.atomic import write_json
 from shards.caption_table import table_of_split
+from shards.dataset import open_split
 from shards.errors import DamageError, InputError, MismatchError
-from shards.manifest import open_split
+from shards.json_files import write_json
 from tests import ROOT
 from tests.conftest import Small
 
@@ -95,7 +95,7 @@ def test_pictures_of_photographs_are_small_upright_and_keep_their_shape(tmp_path
     Image.new("RGB", (400, 100), "red").save(tmp_path / "wide.jpg")
     Image.new("RGB", (400, 100), "red").save(tmp_path / "turned.jpg", exif=turned)
     Image.new("L", (3, 2)).save(tmp_path / "tiny.png")
-    wanted = [Wanted(image_id=n, file_name=name) for n, name in enumerate(("wide.jpg", "turned.jpg", "tiny.png"))]
+    wanted = [RequestedImage(image_id=n, file_name=name) for n, name in enumerate(("wide.jpg", "turned.jpg", "tiny.png"))]
     made = folder_thumbnails(tmp_path, wanted)
     (tmp_path / "out").mkdir()
     sizes = []
@@ -115,7 +115,7 @@ def test_pictures_of_shards_have_the_photographs_shape(tmp_path: Path, mode: str
     write_json(tmp_path / "captions.json", captions)
     config = ShardConfig(resize=Resize(size=64, mode=mode))
     write_shards(images=tmp_path / "images", captions=tmp_path / "captions.json", out=tmp_path / "shards", split="val", config=config, workers=1)
-    (picture,) = shard_thumbnails(tmp_path / "shards", "val", [Wanted(image_id=7, file_name="1.jpg")]).pictures
+    (picture,) = shard_thumbnails(tmp_path / "shards", "val", [RequestedImage(image_id=7, file_name="1.jpg")]).pictures
     assert isinstance(picture, bytes)
     (tmp_path / "picture.jpg").write_bytes(picture)
     with Image.open(tmp_path / "picture.jpg") as image:
@@ -155,14 +155,14 @@ def test_a_damaged_sample_and_an_image_of_another_name_have_no_picture(small: Sm
     with (folder / "val-000000.tar").open("rb+") as tar:
         tar.seek(sample.jpg.offset + 100)
         tar.write(b"\0\1\2\3")
-    wanted = [Wanted(image_id=int(i), file_name=name) for i, name in zip(table.image_ids, table.file_names, strict=True)]
+    wanted = [RequestedImage(image_id=int(i), file_name=name) for i, name in zip(table.image_ids, table.file_names, strict=True)]
     wanted[1] = replace(wanted[1], file_name="other.jpg")
     wanted[2] = replace(wanted[2], file_name="")  # a file of results knows no names
     made = shard_thumbnails(folder, "val", wanted)
     assert made.pictures[:2] == ("damaged", "missing")
     assert all(isinstance(picture, bytes) for picture in made.pictures[2:])
     with pytest.raises(InputError, match="holds none of the 1 images"):
-        shard_thumbnails(folder, "val", [Wanted(image_id=-5, file_name="")])
+        shard_thumbnails(folder, "val", [RequestedImage(image_id=-5, file_name="")])
 
 
 def test_pictures_that_are_nowhere_are_an_error(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from pipeline.images.decode import Resize
-from pipeline.reporting.thumbnails import SIDE, Wanted, shard_thumbnails
+from pipeline.reporting.thumbnails import SIDE, RequestedImage, shard_thumbnails
 from pipeline.sharding.read_samples import shard_samples
 from pipeline.sharding.shard import ShardConfig, write_shards
-from shards.atomic import write_json
-from shards.manifest import open_split, read_dataset_file, shard_path, sidecar_path, split_digest
+from shards.dataset import open_split, read_dataset_file
+from shards.json_files import write_json
+from shards.layout import shard_path, sidecar_path
+from shards.sidecar import split_digest
 from shards.tar import write_tar
 
 
@@ -43,7 +45,7 @@ def shards_that_say(tmp_path: Path, mode: str, **fields: Any) -> Path:
 )
 def test_a_record_of_impossible_size_costs_its_picture_no_more_than_its_shape(tmp_path: Path, mode: str, width: Any, height: Any) -> None:
     folder = shards_that_say(tmp_path, mode, width=width, height=height)
-    (picture,) = shard_thumbnails(folder, "val", [Wanted(image_id=7, file_name="1.jpg")]).pictures
+    (picture,) = shard_thumbnails(folder, "val", [RequestedImage(image_id=7, file_name="1.jpg")]).pictures
     assert isinstance(picture, bytes)
     with Image.open(io.BytesIO(picture)) as image:
         assert image.size == (SIDE, SIDE)  # the stored square's
@@ -52,7 +54,7 @@ def test_a_record_of_impossible_size_costs_its_picture_no_more_than_its_shape(tm
 @pytest.mark.parametrize("mode", ["squash", "pad"])
 def test_a_very_long_photograph_has_a_picture_of_one_pixels_width(tmp_path: Path, mode: str) -> None:
     folder = shards_that_say(tmp_path, mode, width=1, height=100_000_000)
-    (picture,) = shard_thumbnails(folder, "val", [Wanted(image_id=7, file_name="1.jpg")]).pictures
+    (picture,) = shard_thumbnails(folder, "val", [RequestedImage(image_id=7, file_name="1.jpg")]).pictures
     assert isinstance(picture, bytes)
     with Image.open(io.BytesIO(picture)) as image:
         assert image.size == (1, SIDE)

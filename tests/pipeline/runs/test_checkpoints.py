@@ -13,7 +13,7 @@ from click.testing import Result
 from pipeline.runs.checkpoints import BestValidation, TrainingPosition, best_checkpoint, checkpoint_folder, find_checkpoint, save_checkpoint
 from pipeline.runs.run import open_run
 from pipeline.training.train import train
-from shards.atomic import file_sha256
+from shards.digests import file_sha256
 from tests.conftest import TINY_MODEL, Small
 from tests.pipeline.short_runs import lines, same
 

@@ -22,12 +22,14 @@ from pipeline.inspection.verify import verify
 from pipeline.sharding import index as index_module
 from pipeline.sharding.index import index_tars
 from pipeline.sharding.read_samples import read_samples, shard_samples
-from shards.atomic import write_json
 from shards.caption_table import table_of_split
+from shards.dataset import Split, open_split, read_dataset_file
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError
-from shards.manifest import Split, open_split, read_dataset_file, read_sidecar, records_path, sidecar_path
+from shards.json_files import write_json
+from shards.layout import records_path, sidecar_path
 from shards.remote import localize
-from shards.tar import open_samples
+from shards.sidecar import read_sidecar
+from shards.tar import open_readable_split
 from tests import img2dataset
 
 Run = Callable[..., Result]
@@ -144,9 +146,9 @@ def test_damage_in_a_tar_or_its_records_is_named_with_the_command_that_repairs_i
     with pytest.raises(DamageError, match=r"00000\.tar: sample 0+\.json is damaged.*Run the index command again"):
         table_of_split(open_split(jpg, "train"))
     assert not verify(jpg)[0].whole
-    assert open_samples(jpg, "train", "skip").images == 17
+    assert open_readable_split(jpg, "train", "skip").images == 17
     records.write_bytes(good[:-1])
-    with pytest.raises(DamageError, match=r"00000\.records: is missing, or has not the \d+ bytes"):
+    with pytest.raises(DamageError, match=r"00000\.records: missing, or not of the \d+ bytes"):
         open_split(jpg, "train")
     index_tars(jpg, resize=SHORTEST)
     assert verify(jpg, deep=True)[0].whole

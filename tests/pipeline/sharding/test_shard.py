@@ -24,8 +24,8 @@ from pipeline.sharding.read_samples import shard_samples
 from pipeline.sharding.shard import ShardConfig, write_shards
 from pipeline.sharding.splits import ShardSummary
 from pipeline.training.train import train
+from shards.dataset import open_split, read_dataset_file
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError
-from shards.manifest import open_split, read_dataset_file
 from tests import ROOT
 from tests.caching import cache_features
 from tests.conftest import SMALL, TINY_MODEL, Small, shard_small
@@ -111,7 +111,7 @@ def test_flipped_and_cut_members_are_named_when_they_are_read(small: Small, tmp_
             continue  # only the padding at the end is gone: all samples are whole
         with pytest.raises(DamageError, match=r"train-000000\.tar"):
             list(shard_samples(shard))
-        with pytest.raises(DamageError, match="bytes, its sidecar says"):
+        with pytest.raises(DamageError, match="bytes, but its sidecar lists"):
             open_split(out, "train")
 
 

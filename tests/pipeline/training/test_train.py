@@ -19,7 +19,8 @@ from pipeline.training.cross_entropy import CrossEntropyStep
 from pipeline.training.learner import adamw
 from pipeline.training.train import train
 from shards.errors import InputError, MismatchError, OccupiedError
-from shards.features import open_features, write_features
+from shards.feature_writer import write_features
+from shards.features import open_features
 from tests.caching import cache_features
 from tests.conftest import TINY_MODEL, Small, table_with
 from tests.model.lstm import lstm_of

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from shards.dataset import open_split
 from shards.errors import DamageError
-from shards.manifest import open_split, read_sidecar, sidecar_path
+from shards.json_files import sealed
+from shards.layout import sidecar_path
+from shards.sidecar import read_sidecar
 from tests.conftest import Small
 
 
@@ -20,22 +23,14 @@ def test_samples_held_as_columns_are_those_that_the_sidecar_lists(small: Small) 
         assert list(pickle.loads(pickle.dumps(samples[:3]))) == list(samples[:3])
 
 
-def test_a_sample_is_found_by_its_row_in_the_split(small: Small) -> None:
-    split = open_split(small.shards, "train")
-    expected = [(shard.path, sample) for shard in split.shards for sample in shard.sidecar.samples]
-    assert [(shard.path, sample) for shard, sample in map(split.sample, range(split.images))] == expected
-
-
 @pytest.mark.parametrize("row", [["000000003", 1, 2], ["000000003", 5, 512, 10, 1, 2048, 10**30, 1], ["000000003", 5, 512, -1, 1, 2048, 10, 1], []])
 def test_a_sidecar_with_a_senseless_row_is_damaged(small: Small, tmp_path: Path, row: list[object]) -> None:
-    from shards.manifest import _sealed
-
     path = sidecar_path(open_split(small.shards, "train").shards[0].path)
     content = json.loads(path.read_text())
     del content["self_digest"]
     content["samples"][3] = row
 
     other = tmp_path / "train-000000.json"
-    other.write_text(json.dumps(_sealed(content)))
+    other.write_text(json.dumps(sealed(content)))
     with pytest.raises(DamageError, match=r"train-000000\.json: damaged sidecar"):
         read_sidecar(other)
