@@ -40,7 +40,8 @@ from model.precision import folded
 from model.preprocessing import normalize
 from pipeline.backbone.backbones import open_backbone
 from pipeline.backbone.precision import COMPILE_FROM_IMAGES, choose_precision, compile_if_worthwhile
-from pipeline.execution.devices import keep_freed_memory, pick_device
+from pipeline.execution.allocator import keep_freed_memory
+from pipeline.execution.devices import pick_device
 from pipeline.features.calibration import calibration_batches
 from pipeline.sharding.read_samples import shard_samples
 from shards.dataset import open_split

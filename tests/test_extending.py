@@ -16,7 +16,7 @@ TOY_COMMAND = """
 import click
 from pipeline.console.command import command
 from pipeline.console.options import workers_option
-from pipeline.execution.messages import next_step, say
+from pipeline.execution.messages import print_next_step, print_result
 from shards.errors import InputError
 
 @command("toy", "python cli.py toy 3")
@@ -27,8 +27,8 @@ def toy(number: int, most: int, workers: int) -> None:
     '''Double a number.'''
     if number > most:
         raise InputError(f"NUMBER {number}: must be at most `most` {most}.")
-    say(f"{2 * number} with {workers} workers")
-    next_step("python cli.py doctor")
+    print_result(f"{2 * number} with {workers} workers")
+    print_next_step("python cli.py doctor")
 """
 
 

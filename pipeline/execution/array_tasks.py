@@ -1,6 +1,6 @@
-"""The part of a list of tasks that one of several processes does, and the locks that keep such processes apart.
+"""Job arrays of batch schedulers: which tasks each process of the array does, and the locks that keep such processes apart.
 
-For batch schedulers: process I of N does every N-th task, and a last run without a share finds all of them done, and commits.
+Array task I of N does every N-th task. A last run without an array task finds all of them done, and commits the result.
 """
 
 import contextlib
@@ -13,20 +13,20 @@ from shards.atomic import hold_lock
 from shards.errors import InputError
 
 T = TypeVar("T")
-# Processes that start together look at each other's locks for a moment; whoever really works holds its own much longer.
-LOOKING_SECONDS = 5.0
-# How long a worker waits for one that is about to end: of a run that was killed, on another machine.
+# Array tasks that start together hold each other's locks for a moment while they check them. A process that works holds its own far longer.
+CHECK_SECONDS = 5.0
+# How long a worker waits for another worker that is about to end: one of a killed run, or of a run on another machine.
 WORKER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayTask:
-    """What process ``task_id`` of ``num_tasks`` does.
+    """Array task ``task_id`` of a job array of ``num_tasks``.
 
     Raises:
-        InputError: Impossible values; names the option.
+        InputError: Impossible values.
 
-    >>> ArrayTask(task_id=1, num_tasks=3).of("abcdefgh")
+    >>> ArrayTask(task_id=1, num_tasks=3).select("abcdefgh")
     ['b', 'e', 'h']
     """
 
@@ -35,12 +35,12 @@ class ArrayTask:
 
     def __post_init__(self) -> None:
         if self.num_tasks < 1:
-            raise InputError(f"--num-tasks {self.num_tasks}: must be at least 1.")
+            raise InputError(f"`num_tasks` {self.num_tasks}: must be at least 1.")
         if not 0 <= self.task_id < self.num_tasks:
-            raise InputError(f"--task-id {self.task_id}: must lie between 0 and {self.num_tasks - 1}, with --num-tasks {self.num_tasks}.")
+            raise InputError(f"`task_id` {self.task_id}: must be between 0 and {self.num_tasks - 1}, with `num_tasks` {self.num_tasks}.")
 
-    def of(self, tasks: Sequence[T]) -> list[T]:
-        """The tasks that fall to this process."""
+    def select(self, tasks: Sequence[T]) -> list[T]:
+        """The tasks of this array task."""
         return list(tasks[self.task_id :: self.num_tasks])
 
     def __str__(self) -> str:
@@ -48,34 +48,40 @@ class ArrayTask:
 
 
 def pick_array_task(task_id: int | None, num_tasks: int | None) -> ArrayTask | None:
-    """The share that two options name; None: everything.
+    """The array task of two settings; None, for all tasks, if neither is given.
 
     Raises:
-        InputError: One without the other, or impossible values.
+        InputError: One is given without the other, or the values are impossible.
     """
     if task_id is None and num_tasks is None:
         return None
     if task_id is None or num_tasks is None:
-        raise InputError("--task-id and --num-tasks go together: --task-id 0 --num-tasks 8 does the first of eight shares.")
+        raise InputError("`task_id` and `num_tasks` go together: `task_id` 0 with `num_tasks` 8 is the first of eight array tasks.")
     return ArrayTask(task_id=task_id, num_tasks=num_tasks)
 
 
 @contextlib.contextmanager
-def writer_lock(folder: Path, name: str, array_task: ArrayTask | None, doing: str) -> Iterator[None]:
-    """Hold the place of the one writer of ``name`` in ``folder``, or of one of the processes that share the work among them.
+def writer_lock(folder: Path, name: str, array_task: ArrayTask | None, activity: str) -> Iterator[None]:
+    """Hold the lock of the only writer of ``name`` in ``folder``, or of one of the array tasks that write it together.
 
-    A process takes its own lock first and looks for the others' then: of two that must not work together at least one sees the other.
+    A process takes its own lock first and checks the others' locks then: of two processes that exclude each other, at least one notices.
+
+    Args:
+        folder: Created if it is missing.
+        name: What is written.
+        array_task: This process's array task; None if it does all tasks.
+        activity: What this process does, for messages ("writing split 'train'").
 
     Raises:
-        OccupiedError: Another process does everything, this very share, or a share of another number of tasks; or, for who does
-            everything, any share.
+        OccupiedError: Another process does all tasks, or the same array task, or belongs to a job array of another size; or this process
+            does all tasks, and any array task is running.
     """
-    beside = f".{array_task.num_tasks}-shares" if array_task is not None else ""
-    own = name if array_task is None else f"{name}.{array_task.task_id}{beside}"
-    with hold_lock(folder, own, doing if array_task is None else f"{doing} as {array_task}"):
+    siblings = f".{array_task.num_tasks}-shares" if array_task is not None else ""
+    own = name if array_task is None else f"{name}.{array_task.task_id}{siblings}"
+    with hold_lock(folder, own, activity if array_task is None else f"{activity} as {array_task}"):
         for lock in sorted(folder.glob(f".{name}.lock")) + sorted(folder.glob(f".{name}.*-shares.lock")):
             other = lock.name[1 : -len(".lock")]
-            if other != own and not (beside and other.endswith(beside)):
-                with hold_lock(folder, other, doing, wait_seconds=LOOKING_SECONDS):
-                    pass  # a killed process left it: it is gone now
+            if other != own and not (siblings and other.endswith(siblings)):
+                with hold_lock(folder, other, activity, wait_seconds=CHECK_SECONDS):
+                    pass  # left by a killed process, and removed now
         yield

@@ -1,8 +1,8 @@
-"""Where tasks run: in this process, in a pool of processes that are started afresh (no fork of this one: safe beside threads), or on
-the machines of a cluster (:mod:`pipeline.execution.ray_cluster`).
+"""Executors run a list of tasks: in this process, in a pool of worker processes, or on a cluster (:mod:`pipeline.execution.ray_cluster`).
 
-A task is a module-level function with picklable arguments and a small result. Results come in the order of the tasks. Where the
-system has it, workers come from multiprocessing's fork server, which has imported their modules once for all of them.
+A task is a module-level function with picklable arguments and a small result. Results are returned in the order of the tasks. Workers are not
+forks of this process, which would be unsafe with threads. Where the system supports it, they come from multiprocessing's fork server, which
+imports their modules once for all of them.
 """
 
 import contextlib
@@ -26,44 +26,46 @@ START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_met
 
 
 class Cluster(Protocol):
-    """Machines that run tasks in place of processes of this one."""
+    """Machines that run tasks instead of local worker processes."""
 
     def run(
         self, function: Callable[..., R], tasks: Iterable[tuple[Any, ...]], *, shared: Sequence[object] = (), cpus: int = 1, gpus: int = 0
     ) -> Generator[R, None, None]:
         """Run ``function(*shared, *task)`` for every task and yield the results in order.
 
-        A task whose process or machine dies is done again, so tasks have to bear being done twice. Paths in them mean the same everywhere.
+        A task whose process or machine dies is run again, so running a task twice must do no harm. Paths must be valid on all machines.
 
         Args:
-            shared: What all tasks need. A process gets it once, and then the same objects for each of its tasks.
+            function: A module-level function.
+            tasks: The arguments of each call.
+            shared: First arguments of all calls. A process receives them once and uses the same objects for all its tasks.
             cpus, gpus: What one task needs.
 
         Raises:
-            ResourceError: A task's process died again and again.
-            Exception: Whatever a task raised; the others end with the connection to the cluster, if not before.
+            ResourceError: A task's process died in every attempt.
+            Exception: Whatever a task raised. The other tasks end with the connection to the cluster at the latest.
         """
         ...
 
     def resources(self) -> list[dict[str, float]]:
-        """What each machine has: ``CPU``, ``GPU``."""
+        """The number of ``CPU`` and ``GPU`` of each machine."""
         ...
 
 
 def default_workers() -> int:
-    """The number of cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def preload_workers(*modules: str) -> None:
-    """Begin to import what workers will need, in the background, while this process does something else."""
+    """Import the workers' modules in the background, in the fork server, while this process does something else."""
     if START_METHOD == "forkserver":
         multiprocessing.set_forkserver_preload(list(modules))
         forkserver.ensure_running()
 
 
 def _start_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
-    # Ctrl-C goes to the whole terminal's group; the parent alone answers it, and ends the workers.
+    # Ctrl-C reaches all processes of the terminal. Only the parent handles it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     exit_with_parent()
     if initializer is not None:
@@ -71,7 +73,7 @@ def _start_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, 
 
 
 def exit_with_parent() -> None:
-    """End this process when the one that started it ends: it would wait for ever, or write where the next run writes."""
+    """End this process when its parent ends. Otherwise it would wait forever, or write to the files of the next run."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -89,18 +91,20 @@ def run_tasks(
     """Run ``function(*task)`` for every task and yield the results in order.
 
     Args:
-        workers: Number of processes; 1 runs everything here.
-        cluster: Runs the tasks instead, if there is one.
+        function: A module-level function.
+        tasks: The arguments of each call.
+        workers: Number of processes; 1 runs everything in this process.
+        cluster: Runs the tasks instead of local processes.
 
     Raises:
-        ResourceError: A worker process was killed (by the system's memory guard, most often).
-        Exception: Whatever a task raised; tasks that have not begun are dropped.
+        ResourceError: A worker process was killed, most often because the system ran out of memory.
+        Exception: Whatever a task raised; tasks that have not started are cancelled.
     """
     if cluster is not None:
         return cluster.run(function, tasks)
     if workers <= 1 or len(tasks) <= 1:
         return (function(*task) for task in tasks)
-    # A window of tasks in flight, so that a million tasks are not a million futures.
+    # A limited number of tasks is submitted at a time, so that a million tasks are not a million futures.
     return run_ahead(function, tasks, workers=min(workers, len(tasks)), ahead=4 * workers - 1)
 
 
@@ -113,23 +117,27 @@ def run_ahead(
     initializer: Callable[..., None] | None = None,
     initargs: tuple[Any, ...] = (),
 ) -> Generator[R, None, None]:
-    """Like :func:`run_tasks`, always in processes: when a result is taken, at most ``ahead`` tasks behind it have been begun.
+    """Like :func:`run_tasks`, but always in worker processes, and at most ``ahead`` tasks beyond the result that is consumed are started.
 
     Args:
-        initializer, initargs: Called once in each process as it starts.
+        function: A module-level function.
+        tasks: The arguments of each call.
+        workers: Number of processes.
+        ahead: How many tasks may be started in advance.
+        initializer, initargs: Called once in each process when it starts.
     """
     context = multiprocessing.get_context(START_METHOD)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(initializer, initargs))
-    waiting: deque[Future[R]] = deque()
+    pending: deque[Future[R]] = deque()
     remaining = iter(tasks)
     try:
         while True:
-            waiting.extend(pool.submit(function, *task) for task in itertools.islice(remaining, ahead + 1 - len(waiting)))
-            if not waiting:
+            pending.extend(pool.submit(function, *task) for task in itertools.islice(remaining, ahead + 1 - len(pending)))
+            if not pending:
                 break
-            yield waiting.popleft().result()
+            yield pending.popleft().result()
     except BrokenProcessPool:
-        raise ResourceError("A worker process was killed, perhaps for memory. Run the command again with fewer --workers.") from None
+        raise ResourceError("A worker process was killed, perhaps because memory ran out. Run the command again with fewer `workers`.") from None
     finally:
         with contextlib.suppress(KeyboardInterrupt):
             pool.shutdown(wait=True, cancel_futures=True)

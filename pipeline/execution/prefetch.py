@@ -1,4 +1,4 @@
-"""Work that runs ahead in threads. Decoding releases Python's lock, so threads scale here, and no pixel crosses a process."""
+"""Prefetching in threads. Image decoders release Python's global lock, so threads scale, and no pixels cross between processes."""
 
 import itertools
 from collections import deque
@@ -11,11 +11,13 @@ R = TypeVar("R")
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int, depth: int | None = None) -> Generator[R, None, None]:
-    """Yield ``function(item)`` in the order of ``items``, up to ``depth`` items ahead of the consumer.
+    """Yield ``function(item)`` for each item, in order, computed up to ``depth`` items ahead of the consumer.
 
     Args:
-        threads: 0 runs everything in the consumer's thread.
-        depth: By default 2 * threads.
+        function: Called in a thread.
+        items: Its arguments, read lazily.
+        threads: Number of threads; 0 runs everything in the consumer's thread.
+        depth: How many items may be computed in advance, by default 2 * threads.
     """
     if threads <= 0:
         yield from map(function, items)
@@ -23,10 +25,10 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int, d
     pool = ThreadPoolExecutor(threads, thread_name_prefix="capstream-ahead")
     try:
         remaining = iter(items)
-        waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in itertools.islice(remaining, depth or 2 * threads))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
+        pending: deque[Future[R]] = deque(pool.submit(function, item) for item in itertools.islice(remaining, depth or 2 * threads))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
             yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a plain line every few seconds elsewhere (logs, CI), or JSON lines for programs."""
+"""Progress of long tasks: a live bar on a terminal, a plain line every few seconds elsewhere (logs, CI), or JSON lines for programs."""
 
 import sys
 import threading
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-LINE_EVERY_SECONDS = 10.0
+LINE_SECONDS = 10.0
 
 
 class Progress:
-    """Counts ``unit`` done out of ``total`` and shows rate, time left and a note, on standard error. Several threads may count.
+    """Counts how many of ``total`` units are done; shows rate, remaining time and a note on standard error. Several threads may count.
 
-    Where ``total`` is None nobody knows it, nor the time left.
+    If ``total`` is None it is unknown, and so is the remaining time.
 
     >>> with Progress("Sharding", total=2, unit="images") as progress:
     ...     progress.advance(2, note="0 rejects")
@@ -28,7 +28,7 @@ class Progress:
         self.quiet = quiet or MessageSettings.quiet
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
-        self.lined = 0
+        self.printed = 0
         self.note = ""
         self.started = self.last_line = time.monotonic()
         self._bar: RichProgress | None = None
@@ -58,11 +58,11 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and not self.quiet and self.done > self.lined and self._worth_a_last_line():
+        elif kind is None and not self.quiet and self.done > self.printed and self._needs_last_line():
             self._line(time.monotonic())
 
-    def _worth_a_last_line(self) -> bool:
-        return MessageSettings.as_json or time.monotonic() - self.started > LINE_EVERY_SECONDS
+    def _needs_last_line(self) -> bool:
+        return MessageSettings.as_json or time.monotonic() - self.started > LINE_SECONDS
 
     @property
     def rate(self) -> float:
@@ -81,16 +81,16 @@ class Progress:
             self._bar.update(self._task, advance=count, rate=f"{self.rate:,.1f} {self.unit}/s", note=note)
             return
         now = time.monotonic()
-        if not self.quiet and now - self.last_line >= LINE_EVERY_SECONDS:
+        if not self.quiet and now - self.last_line >= LINE_SECONDS:
             self._line(now)
 
     def _line(self, now: float) -> None:
-        self.last_line, self.lined = now, self.done
+        self.last_line, self.printed = now, self.done
         left = None if self.total is None else round((self.total - self.done) / max(self.rate, 1e-9), 1)
-        of = "" if self.total is None else f" of {self.total:,}"
-        later = "" if left is None else f", {left:,.0f} s left"
+        total = "" if self.total is None else f" of {self.total:,}"
+        remaining = "" if left is None else f", {left:,.0f} s left"
         note = f", {self.note}" if self.note else ""
-        text = f"{self.title}: {self.done:,}{of} {self.unit}, {self.rate:,.1f} {self.unit}/s{later}{note}"
+        text = f"{self.title}: {self.done:,}{total} {self.unit}, {self.rate:,.1f} {self.unit}/s{remaining}{note}"
         if MessageSettings.as_json:
             counts = {"title": self.title, "done": self.done, "total": self.total, "unit": self.unit, "note": self.note}
             log_message("progress", text, **counts, per_second=round(self.rate, 3), seconds_left=left)

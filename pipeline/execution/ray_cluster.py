@@ -1,7 +1,7 @@
-"""Tasks on a Ray cluster, or on a Ray of this machine's own (https://docs.ray.io/en/latest/ray-core/walkthrough.html).
+"""Tasks on a Ray cluster, or on a local Ray instance (https://docs.ray.io/en/latest/ray-core/walkthrough.html).
 
-The code travels with the job, so that all machines run this checkout; the packages that it needs have to be installed there. A task whose
-process dies is done again by Ray. Ray is imported only here, and only once it is asked for.
+The code is sent with the job, so all machines run this checkout; the packages that it needs must be installed on them. Ray runs a task again if
+its process dies. Ray is imported only in this module, and only when it is used.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from shards.errors import CapstreamError, InputError, ResourceError, first_line
 R = TypeVar("R")
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("pipeline", "model", "shards")
-# A task whose process dies is done again so many times.
+# How often a task is run again when its process dies.
 RETRIES = 3
-# Tasks in flight for each CPU: a million shards are not a million tasks at once.
-AHEAD = 4
+# Submitted tasks per CPU, so that a million shards are not a million tasks at once.
+TASKS_PER_CPU = 4
 CONNECT_SECONDS = 10.0
-# After so long a wait for one task there is a line about it: Ray itself waits without a word for what others hold.
-PATIENCE_SECONDS = 120.0
-# Results are small, and what is shared is sent once; by default Ray would take a third of the memory.
+# A task that takes longer than this is reported: Ray itself waits silently for resources that others use.
+REPORT_SECONDS = 120.0
+# Results are small, and shared objects are sent once. Ray's default would take a third of the memory.
 OBJECT_STORE_BYTES = 2 << 30
 
 
@@ -39,24 +39,25 @@ def ray_cluster(
     object_store_bytes: int = OBJECT_STORE_BYTES,
     report: Callable[[str], None] = lambda _: None,
 ) -> Iterator["RayCluster"]:
-    """Connect to a Ray cluster, or start a Ray on this machine; end or leave it at the end, with all that still runs.
+    """Connect to a Ray cluster, or start a local Ray instance. On exit, disconnect or shut it down, which ends all running tasks.
 
     Args:
-        address: Of the cluster's head, ``host:6379``, or ``auto`` for the one that this machine belongs to; None starts one here.
-        cpus: How many CPUs the one here has, by default all cores.
-        object_store_bytes: Memory that the one here keeps for what tasks share.
-        report: Is told when a task has been waited for long, which may be for want of free CPUs or GPUs.
+        address: The address of the cluster's head, ``host:6379``; ``auto`` for the cluster that this machine belongs to; None for a local
+            instance.
+        cpus: Number of CPUs of a local instance, by default all cores.
+        object_store_bytes: Memory of a local instance for objects that tasks share.
+        report: Receives a message when a task takes long, perhaps because no CPU or GPU is free.
 
     Raises:
-        InputError: Ray is not installed, or that is no address.
+        InputError: Ray is not installed, or the address is invalid.
         ResourceError: There is no cluster at the address.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its new default, of which it would speak
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its new default; setting it avoids a warning
     try:
         import ray
     except ImportError as error:
-        raise InputError(f"--executor ray: needs Ray ({error}). Install it with: pip install '.[ray]'") from None
+        raise InputError(f"`executor` ray: needs Ray ({error}). Install it with: pip install '.[ray]'") from None
     code = {"py_modules": [str(ROOT / package) for package in PACKAGES], "excludes": ["__pycache__"]}
     common: dict[str, Any] = {"runtime_env": code, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
@@ -67,7 +68,7 @@ def ray_cluster(
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ResourceError(
-                f"--ray-address {address}: cannot be used ({first_line(error)}). Check it with: ray status --address {address}"
+                f"`ray_address` {address}: cannot be used ({first_line(error)}). Check it with: ray status --address {address}"
             ) from None
     try:
         yield RayCluster(report)
@@ -76,23 +77,23 @@ def ray_cluster(
 
 
 def _check_address(address: str) -> None:
-    """Ray itself would try for a minute, and print what it thinks."""
+    """Check the address. Ray itself would try for a minute, and print messages of its own."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
-        raise InputError(f"--ray-address {address}: give the cluster's head like host:6379, or auto on a machine that belongs to the cluster.")
+        raise InputError(f"`ray_address` {address}: give the address of the cluster's head like host:6379, or auto on a machine of the cluster.")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ResourceError(
-            f"--ray-address {address}: nothing answers there ({error}). Start the cluster with: ray start --head --port {port}, or leave the "
-            "option away for a Ray of this machine's own."
+            f"`ray_address` {address}: nothing answers there ({error}). Start the cluster with: ray start --head --port {port}, or omit "
+            "`ray_address` to use a local Ray instance."
         ) from None
 
 
 class RayCluster:
-    """The Ray that this process is connected to, as a :class:`pipeline.execution.executors.Cluster`; ``report`` as for :func:`ray_cluster`."""
+    """The Ray cluster of this process, as a :class:`pipeline.execution.executors.Cluster`. ``report`` is that of :func:`ray_cluster`."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
@@ -103,28 +104,28 @@ class RayCluster:
         """As :meth:`pipeline.execution.executors.Cluster.run`."""
         import ray
 
-        remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_do)
-        # In a list, or Ray would send the object with each task
+        remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_run_task)
+        # In a list: Ray would send a bare reference's object with each task
         sent = [ray.put(shared)] if shared else []
         remaining, folder = iter(tasks), str(Path.cwd())
-        waiting: deque[Any] = deque()
-        # Tasks that nobody waits for any more end with the connection. Cancelling them one by one is not to be relied upon (Ray 2.60): one that
-        # is on its way to a worker begins all the same and keeps its CPU, and a second try can end this process.
+        pending: deque[Any] = deque()
+        # Tasks whose results are no longer needed end with the connection. Cancelling them one by one is unreliable (Ray 2.60): a task that is on
+        # its way to a worker starts anyway and keeps its CPU, and a second attempt can end this process.
         while True:
-            room = AHEAD * max(1, round(sum(machine["CPU"] for machine in self.resources()) / max(1, cpus))) - len(waiting)
-            waiting.extend(remote.remote(folder, function, sent, task) for task in itertools.islice(remaining, max(room, 0)))
-            if not waiting:
+            room = TASKS_PER_CPU * max(1, round(sum(machine["CPU"] for machine in self.resources()) / max(1, cpus))) - len(pending)
+            pending.extend(remote.remote(folder, function, sent, task) for task in itertools.islice(remaining, max(room, 0)))
+            if not pending:
                 break
-            for waits in itertools.count(1):
-                if ray.wait([waiting[0]], timeout=PATIENCE_SECONDS)[0]:
+            for timeouts in itertools.count(1):
+                if ray.wait([pending[0]], timeout=REPORT_SECONDS)[0]:
                     break
                 free = {kind: ray.available_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}  # type: ignore[no-untyped-call]
                 self._report(
-                    f"A task that needs {cpus} CPUs and {gpus} GPUs has not ended for {waits * PATIENCE_SECONDS:.0f} s; free on the cluster: "
+                    f"A task that needs {cpus} CPUs and {gpus} GPUs has not finished after {timeouts * REPORT_SECONDS:.0f} s. Free on the cluster: "
                     f"{free['CPU']:g} CPUs, {free['GPU']:g} GPUs."
                 )
-            yield _result(waiting[0])
-            waiting.popleft()
+            yield _result(pending[0])
+            pending.popleft()
 
     def resources(self) -> list[dict[str, float]]:
         """As :meth:`pipeline.execution.executors.Cluster.resources`."""
@@ -150,17 +151,17 @@ def _result(reference: Any) -> Any:
         ray.exceptions.ObjectLostError,
     ) as error:
         raise ResourceError(
-            f"A worker process died {RETRIES + 1} times over one task, perhaps for memory ({first_line(error)}). Run the command again with fewer "
-            "CPUs, or look into Ray's logs: finished parts are kept."
+            f"A worker process died in {RETRIES + 1} attempts at one task, perhaps because memory ran out ({first_line(error)}). Run the command "
+            "again with fewer CPUs, or look into Ray's logs: finished parts are kept."
         ) from None
 
 
-# In a worker process: what the tasks of the newest run share, by the name of the reference to it.
+# In a worker process: the shared objects of the latest run, by the name of their reference.
 _received: dict[str, Sequence[object]] = {}
 
 
-def _do(folder: str, function: Callable[..., R], sent: Sequence[Any], task: tuple[Any, ...]) -> R:
-    """A task, in a worker process."""
+def _run_task(folder: str, function: Callable[..., R], sent: Sequence[Any], task: tuple[Any, ...]) -> R:
+    """Run a task in a worker process."""
     import ray
 
     try:

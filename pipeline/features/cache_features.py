@@ -282,7 +282,7 @@ def _cache_split(job: _Job, split: Split, existing: FeatureFile | None) -> Cache
 def _make_missing_parts(job: _Job, split: Split, spec: PartSpec, make_parts: MakeParts) -> tuple[int, float]:
     """Make the parts that are missing; returns the number of images in all parts of this process, and how many it computed a second."""
     every = [(shard, part_name(index)) for index, shard in enumerate(split.shards)]
-    own = every if job.array_task is None else job.array_task.of(every)
+    own = every if job.array_task is None else job.array_task.select(every)
     total = sum(len(shard.sidecar.samples) for shard, _ in own)
     with Progress(f"Caching {split.name}", total=total, unit="images", quiet=job.quiet) as progress:
         names = set(spec.parts.names())

@@ -183,7 +183,7 @@ def write_shards(
             if array_task is None:
                 _sweep(output, split, shards=len(tasks))
             else:
-                tasks = array_task.of(tasks)
+                tasks = array_task.select(tasks)
             kept = _run(output, split, tasks, max_rejects=max_rejects, workers=workers, cluster=cluster, quiet=quiet)
             sidecars = _sidecars(output, split, tasks)
             summary = summary_of(sidecars, kept=kept, committed=array_task is None)

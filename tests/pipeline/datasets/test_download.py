@@ -212,7 +212,7 @@ def test_an_archive_of_unknown_size_takes_no_disk_off_the_others_and_its_progres
 ) -> None:
     free = [0]
     monkeypatch.setattr(download_module, "free_bytes", lambda _: free[0] + download_module.SPARE_BYTES)
-    monkeypatch.setattr(progress_module, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)
     coco = DATASETS["coco2014"]
     archive = replace(coco.parts["val"], size=None)
     monkeypatch.setitem(DATASETS, "coco2014", replace(coco, parts={"val": archive}))

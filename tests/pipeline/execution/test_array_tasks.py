@@ -16,38 +16,38 @@ HOLD = """
 import sys
 from pathlib import Path
 from pipeline.execution.array_tasks import ArrayTask, writer_lock
-share = ArrayTask(task_id=int(sys.argv[2]), num_tasks=int(sys.argv[3])) if len(sys.argv) > 2 else None
-with writer_lock(Path(sys.argv[1]), "train", share, "writing split 'train'"):
+task = ArrayTask(task_id=int(sys.argv[2]), num_tasks=int(sys.argv[3])) if len(sys.argv) > 2 else None
+with writer_lock(Path(sys.argv[1]), "train", task, "writing split 'train'"):
     print("held", flush=True)
     sys.stdin.readline()
 """
 
 
 @given(st.integers(0, 40), st.integers(1, 12))
-def test_shares_are_all_of_the_work_once(tasks: int, num_tasks: int) -> None:
-    shares = [ArrayTask(task_id=number, num_tasks=num_tasks).of(range(tasks)) for number in range(num_tasks)]
-    assert sorted(task for share in shares for task in share) == list(range(tasks))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+def test_array_tasks_cover_all_tasks_once(tasks: int, num_tasks: int) -> None:
+    selected = [ArrayTask(task_id=number, num_tasks=num_tasks).select(range(tasks)) for number in range(num_tasks)]
+    assert sorted(task for own in selected for task in own) == list(range(tasks))
+    assert max(map(len, selected)) - min(map(len, selected)) <= 1
 
 
 @pytest.mark.parametrize(
     ("task_id", "num_tasks", "says"),
     [
-        (3, 3, "--task-id 3: must lie between 0 and 2"),
-        (-1, 3, "--task-id -1"),
-        (0, 0, "--num-tasks 0: must be at least 1"),
+        (3, 3, "`task_id` 3: must be between 0 and 2"),
+        (-1, 3, "`task_id` -1"),
+        (0, 0, "`num_tasks` 0: must be at least 1"),
         (0, None, "go together"),
         (None, 2, "go together"),
     ],
 )
-def test_impossible_shares_are_refused(task_id: int | None, num_tasks: int | None, says: str) -> None:
+def test_impossible_array_tasks_are_refused(task_id: int | None, num_tasks: int | None, says: str) -> None:
     with pytest.raises(InputError, match=says):
         pick_array_task(task_id, num_tasks)
 
 
-def hold(folder: Path, *share: int) -> "subprocess.Popen[str]":
+def hold(folder: Path, *task: int) -> "subprocess.Popen[str]":
     child = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), *map(str, share)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(folder), *map(str, task)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
@@ -64,18 +64,18 @@ def hold(folder: Path, *share: int) -> "subprocess.Popen[str]":
         ((), None, "another process is writing split 'train'"),
     ],
 )
-def test_processes_that_would_do_the_same_work_are_refused(
+def test_processes_that_would_do_the_same_tasks_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: tuple[int, ...], other: ArrayTask | None, says: str
 ) -> None:
-    monkeypatch.setattr("pipeline.execution.array_tasks.LOOKING_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.execution.array_tasks.CHECK_SECONDS", 0.1)
     child = hold(tmp_path, *holder)
     with pytest.raises(OccupiedError, match=says), writer_lock(tmp_path, "train", other, "writing split 'train'"):
         pass
     with writer_lock(tmp_path, "val", None, "writing split 'val'"), writer_lock(tmp_path, "train_2", other, "writing split 'train_2'"):
-        pass  # other splits are other matters
+        pass  # other splits are independent
     if holder and other is not None and other.num_tasks == 4:
         with writer_lock(tmp_path, "train", ArrayTask(task_id=2, num_tasks=4), "writing split 'train'"):
-            pass  # a share beside it
+            pass  # another array task of the same job array
     child.kill()
     child.communicate()
     with writer_lock(tmp_path, "train", other, "writing split 'train'"):
@@ -83,7 +83,7 @@ def test_processes_that_would_do_the_same_work_are_refused(
     assert not list(tmp_path.iterdir()), "a killed process's lock is gone"
 
 
-def test_processes_with_shares_make_what_one_run_makes_and_the_last_one_commits(tmp_path: Path) -> None:
+def test_array_tasks_make_the_same_files_as_one_run_and_the_last_run_commits(tmp_path: Path) -> None:
     draw(tmp_path, NAMES)
     shard(tmp_path, tmp_path / "whole")
     out = tmp_path / "out"
@@ -100,7 +100,7 @@ def test_processes_with_shares_make_what_one_run_makes_and_the_last_one_commits(
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_what_a_task_did_not_do_is_done_by_the_last_run(tmp_path: Path) -> None:
+def test_the_last_run_does_what_the_array_tasks_did_not(tmp_path: Path) -> None:
     draw(tmp_path, NAMES)
     shard(tmp_path, tmp_path / "whole")
     first = shard(tmp_path, tmp_path / "out", array_task=ArrayTask(task_id=0, num_tasks=2))

@@ -38,7 +38,7 @@ def test_quiet_leaves_out_progress_and_the_next_line_and_nothing_else(small: Sma
 
 
 def test_quiet_shows_no_progress_however_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     try:
         for quiet in (False, True):
             configure_messages(quiet=quiet, as_json=False)

@@ -9,7 +9,7 @@ from pipeline.execution.progress import Progress
 
 
 def test_a_log_gets_a_line_every_few_seconds_and_each_count_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress_module, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)
     with Progress("Captioning", total=1500, unit="images") as progress:
         progress.advance(1000, note="2 failed")
         progress.advance(500, note="3 failed")
@@ -22,7 +22,7 @@ def test_a_log_gets_a_line_every_few_seconds_and_each_count_once(monkeypatch: py
 def test_an_unknown_total_is_left_out_and_so_is_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
-    monkeypatch.setattr(progress_module, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(MessageSettings, "as_json", as_json)
     with Progress("Downloading", total=None, unit="MB") as progress:
         progress.advance(500, note="a.zip")
@@ -37,7 +37,7 @@ def test_an_unknown_total_is_left_out_and_so_is_the_time_left(
 def test_what_is_done_at_once_or_quietly_shows_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("Captioning", total=2, unit="images") as progress:
         progress.advance(2)
-    monkeypatch.setattr(progress_module, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)
     with Progress("Captioning", total=2, unit="images", quiet=True) as progress:
         progress.advance(2)
     assert capsys.readouterr().err == ""

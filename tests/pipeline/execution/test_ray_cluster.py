@@ -72,12 +72,12 @@ def test_a_tasks_error_reaches_the_caller_as_it_was(cluster: RayCluster) -> None
 
 
 def test_a_task_whose_process_dies_every_time_is_an_error_with_advice(cluster: RayCluster) -> None:
-    with pytest.raises(ResourceError, match=r"died 4 times over one task.*fewer CPUs"):
+    with pytest.raises(ResourceError, match=r"died in 4 attempts at one task.*fewer CPUs"):
         list(cluster.run(lambda: os.kill(os.getpid(), signal.SIGKILL), [()]))
 
 
 def test_a_task_that_waits_for_what_others_hold_is_told(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.execution.ray_cluster.PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("pipeline.execution.ray_cluster.REPORT_SECONDS", 1.0)
     held = cluster.run(time.sleep, [(0,), (5,)])
     next(held)  # the second one holds a CPU now
     said: list[str] = []

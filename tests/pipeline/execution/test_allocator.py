@@ -8,7 +8,7 @@ from tests import ROOT
 
 FAULTS = """
 import resource, sys, torch
-from pipeline.execution.devices import keep_freed_memory
+from pipeline.execution.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for _ in range(15):  # the heap takes a few rounds to find its size
@@ -20,8 +20,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
-def test_memory_that_was_freed_is_used_again_without_asking_the_system() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
+def test_freed_memory_is_reused_without_page_faults() -> None:
     def faults(mode: str) -> int:
         return int(subprocess.run([sys.executable, "-c", FAULTS, mode], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
