@@ -82,8 +82,8 @@ def test_a_task_that_waits_for_what_others_hold_is_told(cluster: RayCluster, mon
     next(held)  # the second one holds a CPU now
     said: list[str] = []
     assert list(RayCluster(said.append).run(lambda: 5, [()], cpus=2)) == [5]
-    assert said[0] == "A task that needs 2 CPUs and 0 GPUs has not ended for 1 s; free on the cluster: 1 CPUs, 0 GPUs."
-    assert "has not ended for 2 s" in said[1]
+    assert said[0] == "A task that needs 2 CPUs and 0 GPUs has not finished after 1 s. Free on the cluster: 1 CPUs, 0 GPUs."
+    assert "has not finished after 2 s" in said[1]
 
 
 def test_shards_are_byte_for_byte_those_of_the_local_executor(cluster: RayCluster, drawn: Path, tmp_path: Path) -> None:
