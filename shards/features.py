@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from shards.caption_table import CaptionTable
 from shards.digests import json_digest
 from shards.errors import DamageError, InputError, MismatchError
+from shards.layout import DATASET_FILE
 
 FORMAT_VERSION = 2
 BLOCK_BYTES = 4 << 20
@@ -248,6 +249,20 @@ def _check_blocks(name: str, data: NDArray[Any], listed: h5py.Dataset) -> list[i
 def feature_path(folder: Path, split: str) -> Path:
     """``folder/SPLIT.h5``."""
     return folder / f"{split}.h5"
+
+
+def find_feature_files(path: Path) -> list[Path]:
+    """The feature file ``path``, or the feature files in the folder ``path``; none for a shard dataset or another folder.
+
+    Raises:
+        InputError: It does not exist, or is another kind of file.
+    """
+    if path.is_dir():
+        return [] if (path / DATASET_FILE).is_file() else sorted(path.glob("*.h5"))
+    if path.suffix == ".h5":
+        return [path]
+    problem = "not a feature file (its name does not end in .h5)" if path.exists() else "no such file or folder"
+    raise InputError(f"{path}: {problem}. Give the folder of a shard dataset, a feature file or a folder of feature files.")
 
 
 def check_same_network(first: FeatureFile, second: FeatureFile) -> None:

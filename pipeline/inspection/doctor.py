@@ -1,7 +1,7 @@
-"""What is here to work with, and what to do about what is not: for people on one screen, as JSON for reports of problems.
+"""The doctor: what is installed and available, and what to do about what is missing. One screen for people, JSON for bug reports.
 
-Nothing here may fail: a broken installation is just what this is asked about. So each question is put by itself, imports what it needs, and
-whatever goes wrong with it is its answer.
+It must not fail, since a broken installation is what it should report. So each check runs on its own and imports what it needs, and an error
+in a check is the result of that check.
 """
 
 import importlib.metadata
@@ -18,14 +18,15 @@ from pathlib import Path
 
 from pipeline.datasets.catalogue import DATASETS
 from shards.paths import free_bytes
+from shards.versions import library_versions
 
 MIN_PYTHON = (3, 11)
-# SourceImages of COCO 2014, its archives, what is made of them: README.md has the single figures.
+# The images and archives of COCO 2014, and the shards and features made from them.
 COCO_BYTES = 50 * 10**9
 MAX_COUNTED = 500_000
 EXTRAS = {
     "timm": (("timm",), "--backbone timm:NAME"),
-    "remote": (("aiohttp", "s3fs"), "shards and photographs at https:// and s3://"),
+    "remote": (("aiohttp", "s3fs"), "shards and images at https:// and s3://"),
     "parquet": (("pyarrow",), "captions from Parquet files"),
     "ray": (("ray",), "sharding and caching on a cluster"),
 }
@@ -35,13 +36,13 @@ NEXT_STEPS = [step for dataset in DATASETS.values() for step in dataset.next_ste
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One answer.
+    """The result of one check.
 
     Attributes:
-        name: What was asked about.
+        name: What was checked.
         ok: Whether nothing needs to be done.
-        found: What is there.
-        advice: What to do where it is not ok.
+        found: What was found.
+        advice: What to do if it is not ok.
     """
 
     name: str
@@ -52,20 +53,20 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """All answers; ``next_step`` is what to run next, behind ``python cli.py``."""
+    """All results; ``next_step`` is what to run next, after ``python cli.py``."""
 
     checks: tuple[Check, ...]
     next_step: str
 
 
 def doctor(*, root: Path = Path("data"), runs: Path = Path("runs")) -> Diagnosis:
-    """Ask about everything. It raises nothing.
+    """Run all checks. Raises nothing.
 
     Args:
-        root: Folder of data.
+        root: Folder of datasets, shards and features.
         runs: Folder of runs.
     """
-    questions: dict[str, Callable[[], Iterator[Check]]] = {
+    checkers: dict[str, Callable[[], Iterator[Check]]] = {
         "Python": _python,
         "Packages": _packages,
         "torch": _torch,
@@ -79,17 +80,17 @@ def doctor(*, root: Path = Path("data"), runs: Path = Path("runs")) -> Diagnosis
         "Features": lambda: _features(root),
         "Runs": lambda: _runs(runs),
     }
-    checks = [check for name, question in questions.items() for check in _answers(name, question)]
+    checks = [check for name, checker in checkers.items() for check in _run_check(name, checker)]
     return Diagnosis(checks=tuple(checks), next_step=_next_step(root, runs, {check.name for check in checks if check.ok}))
 
 
-def _answers(name: str, question: Callable[[], Iterator[Check]]) -> list[Check]:
+def _run_check(name: str, checker: Callable[[], Iterator[Check]]) -> list[Check]:
     found: list[Check] = []
     try:
-        found.extend(question())
-    except Exception as error:  # whatever a broken installation raises is what was asked for
+        found.extend(checker())
+    except Exception as error:  # a broken installation may raise anything
         lines = str(error).splitlines() or [""]
-        found.append(Check(name=name, ok=False, found=f"could not be found out: {type(error).__name__}: {lines[0][:200]}", advice="See README.md."))
+        found.append(Check(name=name, ok=False, found=f"check failed: {type(error).__name__}: {lines[0][:200]}", advice="See README.md."))
     return [replace(check, advice="") if check.ok else check for check in found]
 
 
@@ -99,24 +100,13 @@ def _python() -> Iterator[Check]:
     yield Check(name="Python", ok=sys.version_info >= MIN_PYTHON, found=found, advice=f"Use {wanted} or newer: make PYTHON=python{wanted} setup")
 
 
-def _versions(*packages: str) -> dict[str, str]:
-    """Those that are installed; by the standard library alone, where anything else may be what is missing."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _packages() -> Iterator[Check]:
-    """Those that pyproject.toml asks for in any case; Pillow-SIMD stands in for Pillow."""
+    """The required packages of pyproject.toml. Pillow-SIMD replaces Pillow."""
     required = [line for line in importlib.metadata.requires("capstream") or () if "extra ==" not in line]
     names = [match[0] for line in required if (match := re.match(r"[\w.-]+", line))]
-    there = _versions(*names, "pillow-simd")
-    missing = [name for name in names if name not in there and not (name == "pillow" and "pillow-simd" in there)]
-    found = f"missing: {', '.join(missing)}" if missing else f"all {len(names)} that are needed"
+    installed = library_versions(*names, "pillow-simd")
+    missing = [name for name in names if name not in installed and not (name == "pillow" and "pillow-simd" in installed)]
+    found = f"missing: {', '.join(missing)}" if missing else f"all {len(names)} required packages"
     yield Check(name="Packages", ok=not missing, found=found, advice="Run: make setup")
 
 
@@ -129,17 +119,17 @@ def _torch() -> Iterator[Check]:
     device = pick_device("auto")
     unused = device.type == "cpu" and (shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").exists())
     name = f"{torch.cuda.get_device_name(device)}, {torch.cuda.device_count()} GPU(s)" if device.type == "cuda" else device.type
-    advice = "There is an NVIDIA driver, but this torch does not use it: install its build for CUDA (https://pytorch.org)."
+    advice = "An NVIDIA driver is installed, but this build of torch does not use it. Install torch for CUDA (https://pytorch.org)."
     yield Check(name="torch", ok=not unused, found=f"{torch.__version__}, device {name}, {torch.get_num_threads()} threads", advice=advice)
     chosen = pick_precision("auto", device)
-    yield Check(name="Precision", ok=True, found=f"{chosen} (what --precision auto begins with; features are compared with fp32 first)")
+    yield Check(name="Precision", ok=True, found=f"{chosen} (the first choice of --precision auto, which compares its features with those of fp32)")
 
 
 def _images() -> Iterator[Check]:
     import PIL
     from PIL import Image, features
 
-    versions = _versions("pillow-simd", "simplejpeg")
+    versions = library_versions("pillow-simd", "simplejpeg")
     simd = "pillow-simd" in versions
     image = Image.new("RGB", (640, 480))
     started, count = time.perf_counter(), 20
@@ -147,15 +137,15 @@ def _images() -> Iterator[Check]:
         image.resize((256, 256), Image.Resampling.LANCZOS)
     rate = count / (time.perf_counter() - started)
     avx2 = _cpu_has("avx2")
-    found = f"{'Pillow-SIMD' if simd else 'Pillow'} {PIL.__version__}: {rate:,.0f} photographs/s resized on a core"
-    advice = "Pillow-SIMD resizes several times faster" + (" on this CPU, which has AVX2" if avx2 else "")
-    advice += ": with a C compiler and the headers of libjpeg and zlib, run: make clean setup"
+    found = f"{'Pillow-SIMD' if simd else 'Pillow'} {PIL.__version__}: {rate:,.0f} images/s resized on one core"
+    advice = "Pillow-SIMD resizes several times faster" + (" on this CPU with AVX2" if avx2 else "")
+    advice += ". With a C compiler and the headers of libjpeg and zlib, run: make clean setup"
     yield Check(name="Images", ok=simd, found=found, advice=advice)
     missing = [name for name, feature in (("JPEG", "jpg"), ("PNG", "zlib"), ("WebP", "webp")) if not features.check(feature)]
     missing += [] if "simplejpeg" in versions else ["simplejpeg"]
-    advice = "If you have such files: install libwebp-dev, libjpeg-dev and zlib1g-dev (Debian's names), then run: make clean setup"
+    advice = "If you have such files, install libwebp-dev, libjpeg-dev and zlib1g-dev (names on Debian), then run: make clean setup"
     if missing:
-        yield Check(name="Formats", ok=False, found=f"no {', '.join(missing)} here", advice=advice)
+        yield Check(name="Formats", ok=False, found=f"not supported: {', '.join(missing)}", advice=advice)
 
 
 def _cpu_has(flag: str) -> bool:
@@ -168,42 +158,42 @@ def _cpu_has(flag: str) -> bool:
 def _cores() -> Iterator[Check]:
     from pipeline.execution.executors import default_workers
 
-    usable, there = default_workers(), os.cpu_count() or 1
+    usable, total = default_workers(), os.cpu_count() or 1
     busy = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    yield Check(name="Cores", ok=True, found=f"{usable} of {there} may be used{busy}")
+    yield Check(name="Cores", ok=True, found=f"{usable} of {total} may be used{busy}")
 
 
 def _disk(root: Path, runs: Path) -> Iterator[Check]:
     free = {folder: free_bytes(folder) for folder in (root, runs)}
     found = ", ".join(f"{folder}: {size / 1e9:,.1f} GB free" for folder, size in free.items())
-    advice = f"All of COCO 2014 takes about {COCO_BYTES / 1e9:.0f} GB; a part of it is less (download --parts, shard --limit)."
+    advice = f"COCO 2014 needs about {COCO_BYTES / 1e9:.0f} GB. A part of it needs less (download --parts, shard --limit)."
     yield Check(name="Disk", ok=free[root] >= COCO_BYTES or bool(_image_folders(root)), found=found, advice=advice)
 
 
 def _extras() -> Iterator[Check]:
-    there, missing = [], []
+    installed, missing = [], []
     for extra, (packages, purpose) in EXTRAS.items():
-        versions = {name: version for name, version in _versions(*packages).items() if importlib.util.find_spec(name) is not None}
+        versions = {name: version for name, version in library_versions(*packages).items() if importlib.util.find_spec(name) is not None}
         if len(versions) == len(packages):
-            there.append(" ".join(f"{name} {version}" for name, version in versions.items()))
+            installed.append(" ".join(f"{name} {version}" for name, version in versions.items()))
         else:
             missing.append(f"'.[{extra}]' for {purpose}")
-    yield Check(name="Extras", ok=not missing, found=", ".join(there) or "none", advice=f"If you want it, pip install {'; '.join(missing)}")
+    yield Check(name="Extras", ok=not missing, found=", ".join(installed) or "none", advice=f"If you need them: pip install {'; '.join(missing)}")
 
 
 def _java() -> Iterator[Check]:
     from pipeline.evaluation.java import NEEDS, JavaError, find_java, require
 
-    java, problems, there = find_java(), [], []
+    java, problems, available = find_java(), [], []
     for what, files in NEEDS.items():
         try:
             require(*files, what=what)
-            there.append(what)
+            available.append(what)
         except JavaError as error:
             problems.append(str(error))
     if java is None:
         problems = ["Optional: install a Java runtime (Debian: default-jre-headless) for METEOR, SPICE and evaluate --ptb java."]
-    yield Check(name="Java", ok=not problems, found=f"{java or 'none'}{': ' + ', '.join(there) if there else ''}", advice=" ".join(problems))
+    yield Check(name="Java", ok=not problems, found=f"{java or 'none'}{': ' + ', '.join(available) if available else ''}", advice=" ".join(problems))
 
 
 def _data(root: Path) -> Iterator[Check]:
@@ -214,7 +204,7 @@ def _data(root: Path) -> Iterator[Check]:
 
 
 def _image_folders(root: Path) -> list[str]:
-    """Those of the known datasets that are there, below the root."""
+    """The image folders of known datasets that exist below the root."""
     return [name for name in dict.fromkeys(name for step in NEXT_STEPS for name in step.images) if (root / name).is_dir()]
 
 
@@ -248,12 +238,12 @@ def _runs(runs: Path) -> Iterator[Check]:
 
 
 def _run_folders(runs: Path) -> list[Path]:
-    """Those of training, and the demo's, which stands one folder deeper."""
+    """The runs of training, and the demo's run, which is one folder deeper."""
     return [path.parent for pattern in ("*/config.json", "*/run/config.json") for path in sorted(runs.glob(pattern))]
 
 
 def _trained_runs(runs: Path) -> list[Path]:
-    """Those that have a checkpoint to caption with."""
+    """The runs that have a checkpoint."""
     return [run for run in _run_folders(runs) if (run / "latest.json").is_file()]
 
 

@@ -1,7 +1,7 @@
-"""Shard dataset or feature files -> what is in them: counts, caption lengths, words, sizes of the photographs, what was left out.
+"""Statistics of a shard dataset or of feature files: counts, caption lengths, words, image sizes and rejects.
 
-Captions come as `vocab` reads them: records alone, no image is opened. Sizes are those of the originals, which records have and feature
-files have not.
+Only the records are read, as for the vocabulary; no image is opened. Image sizes are those of the original images, which are in the records
+but not in feature files.
 """
 
 import json
@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from model.vocabulary import SPECIAL
 from pipeline.execution.progress import Progress
 from pipeline.images.figures import COLOURS, check_picture_name, save_figure
-from pipeline.inspection.verify import feature_files
 from shards.caption_table import CaptionTable, table_from_records
 from shards.dataset import Shard, Split, open_split, read_dataset_file
 from shards.errors import DamageError, InputError
-from shards.features import open_features
+from shards.features import find_feature_files, open_features
 from shards.layout import REJECTS_FILE
 from shards.paths import Location
 from shards.tar import read_records
@@ -36,7 +35,7 @@ MAX_REJECT_LINE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """Some counts: how often each value occurs (``values``, in order), and what stands where among them all."""
+    """The distribution of whole numbers: how often each value occurs (``values``, in order), and statistics of all of them."""
 
     smallest: int
     mean: float
@@ -48,13 +47,13 @@ class Distribution:
     def __str__(self) -> str:
         if self.smallest == self.largest:
             return f"all {self.smallest:,}"
-        spread = f"{self.smallest:,} to {self.largest:,}, half of them up to {self.median:,g}, 95% up to {self.percentile_95:,g}"
+        spread = f"{self.smallest:,} to {self.largest:,}, median {self.median:,g}, 95th percentile {self.percentile_95:,g}"
         return f"{spread}, mean {self.mean:,.1f}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """Words that occur at least ``min_count`` times (with the special ones, as `vocab` counts), and the share of all tokens that they are."""
+    """The size of the vocabulary of words that occur at least ``min_count`` times, special words included, and its share of all tokens."""
 
     min_count: int
     words: int
@@ -63,7 +62,7 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSizes:
-    """Those originals whose size their records give, in pixels; ``common`` are the sizes that occur most, as WIDTHxHEIGHT."""
+    """Sizes of the original images in pixels, where their records have them; ``common`` are the most frequent sizes, as WIDTHxHEIGHT."""
 
     width: Distribution
     height: Distribution
@@ -75,7 +74,7 @@ class ImageSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitStats:
-    """What a split holds. ``caption_lengths`` are in tokens; ``sizes`` are unknown of feature files; None where there are no captions."""
+    """Statistics of a split. Distributions are None without captions; ``caption_lengths`` are in tokens; feature files have no ``sizes``."""
 
     name: str
     images: int
@@ -89,7 +88,7 @@ class SplitStats:
     rejects: dict[str, int]
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The lines that people read."""
         lines = [f"{self.name}: {self.images:,} images, {self.captions:,} captions, {self.tokens:,} tokens, {self.distinct_words:,} distinct words"]
         if self.captions_per_image is not None:
             lines.append(f"  captions per image  {self.captions_per_image}")
@@ -102,51 +101,53 @@ class SplitStats:
         ):
             lines.append(f"  {title:<20}{''.join(f'{cell:>9}' for cell in cells)}")
         if self.sizes is not None:
-            kinds = f"{self.sizes.landscape:,} wide, {self.sizes.portrait:,} high, {self.sizes.square:,} square"
+            shapes = f"{self.sizes.landscape:,} landscape, {self.sizes.portrait:,} portrait, {self.sizes.square:,} square"
             common = ", ".join(f"{size} ({count:,})" for size, count in self.sizes.common.items())
             lines += [f"  width of originals  {self.sizes.width}", f"  height of originals {self.sizes.height}"]
-            lines.append(f"  shapes              {kinds}; most often {common}")
+            lines.append(f"  shapes              {shapes}; most frequent: {common}")
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in self.rejects.items())
         return [*lines, f"  left out            {left_out or 'nothing'}"]
 
 
 def stats(path: Path, *, plot: Path | None = None, quiet: bool = True) -> tuple[SplitStats, ...]:
-    """Count what is in a shard dataset, a feature file or a folder of feature files.
+    """Compute the statistics of a shard dataset, a feature file or a folder of feature files.
 
     Args:
-        plot: A .png, .jpg, .pdf or .svg file to draw it into.
+        path: The dataset, file or folder.
+        plot: Plot them to this .png, .jpg, .pdf or .svg file.
+        quiet: Show no progress.
 
     Raises:
-        InputError: It is none of these, or ``plot`` has another ending.
-        DamageError, MismatchError: Something in it is damaged.
-        ResourceError: The picture cannot be written, or a remote tar not be fetched.
+        InputError: ``path`` is none of these, or ``plot`` has another file name extension.
+        DamageError, MismatchError: A file is damaged.
+        ResourceError: The plot cannot be written, or a remote tar cannot be fetched.
     """
     if plot is not None:
         check_picture_name(plot, "plot")
-    files = feature_files(path)
+    files = find_feature_files(path)
     if files:
-        rejects = _rejects_beside(files[0].parent)
-        found = tuple(_of_features(file, rejects) for file in files)
+        rejects = _read_rejects(files[0].parent)
+        found = tuple(_stats_of_features(file, rejects) for file in files)
     else:
-        found = tuple(_of_split(open_split(path, name), quiet=quiet) for name in read_dataset_file(path).splits)
+        found = tuple(_stats_of_split(open_split(path, name), quiet=quiet) for name in read_dataset_file(path).splits)
         if not found:
-            raise InputError(f"{path}: holds no split yet. Add one with: python cli.py shard --out {path}")
+            raise InputError(f"{path}: has no split yet. Add one with: python cli.py shard --out {path}")
     if plot is not None:
         draw_stats(found, plot)
     return found
 
 
-def _of_features(path: Path, rejects: Mapping[str, dict[str, int]]) -> SplitStats:
+def _stats_of_features(path: Path, rejects: Mapping[str, dict[str, int]]) -> SplitStats:
     file = open_features(path)
-    return _counted(file.provenance.split, file.table, None, rejects.get(file.provenance.split, {}))
+    return _split_stats(file.provenance.split, file.table, None, rejects.get(file.provenance.split, {}))
 
 
-def _of_split(split: Split, *, quiet: bool) -> SplitStats:
+def _stats_of_split(split: Split, *, quiet: bool) -> SplitStats:
     sizes: list[tuple[int, int]] = []
     with Progress(f"Reading {split.name}", total=split.images, unit="images", quiet=quiet) as progress:
         table = table_from_records(_records(shard, sizes, progress) for shard in split.shards)
     rejects = Counter(reject.reason for shard in split.shards for reject in shard.sidecar.rejects)
-    return _counted(split.name, table, np.array(sizes, np.int64).reshape(-1, 2), dict(rejects.most_common()))
+    return _split_stats(split.name, table, np.array(sizes, np.int64).reshape(-1, 2), dict(rejects.most_common()))
 
 
 def _records(shard: Shard, sizes: list[tuple[int, int]], progress: Progress) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -158,8 +159,8 @@ def _records(shard: Shard, sizes: list[tuple[int, int]], progress: Progress) -> 
         yield sample.key, record
 
 
-def _rejects_beside(folder: Path) -> dict[str, dict[str, int]]:
-    """What `import-features` has left out, by split and reason."""
+def _read_rejects(folder: Path) -> dict[str, dict[str, int]]:
+    """What the import-features command left out, by split and reason."""
     path = folder / REJECTS_FILE
     found: dict[str, Counter[str]] = {}
     if not path.is_file():
@@ -171,12 +172,12 @@ def _rejects_beside(folder: Path) -> dict[str, dict[str, int]]:
                 found.setdefault(str(content["split"]), Counter())[str(content["reason"])] += 1
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DamageError(
-                    f"{path}: line {number} is no reject ({error!r}). Delete the file; the command that made it writes it again."
+                    f"{path}: line {number} is not a reject ({error!r}). Delete the file; the command that made it writes it again."
                 ) from None
     return {split: dict(counts.most_common()) for split, counts in found.items()}
 
 
-def _counted(name: str, table: CaptionTable, sizes: NDArray[np.int64] | None, rejects: dict[str, int]) -> SplitStats:
+def _split_stats(name: str, table: CaptionTable, sizes: NDArray[np.int64] | None, rejects: dict[str, int]) -> SplitStats:
     return SplitStats(
         name=name,
         images=table.images,
@@ -192,7 +193,7 @@ def _counted(name: str, table: CaptionTable, sizes: NDArray[np.int64] | None, re
 
 
 def distribution(values: NDArray[np.int64]) -> Distribution | None:
-    """Of some whole numbers; None of none.
+    """The distribution of int64 (n,) values; None if there are none.
 
     >>> distribution(np.array([3, 1, 1, 3])).values
     {1: 2, 3: 2}
@@ -211,7 +212,7 @@ def distribution(values: NDArray[np.int64]) -> Distribution | None:
 
 
 def coverage(table: CaptionTable) -> tuple[Coverage, ...]:
-    """For each of :data:`THRESHOLDS`, the vocabulary that :func:`pipeline.captions.vocabulary.vocabulary_of` would make, counted."""
+    """The size and coverage of :func:`pipeline.captions.vocabulary.vocabulary_of` for each of :data:`THRESHOLDS`."""
     counts = np.bincount(table.tokens, minlength=len(table.words))
     plain = np.array([word not in SPECIAL for word in table.words], bool)
     kept = [counts[plain & (counts >= threshold)] for threshold in THRESHOLDS]
@@ -223,7 +224,7 @@ def coverage(table: CaptionTable) -> tuple[Coverage, ...]:
 
 
 def image_sizes(sizes: NDArray[np.int64]) -> ImageSizes:
-    """Of int64 (images, 2), width and height; at least one image."""
+    """Statistics of image sizes, int64 (images, 2): width and height; at least one image."""
     width, height = sizes.T
     common = Counter(map(tuple, sizes.tolist())).most_common(COMMON_SIZES)
     widths, heights = distribution(width), distribution(height)
@@ -240,15 +241,15 @@ def image_sizes(sizes: NDArray[np.int64]) -> ImageSizes:
 
 
 def stats_json(path: Location, found: tuple[SplitStats, ...]) -> str:
-    """All of it as a JSON document."""
+    """All statistics as a JSON document."""
     return json.dumps({"of": str(path), "splits": [asdict(split) for split in found]}, indent=1)
 
 
 def draw_stats(found: tuple[SplitStats, ...], out: Path) -> None:
-    """Draw caption lengths, coverage, sizes and rejects of some splits, each in its colour.
+    """Plot caption lengths, coverage, image sizes and rejects, with a colour per split.
 
     Raises:
-        ResourceError: Disk full, not allowed.
+        ResourceError: Disk full, access denied.
     """
     from matplotlib.figure import Figure
 
@@ -256,7 +257,7 @@ def draw_stats(found: tuple[SplitStats, ...], out: Path) -> None:
     axes = figure.subplots(2, 2)
     for index, split in enumerate(found):
         _draw_split(axes.flat, split, COLOURS[index % len(COLOURS)])
-    titles = ("Caption lengths (share of captions)", "Tokens that a vocabulary knows (%)", "Originals: width, and dotted height", "Left out")
+    titles = ("Caption lengths (share of captions)", "Tokens in the vocabulary (%)", "Original images: width (solid), height (dotted)", "Left out")
     labels = (("tokens", ""), ("--min-count", ""), ("pixels", "images"), ("images or captions", ""))
     for axis, title, (x, y) in zip(axes.flat, titles, labels, strict=True):
         axis.set_title(title, fontsize=11, loc="left")
@@ -264,7 +265,7 @@ def draw_stats(found: tuple[SplitStats, ...], out: Path) -> None:
         axis.grid(visible=True, alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     for axis, empty, text in (
-        (axes.flat[2], all(split.sizes is None for split in found), "feature files hold no sizes"),
+        (axes.flat[2], all(split.sizes is None for split in found), "feature files have no sizes"),
         (axes.flat[3], not any(split.rejects for split in found), "nothing"),
     ):
         if empty:

@@ -1,6 +1,6 @@
-"""Shard dataset or feature files -> what is damaged in them: tars against sidecars, blocks against their checksums.
+"""Verify shards and feature files: compare tars with their sidecars, and blocks with their checksums.
 
-Nothing is repaired here: the command that made them, run again, keeps what is whole and makes the rest anew.
+Nothing is repaired here. The command that made the files, run again, keeps what is intact and makes the rest again.
 """
 
 from collections import deque
@@ -15,14 +15,14 @@ from shards.dataset import DatasetFile, Shard, check_size, read_dataset_file
 from shards.digests import file_sha256
 from shards.errors import CapstreamError, InputError
 from shards.features import open_features
-from shards.layout import DATASET_FILE, REJECTS_FILE, SHARD_FILE, sidecar_path, tar_path
+from shards.layout import REJECTS_FILE, SHARD_FILE, sidecar_path, tar_path
 from shards.sidecar import Sidecar, read_sidecar, reject_lines, split_digest
 from shards.tar import damaged_members, parse_record, read_member
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """One shard: what it holds by its sidecar, and what is wrong with it."""
+    """One shard: its content according to its sidecar, and its problems."""
 
     tar: Path
     images: int
@@ -33,7 +33,7 @@ class ShardReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """One split; ``problems`` are of the split as a whole."""
+    """One split; ``problems`` are those that do not belong to a single shard."""
 
     name: str
     shards: tuple[ShardReport, ...]
@@ -44,13 +44,13 @@ class SplitReport:
         return tuple(shard for shard in self.shards if shard.problems)
 
     @property
-    def whole(self) -> bool:
+    def intact(self) -> bool:
         return not self.damaged and not self.problems
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureReport:
-    """One feature file: what it holds, or what is wrong with it."""
+    """One feature file: its content, or its problem."""
 
     path: Path
     problem: str | None
@@ -61,35 +61,21 @@ class FeatureReport:
     network: str = ""
 
 
-def feature_files(path: Path) -> list[Path]:
-    """The feature files that ``path`` is or holds; none where it is a shard dataset, or a folder of something else.
-
-    Raises:
-        InputError: It is not there, or a file of another kind.
-    """
-    if path.is_dir():
-        return [] if (path / DATASET_FILE).is_file() else sorted(path.glob("*.h5"))
-    if path.suffix == ".h5":
-        return [path]
-    problem = "not a feature file (its name does not end in .h5)" if path.exists() else "no such file or folder"
-    raise InputError(f"{path}: {problem}. Give a shard dataset's folder, a feature file or a folder of them.")
-
-
 def verify_features(path: Path) -> FeatureReport:
-    """Check a feature file to the last block, as every reader does when it opens one."""
+    """Check every block of a feature file, as every reader does when it opens one."""
     try:
         file = open_features(path)
     except CapstreamError as error:
         return FeatureReport(path=path, problem=str(error))
-    made = file.provenance
+    provenance = file.provenance
     return FeatureReport(
         path=path,
         problem=None,
         images=file.table.images,
         captions=file.table.captions,
-        views=len(made.views),
+        views=len(provenance.views),
         dim=file.dim,
-        network=f"{made.backbone}, {made.weights}, {made.precision}",
+        network=f"{provenance.backbone}, {provenance.weights}, {provenance.precision}",
     )
 
 
@@ -98,19 +84,20 @@ def verify(folder: Path, *, deep: bool = False, workers: int = 1, quiet: bool = 
 
     Args:
         folder: A shard dataset.
-        deep: Decode every image, and read every tar with webdataset's own reader too.
-        workers: Processes.
+        deep: Also decode every image, and read every tar with webdataset's own reader.
+        workers: Number of processes.
+        quiet: Show no progress.
 
     Returns:
-        A report for each split, whole or not.
+        A report for each split, intact or not.
 
     Raises:
-        InputError: ``folder`` is no shard dataset, or an empty one.
-        DamageError, MismatchError: ``dataset.json`` itself cannot be used.
+        InputError: ``folder`` is not a shard dataset, or has no split.
+        DamageError, MismatchError: ``dataset.json`` itself is damaged.
     """
     dataset = read_dataset_file(folder)
     if not dataset.splits:
-        raise InputError(f"{folder}: holds no split yet. Run the shard command to its end first.")
+        raise InputError(f"{folder}: has no split yet. Let the shard command finish first.")
     tasks = [(folder, dataset, name, index, deep) for name, entry in dataset.splits.items() for index in range(entry["shards"])]
     reports: dict[str, list[ShardReport]] = {name: [] for name in dataset.splits}
     damaged = 0
@@ -123,15 +110,15 @@ def verify(folder: Path, *, deep: bool = False, workers: int = 1, quiet: bool = 
 
 
 def verify_shard(folder: Path, dataset: DatasetFile, split: str, index: int, deep: bool) -> ShardReport:
-    """Check one shard to the last byte."""
+    """Check every byte of one shard."""
     tar = tar_path(folder, split, dataset.splits[split], index)
     try:
         sidecar = read_sidecar(sidecar_path(tar))
     except CapstreamError as error:
         return ShardReport(tar=tar, images=0, captions=0, bytes=0, problems=(str(error),))
-    problems = [*_against_dataset(sidecar, dataset, split, index), *_against_tar(tar, sidecar)]
+    problems = [*_compare_with_dataset(sidecar, dataset, split, index), *_compare_with_tar(tar, sidecar)]
     if deep and not problems:
-        problems += _deep(Shard(path=tar, sidecar=sidecar), dataset)
+        problems += _check_content(Shard(path=tar, sidecar=sidecar), dataset)
     return ShardReport(
         tar=tar,
         images=len(sidecar.samples),
@@ -141,16 +128,16 @@ def verify_shard(folder: Path, dataset: DatasetFile, split: str, index: int, dee
     )
 
 
-def _against_dataset(sidecar: Sidecar, dataset: DatasetFile, split: str, index: int) -> list[str]:
+def _compare_with_dataset(sidecar: Sidecar, dataset: DatasetFile, split: str, index: int) -> list[str]:
     problems = []
     if (sidecar.split, sidecar.index) != (split, index):
-        problems.append(f"the sidecar is that of {sidecar.split}-{sidecar.index:06d}")
+        problems.append(f"its sidecar belongs to {sidecar.split}-{sidecar.index:06d}")
     if sidecar.config_digest != dataset.config_digest:
-        problems.append(f"was made with config {sidecar.config_digest}, dataset.json has {dataset.config_digest}")
+        problems.append(f"was made with config {sidecar.config_digest}, but dataset.json has {dataset.config_digest}")
     return problems
 
 
-def _against_tar(tar: Path, sidecar: Sidecar) -> list[str]:
+def _compare_with_tar(tar: Path, sidecar: Sidecar) -> list[str]:
     try:
         check_size(tar, sidecar)
     except CapstreamError as error:
@@ -162,16 +149,16 @@ def _against_tar(tar: Path, sidecar: Sidecar) -> list[str]:
             problems += map(str, damaged_members(file, records, shard, sample))
     found = file_sha256(tar)
     if found != sidecar.tar_sha256:
-        problems.append(f"SHA-256 is {found}, the sidecar says {sidecar.tar_sha256}")
+        problems.append(f"SHA-256 is {found}, but the sidecar lists {sidecar.tar_sha256}")
     return problems
 
 
-def _deep(shard: Shard, dataset: DatasetFile) -> list[str]:
+def _check_content(shard: Shard, dataset: DatasetFile) -> list[str]:
     problems = []
     try:
         deque(shard_samples(shard), maxlen=0)
     except CapstreamError as error:
-        problems.append(f"webdataset's own reader does not find what the sidecar lists: {error}")
+        problems.append(f"webdataset's reader does not find what the sidecar lists: {error}")
     resize = Resize(**dataset.config["resize"])
     with shard.open() as file, shard.open_records() as records:
         for sample in shard.sidecar.samples:
@@ -182,33 +169,33 @@ def _deep(shard: Shard, dataset: DatasetFile) -> list[str]:
                 problems.append(str(error))
                 continue
             if not resize.made(*image.size):
-                problems.append(f"sample {sample.key}.jpg has {image.width}x{image.height} pixels, not what {resize} makes")
+                problems.append(f"sample {sample.key}.jpg has {image.width}x{image.height} pixels, which {resize} does not produce")
             if len(record["captions"]) != sample.captions:
-                problems.append(f"sample {sample.key} has {len(record['captions'])} captions, the sidecar says {sample.captions}")
+                problems.append(f"sample {sample.key} has {len(record['captions'])} captions, but the sidecar lists {sample.captions}")
     return problems
 
 
 def _split_problems(folder: Path, dataset: DatasetFile, name: str) -> tuple[str, ...]:
-    """What no single shard can tell: the split as ``dataset.json`` has it, its rejects, and files too many."""
+    """Problems that do not belong to a single shard: the summary in ``dataset.json``, the rejects, and superfluous files."""
     entry = dataset.splits[name]
     problems = []
     try:
         sidecars = [read_sidecar(sidecar_path(tar_path(folder, name, entry, index))) for index in range(entry["shards"])]
     except CapstreamError:
-        return ()  # the shard's own report says so
+        return ()  # in the shard's own report
     found = split_digest(sidecars)
     if found != entry.get("digest"):
-        problems.append(f"the shards have digest {found}, dataset.json says {entry.get('digest')}")
+        problems.append(f"the shards have digest {found}, but dataset.json lists {entry.get('digest')}")
     counts = (sum(len(s.samples) for s in sidecars), sum(sample.captions for s in sidecars for sample in s.samples))
     if counts != (entry.get("images"), entry.get("captions")):
-        problems.append(f"{counts[0]} images and {counts[1]} captions, dataset.json says {entry.get('images')} and {entry.get('captions')}")
+        problems.append(f"{counts[0]} images and {counts[1]} captions, but dataset.json lists {entry.get('images')} and {entry.get('captions')}")
     rejects = folder / REJECTS_FILE
     lines = rejects.read_bytes().splitlines(keepends=True) if rejects.is_file() else []
-    wanted = reject_lines(name, sidecars)
-    if [line for line in lines if line in set(wanted)] != wanted:
-        problems.append(f"{rejects} does not hold this split's rejects as the sidecars have them")
+    expected = reject_lines(name, sidecars)
+    if [line for line in lines if line in set(expected)] != expected:
+        problems.append(f"{rejects} does not list this split's rejects as the sidecars do")
     for path in sorted(folder.iterdir()):
         match = SHARD_FILE.fullmatch(path.name)
         if match and match[1] == name and int(match[2]) >= entry["shards"]:
-            problems.append(f"{path} belongs to no shard that dataset.json lists")
+            problems.append(f"{path} does not belong to a shard that dataset.json lists")
     return tuple(problems)

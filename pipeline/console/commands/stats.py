@@ -23,7 +23,7 @@ def stats(path: Location, shard_cache: ShardCache, plot: Path | None, as_json: b
     These are counts, caption lengths, frequent words, image sizes and rejects of a shard dataset, a feature file or a folder of feature files.
     """
     from pipeline.inspection.stats import stats, stats_json
-    from pipeline.inspection.verify import feature_files
+    from shards.features import find_feature_files
 
     found = stats(shard_cache.local(path), plot=plot, quiet=False)
     if as_json:
@@ -34,7 +34,7 @@ def stats(path: Location, shard_cache: ShardCache, plot: Path | None, as_json: b
                 print_result(line)
     if plot is not None:
         print_note(f"Wrote {plot}.")
-    if isinstance(path, Path) and (files := feature_files(path)):
+    if isinstance(path, Path) and (files := find_feature_files(path)):
         print_next_step(f"python cli.py train --features {files[0].parent} --out runs/first", err=as_json)
     else:
         print_next_step(f"python cli.py vocab --shards {path} --min-count 4 --out data/vocab.json", err=as_json)

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 @workers_option
 def verify(path: Path, deep: bool, workers: int) -> None:
     """Check shards or feature files for damage. PATH is a shard dataset, a feature file or a folder of feature files; every byte is checked."""
-    from pipeline.inspection.verify import feature_files, verify, verify_features
+    from pipeline.inspection.verify import verify, verify_features
+    from shards.features import find_feature_files
 
-    if files := feature_files(path):
+    if files := find_feature_files(path):
         _report_features([verify_features(file) for file in files])
         print_next_step(f"python cli.py train --features {files[0].parent} --out runs/first")
         return
@@ -55,7 +56,7 @@ def _report_shards(folder: Path, reports: "list[SplitReport]") -> None:
             more = f" (and {len(shard.problems) - 1} more)" if len(shard.problems) > 1 else ""
             first = shard.problems[0]
             print_note((first if first.startswith(str(shard.tar)) else f"{shard.tar}: {first}") + more)
-    bad = [report.name for report in reports if not report.whole]
+    bad = [report.name for report in reports if not report.intact]
     if bad:
         raise click.ClickException(
             f"{folder}: damaged (split {', '.join(bad)}). Run the shard command of that split again with its original options and "

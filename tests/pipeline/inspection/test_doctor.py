@@ -116,7 +116,7 @@ def test_a_damaged_dataset_is_an_answer_and_no_failure(tmp_path: Path, content: 
     (tmp_path / "shards/dataset.json").write_text(content)
     check = by_name(tmp_path, tmp_path)["Shards"]
     assert not check.ok
-    assert "could not be found out" in check.found
+    assert "check failed" in check.found
     assert str(tmp_path / "shards/dataset.json") in check.found
 
 
@@ -134,7 +134,7 @@ def test_whatever_a_question_raises_is_its_answer(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(doctor_module, "_torch", broken)
     found = by_name(tmp_path, tmp_path)
     assert found["Half"].ok
-    assert found["torch"].found == "could not be found out: RuntimeError: a driver that does not answer"
+    assert found["torch"].found == "check failed: RuntimeError: a driver that does not answer"
 
 
 @pytest.mark.parametrize(("package", "asked"), [("torch", {"torch"}), ("numpy", {"torch", "Shards"}), ("PIL", {"Images"})])
@@ -145,7 +145,7 @@ def test_a_package_that_cannot_be_imported_is_an_answer_where_it_is_needed(tmp_p
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}"}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     answers = {answer["name"]: answer["found"] for answer in json.loads(done.stdout)}
-    failed = {name for name, found in answers.items() if found == "could not be found out: OSError: libcudart.so.13: cannot open shared object file"}
+    failed = {name for name, found in answers.items() if found == "check failed: OSError: libcudart.so.13: cannot open shared object file"}
     assert asked <= failed
     assert {"Python", "Packages", "Cores", "Disk", "Java", "Data"} & failed <= {"Java"}
 

@@ -131,14 +131,14 @@ def test_the_command_prints_a_screen_or_one_document(shards: Path, run_cli: Run,
 def test_a_line_that_is_no_reject_is_named(tmp_path: Path, content: str) -> None:
     feature_file(tmp_path / "val.h5")
     (tmp_path / "rejects.jsonl").write_text(f"{content}\n")
-    with pytest.raises(DamageError, match=r"rejects\.jsonl: line 1 is no reject"):
+    with pytest.raises(DamageError, match=r"rejects\.jsonl: line 1 is not a reject"):
         stats(tmp_path)
 
 
 def test_what_is_no_dataset_is_refused_and_so_is_another_ending(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a shard dataset"):
         stats(tmp_path)
-    with pytest.raises(InputError, match=r"--plot a\.txt: a picture is written as"):
+    with pytest.raises(InputError, match=r"`plot` a\.txt: a picture is written as"):
         stats(tmp_path, plot=Path("a.txt"))
     with pytest.raises(InputError, match=r"none\.h5: no such feature file"):
         stats(tmp_path / "none.h5")

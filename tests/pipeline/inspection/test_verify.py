@@ -67,7 +67,7 @@ def end(sample: Sample) -> int:
 
 def test_a_whole_dataset_has_no_problems(small: Small) -> None:
     reports = verify(small.shards, deep=True, workers=2)
-    assert [(report.name, len(report.shards), report.whole) for report in reports] == [("train", 4, True), ("val", 1, True)]
+    assert [(report.name, len(report.shards), report.intact) for report in reports] == [("train", 4, True), ("val", 1, True)]
     assert [shard.images for shard in reports[0].shards] == [10, 10, 10, 6]
 
 
@@ -134,7 +134,7 @@ def test_a_bit_flipped_in_a_sidecar_or_in_the_dataset_file_is_found(shards: Path
 
 def test_what_no_single_tar_tells_is_found(small: Small, shards: Path, tmp_path: Path) -> None:
     shutil.copy(shards / "train-000000.tar", shards / "train-000004.tar")
-    assert any("train-000004.tar belongs to no shard" in problem for problem in problems(shards))
+    assert any("train-000004.tar does not belong to a shard" in problem for problem in problems(shards))
     (shards / "train-000004.tar").unlink()
 
     with (shards / "rejects.jsonl").open("ab") as file:
@@ -143,10 +143,10 @@ def test_what_no_single_tar_tells_is_found(small: Small, shards: Path, tmp_path:
     shard_small(small.source, tmp_path / "other", "train", shard_size=20)
     for ending in ("tar", "json"):
         shutil.copy(tmp_path / "other" / f"train-000001.{ending}", shards / f"train-000001.{ending}")
-    assert any("dataset.json says" in problem for problem in problems(shards))
+    assert any("but dataset.json lists" in problem for problem in problems(shards))
     for ending in ("tar", "json"):
         shutil.copy(shards / f"train-000000.{ending}", shards / f"train-000001.{ending}")
-    assert any("the sidecar is that of train-000000" in problem for problem in problems(shards))
+    assert any("its sidecar belongs to train-000000" in problem for problem in problems(shards))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_feature_files_are_verified_alone_and_by_the_folder(small: Small, tmp_pa
     output = " ".join(result.output.split())
     assert "/features: block 0 of 1 does not have its CRC-32" in output
     assert f"Delete it and run again: python cli.py cache-features --out {folder}" in output
-    assert "val.h5: whole" in output
+    assert "val.h5: intact" in output
     assert run_cli("verify", folder / "val.h5").exit_code == 0
     (folder / "val.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     assert run_cli("verify", folder / "val.h5").exit_code == 1

@@ -103,7 +103,7 @@ def test_img2datasets_tars_become_shards_and_stay_as_they_are(downloads: Path, t
             assert record["captions"] == [{"id": int(sample.key), "text": text, "tokens": tokenize(text)}]
         assert [image for _, image, _ in shard_samples(shard)] == [inside[sample.key][ending] for sample in shard.sidecar.samples]
     (report,) = verify(folder, deep=True)
-    assert (report.whole, len(report.shards)) == (True, 2)
+    assert (report.intact, len(report.shards)) == (True, 2)
 
 
 def test_indexed_tars_go_the_whole_way(jpg: Path, run_cli: Run, tmp_path: Path) -> None:
@@ -145,13 +145,13 @@ def test_damage_in_a_tar_or_its_records_is_named_with_the_command_that_repairs_i
     records.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])
     with pytest.raises(DamageError, match=r"00000\.tar: sample 0+\.json is damaged.*Run the index command again"):
         table_of_split(open_split(jpg, "train"))
-    assert not verify(jpg)[0].whole
+    assert not verify(jpg)[0].intact
     assert open_readable_split(jpg, "train", "skip").images == 17
     records.write_bytes(good[:-1])
     with pytest.raises(DamageError, match=r"00000\.records: missing, or not of the \d+ bytes"):
         open_split(jpg, "train")
     index_tars(jpg, resize=SHORTEST)
-    assert verify(jpg, deep=True)[0].whole
+    assert verify(jpg, deep=True)[0].intact
 
 
 @pytest.fixture

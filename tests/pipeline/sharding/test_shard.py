@@ -284,7 +284,7 @@ def test_a_full_disk_is_a_clear_error_and_what_was_finished_stays_valid(small: S
     assert "Traceback" not in done.stderr
     before = {name: data for name, data in contents(small.shards).items() if name.startswith("train") and int(name[6:12]) < grows}
     assert contents(out) == {**finished, **before}
-    assert [report.whole for report in verify(out, deep=True)] == [True]
+    assert [report.intact for report in verify(out, deep=True)] == [True]
     finish_and_compare(small, out)
 
 
@@ -305,7 +305,7 @@ def test_two_runs_on_one_split_at_once_one_is_refused(small: Small, tmp_path: Pa
         shard_small(small.source, tmp_path / "out", "val", shard_size=100)  # another split is another matter
         child.communicate("\n")
     assert child.returncode == 0
-    assert [report.whole for report in verify(tmp_path / "out", deep=True)] == [True, True]
+    assert [report.intact for report in verify(tmp_path / "out", deep=True)] == [True, True]
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]", None])
@@ -411,7 +411,7 @@ def test_every_resize_mode_goes_the_whole_way(tmp_path: Path, mode: str, size: t
     photographs(tmp_path, 4)
     config = ShardConfig(resize=Resize(size=32, mode=mode))
     write_shards(images=tmp_path / "images", captions=tmp_path / "c.json", out=tmp_path / "shards", config=config)
-    assert verify(tmp_path / "shards", deep=True)[0].whole
+    assert verify(tmp_path / "shards", deep=True)[0].intact
     images = [decode_image(jpeg, "x").image for _, jpeg, _ in shard_samples(open_split(tmp_path / "shards", "train").shards[0])]
     assert {image.size for image in images} == {size}
     cached = cache_features(shards=tmp_path / "shards", out=tmp_path / "f", backbone="resnet18", weights="random", device="cpu")
