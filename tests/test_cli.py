@@ -9,6 +9,8 @@ import pytest
 from click.testing import Result
 
 from cli import cli
+from pipeline.console.settings import options_of
+from pipeline.demo import IMAGES
 from pipeline.images.decode import FILTERS, RESIZE_MODES
 from pipeline.sharding.shard import ShardConfig
 from tests.conftest import Small
@@ -102,6 +104,11 @@ def test_a_mistake_is_one_paragraph_and_exit_code_1(run_cli: Run, small: Small, 
 )
 def test_wrong_usage_is_exit_code_2(run_cli: Run, arguments: list[str]) -> None:
     assert run_cli(*arguments).exit_code == 2
+
+
+def test_the_help_of_demo_says_how_many_images_it_has_by_default() -> None:
+    options = {option.name: option for option in options_of(cli.commands["demo"])}
+    assert options["images"].show_default == str(IMAGES)
 
 
 def test_choices_and_defaults_of_shard_are_those_of_its_config() -> None:

@@ -33,8 +33,7 @@ Run a command from the checkout as `python cli.py COMMAND`, with the environment
 prints its options. Each command ends by suggesting the next one.
 
 Each option can also be set by an environment variable, such as `CAPSTREAM_TRAIN_BATCH_SIZE`, or in a file given with `--config`. See
-[settings.md](settings.md), also for exit codes and shell completion.
-"""
+[settings.md](settings.md), also for exit codes and shell completion."""
 NOT_RUN = "<!-- not run: the usage of a command and examples -->"
 # Descriptions of training's settings and of some other options end with their default.
 DEFAULT = re.compile(r" ?\[default: (.+)\]$")
@@ -44,21 +43,21 @@ OPTION = re.compile(r"(?<![\w`-])--[a-z][\w-]*")
 def reference(group: click.Group) -> str:
     """All commands of a group with their usage, examples and options, as Markdown."""
     context = click.Context(group, info_name="python cli.py", **group.context_settings)
-    commands = [(name, group.get_command(context, name)) for name in group.list_commands(context)]
-    listed = [(name, command) for name, command in commands if command is not None and not command.hidden]
-    sections = [command_section(name, command, context) for name, command in listed]
-    table = _table(("Command", "What it does"), [(f"[`{name}`](#{name})", command.get_short_help_str(limit=200)) for name, command in listed])
-    before = ["## Options before the command", options_table(group, context)]
-    return "\n".join([INTRODUCTION, table, "", *_spaced(before), *(line for section in sections for line in _spaced(section))]).rstrip("\n") + "\n"
+    commands = {name: command for name in group.list_commands(context) if (command := group.get_command(context, name)) and not command.hidden}
+    summaries = [(f"[`{name}`](#{name})", _marked(command.get_short_help_str(limit=200))) for name, command in commands.items()]
+    blocks = [INTRODUCTION, _table(("Command", "What it does"), summaries), "## Options before the command", options_table(group, context)]
+    for name, command in commands.items():
+        blocks += command_section(name, command, context)
+    return "\n\n".join(blocks) + "\n"
 
 
 def command_section(name: str, command: click.Command, parent: click.Context) -> list[str]:
     """The blocks of a command's section."""
     context = click.Context(command, info_name=name, parent=parent)
     usage = [f"    {parent.info_name} {name} {' '.join(command.collect_usage_pieces(context))}"]
-    examples = [f"    {line.strip()}" for line in (command.epilog or "").splitlines()[2:]]
+    examples = [f"    {line.removeprefix('  ')}" for line in (command.epilog or "").splitlines()[2:]]
     pages = ", ".join(f"[{page}]({page})" for page in PAGES.get(name, ()))
-    about = [inspect.cleandoc(command.help or "")] + ([f"See {pages}."] if pages else [])
+    about = [_marked(inspect.cleandoc(command.help or ""))] + ([f"See {pages}."] if pages else [])
     blocks = [f"## {name}", *about, f"{NOT_RUN}\n" + "\n".join([*usage, "", *examples])]
     return [*blocks, options_table(command, context)] if options_of(command) else blocks
 
@@ -80,7 +79,7 @@ def shown_default(option: click.Option) -> str:
     if option.required:
         return "required"
     if isinstance(option.show_default, str):
-        return option.show_default
+        return _marked(option.show_default)
     if found := DEFAULT.search(option.help or ""):
         return f"`{found[1]}`"
     if option.is_flag:
@@ -98,9 +97,16 @@ def _written(option: click.Option, context: click.Context) -> str:
 
 
 def _described(option: click.Option) -> str:
-    text = OPTION.sub(r"`\g<0>`", DEFAULT.sub("", option.help or ""))
-    choices = f" One of {', '.join(f'`{choice}`' for choice in option.type.choices)}." if isinstance(option.type, click.Choice) else ""
-    return text + choices
+    text = DEFAULT.sub("", option.help or "")
+    choices = option.type.choices if isinstance(option.type, click.Choice) else ()
+    if all(re.search(rf"\b{choice}\b", text) for choice in choices):
+        return _marked(text)
+    return f"{_marked(text)} One of {', '.join(f'`{choice}`' for choice in choices)}."
+
+
+def _marked(text: str) -> str:
+    """A text with its options in backticks."""
+    return OPTION.sub(r"`\g<0>`", text)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -110,7 +116,3 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def _row(cells: tuple[str, ...]) -> str:
     escaped = [cell.replace("|", "\\|") for cell in cells]
     return "|" + "".join(f" {cell} |" if cell else " |" for cell in escaped)
-
-
-def _spaced(blocks: list[str]) -> list[str]:
-    return [line for block in blocks for line in (block, "")]
