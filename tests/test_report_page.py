@@ -37,7 +37,7 @@ Open = Callable[..., "Page"]
 
 
 def unavailable(message: str) -> None:
-    """Skip the test, or fail it where everything has to be there."""
+    """Skip the test, or fail it where everything must be available."""
     if os.environ.get("CAPSTREAM_REQUIRE_DATA"):
         pytest.fail(message)
     pytest.skip(message)
@@ -47,7 +47,7 @@ def unavailable(message: str) -> None:
 def browser() -> Iterator["Browser"]:
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
-        unavailable(f"no Chromium on PATH (looked for {', '.join(BROWSERS)}): the report's page cannot be tried")
+        unavailable(f"no Chromium on PATH (looked for {', '.join(BROWSERS)}): the report's page cannot be tested")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -61,7 +61,7 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture
 def open_page(browser: "Browser") -> Iterator[Open]:
-    """Open a file; at the end, nothing may have been fetched, complained of or asked for."""
+    """Open a file. At the end, check that the page made no request, logged nothing and opened no dialog."""
     contexts: list[Any] = []
     wrong: list[str] = []
     requests: list[tuple[str, list[str]]] = []
@@ -91,7 +91,7 @@ def open_page(browser: "Browser") -> Iterator[Open]:
 
 
 def write_run(folder: Path, count: int, *, seed: int, text: str = "", file_name: str = "picture-{}.png") -> Path:
-    """A run with scores and a short log; CIDEr of image n is unique, and of images 0 to 9 both runs say the same."""
+    """A run with scores and a short log. The CIDEr of each image is unique; images 0 to 9 have the same caption in every run."""
     source, images = random.Random(seed), []
     for n in range(count):
         caption = text or ("the same words" if n < 10 else " ".join(source.choices(WORDS, k=5 + n % 7)))
@@ -124,7 +124,7 @@ def write_run(folder: Path, count: int, *, seed: int, text: str = "", file_name:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """one.html (120 images, some without a picture), two.html, hostile.html."""
+    """one.html (120 images, some without a thumbnail), two.html, hostile.html."""
     base = tmp_path_factory.mktemp("pages")
     pictures = base / "pictures"
     pictures.mkdir()
@@ -144,16 +144,16 @@ def captions(page: "Page") -> list[str]:
 
 
 def ciders(page: "Page") -> list[float]:
-    return [float(text.split()[1]) for text in page.locator("#cards .body .said .meta").all_inner_texts()]
+    return [float(text.split()[1]) for text in page.locator("#cards .body .results .meta").all_inner_texts()]
 
 
 def status(page: "Page") -> str:
     return page.locator("#status").inner_text()
 
 
-def test_the_page_shows_scores_curves_and_how_it_was_made(pages: Path, open_page: Open) -> None:
+def test_the_page_shows_scores_curves_and_settings(pages: Path, open_page: Open) -> None:
     page = open_page(pages / "one.html")
-    assert page.title() == "first: captions, scored"
+    assert page.title() == "first: caption scores"
     assert page.locator("#summary").inner_text() == "first on the split val: 120 images."
     rows = page.locator("#score-table tbody tr").all_inner_texts()
     assert [re.split(r"\s", row)[0] for row in rows] == ["CIDEr", "BLEU-4", "Distinct"]
@@ -192,7 +192,7 @@ def test_the_gallery_begins_with_the_worst_and_sorts_by_score_length_id_and_name
 
 def test_the_gallery_is_filtered_by_words_and_by_a_range_of_the_score(pages: Path, open_page: Open) -> None:
     page = open_page(pages / "one.html")
-    search = page.get_by_label("Find in captions")
+    search = page.get_by_label("Search captions")
     search.fill("SAME words")
     assert status(page) == "10 of 120 images match; 1 to 10 shown, by CIDEr, worst first."
     assert captions(page) == ["the same words"] * 10
@@ -216,23 +216,23 @@ def test_the_gallery_is_filtered_by_words_and_by_a_range_of_the_score(pages: Pat
     assert all(0.4 <= value < 0.6 for value in ciders(page))
 
 
-def test_a_card_opens_to_references_scores_and_alternatives_and_says_where_a_picture_is_lost(pages: Path, open_page: Open) -> None:
+def test_a_card_opens_to_references_scores_and_alternatives_and_says_when_a_thumbnail_is_missing(pages: Path, open_page: Open) -> None:
     page = open_page(pages / "one.html")
-    page.get_by_label("Find in captions").fill("picture-3.png")
+    page.get_by_label("Search captions").fill("picture-3.png")
     card = page.locator("#cards > li")
     card.locator("img").wait_for()
     assert card.locator("img").get_attribute("alt") == "the same words for real"
     assert card.locator("img").evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])") == [151, 192]
     assert card.locator("details").inner_text() == "References, scores, alternatives"
     card.locator("summary").click()
-    card.get_by_text("two birds").wait_for()  # what a card opens to is made when it opens
+    card.get_by_text("two birds").wait_for()  # a card's details are made when it opens
     text = card.inner_text()
     assert "the same words for real" in text
     assert "two birds" in text
     assert "ROUGE-L" in text
     assert re.search(r"the same words again\s+−5.50", text)
-    for name, said in (("picture-118.png", "The picture is damaged."), ("picture-119.png", "The picture was not found.")):
-        page.get_by_label("Find in captions").fill(name)
+    for name, said in (("picture-118.png", "The image is damaged."), ("picture-119.png", "The image was not found.")):
+        page.get_by_label("Search captions").fill(name)
         page.locator("#cards .none").wait_for()
         assert card.locator(".none").inner_text() == said
 
@@ -275,14 +275,14 @@ def test_everything_can_be_done_from_the_keyboard(pages: Path, open_page: Open) 
     assert page.locator("#cards details[open]").count() == 1
 
 
-def test_two_runs_stand_side_by_side(pages: Path, open_page: Open) -> None:
+def test_two_runs_are_shown_side_by_side(pages: Path, open_page: Open) -> None:
     page = open_page(pages / "two.html")
     heads = page.locator("#score-table thead th").all_inner_texts()
     assert [re.sub(r"\s+", " ", head) for head in heads] == ["A first", "B second"]
-    assert page.locator("#notes p").count() == 1  # both have the same
-    assert re.search(r"CIDEr, B less A: [+−]?0\.\d{3} \(95% of resamples: .* The interval holds 0", page.locator("#differences").inner_text())
+    assert page.locator("#notes p").count() == 1  # the same note in both runs
+    assert re.search(r"CIDEr, B minus A: [+−]?0\.\d{3} \(95% interval .* The interval contains 0", page.locator("#differences").inner_text())
     assert page.locator("#cards > li").first.locator(".caption-text").count() == 2
-    page.get_by_label("Sort by").select_option(label="CIDEr: B less A")
+    page.get_by_label("Sort by").select_option(label="CIDEr: B minus A")
     gains = [float(text.replace("\u2212", "-").strip("()")) for text in page.locator("#cards .gain").all_inner_texts()]
     assert gains == sorted(gains)
     page.get_by_label("Order").select_option(label="Largest gain first")
@@ -292,7 +292,7 @@ def test_two_runs_stand_side_by_side(pages: Path, open_page: Open) -> None:
     assert status(page).startswith("110 of 120 images match")
     differing = page.locator("#settings tr.differs").count()
     assert differing == 2  # the command and the learning rate
-    page.get_by_label("Only what differs").check()
+    page.get_by_label("Only differences").check()
     assert page.locator("#settings tbody tr:visible").count() == differing
 
 
@@ -322,7 +322,7 @@ def test_text_keeps_its_contrast_in_light_and_dark(pages: Path, open_page: Open)
     assert grounds["light"] != grounds["dark"]
 
 
-# Texts whose contrast with the ground that they stand on is below 4.5 to 1 (WCAG 2.2, relative luminance and contrast ratio).
+# Texts whose contrast with their background is below 4.5 to 1 (WCAG 2.2, relative luminance and contrast ratio).
 LOW_CONTRAST = """() => {
   const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
   const part = (value) => (value / 255 <= 0.04045 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4);
@@ -360,7 +360,7 @@ def test_hostile_text_is_shown_and_does_nothing(pages: Path, open_page: Open) ->
     page = open_page(pages / "hostile.html")
     for summary in page.locator("summary").all():
         summary.click()
-    page.get_by_label("Find in captions").fill("<img src=x")
+    page.get_by_label("Search captions").fill("<img src=x")
     assert status(page).startswith("3 of 3 images match")
     assert HOSTILE in captions(page)[0]
     assert page.locator("img, #cards script, #cards svg, iframe, object").count() == 0
@@ -393,20 +393,20 @@ def test_bare_captions_without_scores_references_or_pictures_make_a_page_of_thre
     page = open_page(tmp_path / "bare.html")
     assert page.locator("#summary").inner_text() == "A a, B b and C c: 6 images."
     assert "a and c have 2 of 6 images in common" in page.locator("#notes").inner_text()
-    assert "C and A have no score of single images in common" in page.locator("#differences").inner_text()
+    assert "C and A have no per-image score in common" in page.locator("#differences").inner_text()
     assert page.locator("#curve-panels .note").count() == 3
     assert status(page) == "6 images; 1 to 6 shown, by Caption length of A, in words, shortest first."
     cards = page.locator("#cards > li").all_inner_texts()
     assert cards[0].startswith("Image 2\n")
-    assert cards[0].count("(an empty caption)") == 2
-    assert all("This run has not captioned it." in card for card in cards[-2:])  # what has no value comes last
+    assert cards[0].count("(empty caption)") == 2
+    assert all("Not captioned by this run." in card for card in cards[-2:])  # images without a value come last
 
 
-def test_five_thousand_images_open_quickly_and_only_what_is_near_is_in_the_page(tmp_path: Path, open_page: Open) -> None:
+def test_five_thousand_images_open_quickly_and_only_visible_ones_are_in_the_page(tmp_path: Path, open_page: Open) -> None:
     Image.effect_noise((160, 120), 60).convert("RGB").save(tmp_path / "picture.jpg")
     runs = [write_run(tmp_path / name, MANY, seed=seed, file_name="picture.jpg") for name, seed in (("first", 1), ("second", 2))]
     made = report(runs=runs, out=tmp_path / "many.html", images=tmp_path)
-    assert (made.images, made.pictures) == (MANY, MANY)
+    assert (made.images, made.thumbnails) == (MANY, MANY)
     page = open_page(tmp_path / "many.html")
     assert status(page).startswith("5,000 images; 1 to 48 shown")
     assert page.locator("img").count() == 0  # the gallery is further down
@@ -414,7 +414,7 @@ def test_five_thousand_images_open_quickly_and_only_what_is_near_is_in_the_page(
     page.locator("#cards > li").first.scroll_into_view_if_needed()
     page.locator("#cards img").first.wait_for()
     assert 0 < page.locator("img").count() < 48
-    assert page.locator("script[type='text/plain']").count() > 0  # most blocks are still as they came
+    assert page.locator("script[type='text/plain']").count() > 0  # most blocks are still unparsed
     assert page.evaluate("document.querySelectorAll('*').length") < 5000
     took = page.evaluate("""() => {
       const sort = document.getElementById("sort");
@@ -427,5 +427,5 @@ def test_five_thousand_images_open_quickly_and_only_what_is_near_is_in_the_page(
     page.get_by_role("button", name="Last").first.click()
     assert "4,993 to 5,000 shown" in status(page)
     assert page.locator("#cards > li").count() == 8
-    page.get_by_label("Find in captions").fill("kite")
+    page.get_by_label("Search captions").fill("kite")
     assert re.match(r"[\d,]+ of 5,000 images match", status(page))

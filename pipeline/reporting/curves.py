@@ -1,4 +1,4 @@
-"""Runs -> one picture of their training curves, to compare them by."""
+"""Plot the training curves of runs, to compare them."""
 
 import json
 import math
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_BYTES = 1 << 30
-# Points that a thin line still shows well; more are averaged.
+# Points per line; more are averaged.
 POINTS = 400
 
 Line = dict[str, float]
@@ -23,10 +23,11 @@ Line = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class RunCurves:
-    """What a run's log holds.
+    """The content of a run's log.
 
     Attributes:
-        name: How the run is called in the picture.
+        name: The run's name in the plot.
+        folder: The run.
         training: A line every few steps: step, epochs, mean_loss, lr, captions_per_second, data_wait; reward in self-critical training.
         validation: A line after each epoch: step, epochs, val_loss, val_cider.
     """
@@ -37,19 +38,19 @@ class RunCurves:
     validation: tuple[Line, ...]
 
     def best(self, score: str, better: Callable[..., Line]) -> Line | None:
-        """The validation with the best score (``min`` or ``max``), or None."""
+        """The validation line with the best score (``better`` is ``min`` or ``max``), or None."""
         return better((line for line in self.validation if score in line), key=lambda line: line[score], default=None)
 
 
 def draw_curves(runs: Sequence[Path], out: Path) -> tuple[RunCurves, ...]:
-    """Draw loss, CIDEr of generated captions, learning rate and speed of some runs, each in its colour.
+    """Plot loss, CIDEr of generated captions, learning rate and speed, with a colour per run.
 
     Args:
         runs: Run directories, at least one.
         out: A .png, .jpg, .pdf or .svg file.
 
     Raises:
-        InputError: ``out`` has another ending, a folder is no run, or its log is empty.
+        InputError: ``out`` has another file name extension, a folder is not a run, or its log is empty.
         DamageError: A line of a log is damaged.
     """
     check_picture_name(out)
@@ -62,8 +63,8 @@ def draw_curves(runs: Sequence[Path], out: Path) -> tuple[RunCurves, ...]:
         _draw_run(axes.flat, run, colour)
     scored = any("val_cider" in line for run in curves for line in run.validation)
     titles = (
-        "Loss (nats per token): lines training, dots val",
-        "CIDEr of generated val captions (dotted: reward of drawn ones)",
+        "Loss in nats per token (line: training, dots: validation)",
+        "CIDEr on the val split (dotted: reward of sampled captions)",
         "Learning rate",
         "Captions per second",
     )
@@ -72,7 +73,7 @@ def draw_curves(runs: Sequence[Path], out: Path) -> tuple[RunCurves, ...]:
         axis.grid(visible=True, alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     if not scored:
-        axes.flat[1].text(0.5, 0.5, "no run was scored on a val split", ha="center", va="center", color="gray", transform=axes.flat[1].transAxes)
+        axes.flat[1].text(0.5, 0.5, "no run has scores on a val split", ha="center", va="center", color="gray", transform=axes.flat[1].transAxes)
     for axis in axes[1]:
         axis.set_xlabel("Epochs")
         axis.set_ylim(bottom=0)
@@ -85,7 +86,7 @@ def _draw_run(axes: "Sequence[Axes]", run: RunCurves, colour: str) -> None:
     loss, cider, rate, speed = axes
     shown = thinned(run.training)
     x = [line["epochs"] for line in shown]
-    rewarded = "reward" in shown[0]  # self-critical: its loss is no entropy
+    rewarded = "reward" in shown[0]  # self-critical training: its loss is not a cross entropy
     loss.plot(*([], []) if rewarded else (x, [line["mean_loss"] for line in shown]), color=colour, linewidth=1.2, label=run.name)
     dots: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 5}
     loss.plot([line["epochs"] for line in run.validation], [line["val_loss"] for line in run.validation], linestyle="none", **dots)
@@ -98,14 +99,14 @@ def _draw_run(axes: "Sequence[Axes]", run: RunCurves, colour: str) -> None:
 
 
 def thinned(lines: Sequence[Line]) -> list[Line]:
-    """At most ``POINTS`` lines, each the mean of some that follow one another."""
+    """At most ``POINTS`` lines, each the mean of consecutive ones."""
     size = max(1, -(-len(lines) // POINTS))
     groups = [lines[start : start + size] for start in range(0, len(lines), size)]
     return [{name: math.fsum(line[name] for line in group) / len(group) for name in group[0]} for group in groups]
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of some paths that tell them apart.
+    """The shortest ends of paths that distinguish them.
 
     >>> short_names([Path("runs/a"), Path("runs/b"), Path("old/b")])
     ['a', 'runs/b', 'old/b']
@@ -121,37 +122,37 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def read_curves(folder: Path, name: str) -> RunCurves:
-    """Read a run's log; a last line that was being written when the process was killed is left out.
+    """Read a run's log. An incomplete last line, left by a killed process, is ignored.
 
     Raises:
-        InputError: No run, or nothing is logged yet.
-        DamageError: A line is no JSON object of finite numbers, or lacks what it should have; names file and line.
+        InputError: Not a run, or nothing is logged yet.
+        DamageError: A line is not a JSON object of finite numbers, or lacks a field; names file and line.
     """
     if not holds_run(folder):
-        raise InputError(f"{folder}: not a run (there is no {CONFIG_FILE}). Train one with: python cli.py train --out {folder}")
+        raise InputError(f"{folder}: not a run (it has no {CONFIG_FILE}). Train one with: python cli.py train --out {folder}")
     path = folder / METRICS_FILE
     if path.is_file() and path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path}: {path.stat().st_size} bytes is more than a log may have ({MAX_BYTES}).")
+        raise InputError(f"{path}: {path.stat().st_size} bytes, more than the limit for a log ({MAX_BYTES}).")
     raw = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    whole = [line for line in raw if line.endswith(b"\n")]
+    complete = [line for line in raw if line.endswith(b"\n")]
     training: list[Line] = []
     validation: list[Line] = []
-    for number, text in enumerate(whole, 1):
-        line = _parsed(path, number, text)
+    for number, text in enumerate(complete, 1):
+        line = _parse_line(path, number, text)
         (validation if "val_loss" in line else training).append(line)
     if not training:
-        raise InputError(f"{path}: nothing is logged yet. Go on with: python cli.py train --out {folder} --resume")
+        raise InputError(f"{path}: nothing is logged yet. Continue with: python cli.py train --out {folder} --resume")
     return RunCurves(name=name, folder=folder, training=tuple(training), validation=tuple(validation))
 
 
-def _parsed(path: Path, number: int, text: bytes) -> Line:
+def _parse_line(path: Path, number: int, text: bytes) -> Line:
     try:
         content = json.loads(text)
         line = {str(name): float(value) for name, value in content.items() if not isinstance(value, str)}
-        wanted = ("step", "epochs") if "val_loss" in line else ("step", "epochs", "mean_loss", "lr", "captions_per_second")
-        missing = [name for name in wanted if name not in line]
+        required = ("step", "epochs") if "val_loss" in line else ("step", "epochs", "mean_loss", "lr", "captions_per_second")
+        missing = [name for name in required if name not in line]
         if missing or not all(map(math.isfinite, line.values())) or line["step"] < 1:
             raise ValueError(f"no {missing[0]}" if missing else "a number is not finite or a step below 1")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DamageError(f"{path}: line {number} is damaged ({error}). Remove the line, or put the original file back.") from None
+        raise DamageError(f"{path}: line {number} is damaged ({error}). Remove the line, or restore the original file.") from None
     return line

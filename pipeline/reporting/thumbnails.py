@@ -1,7 +1,7 @@
-"""Pictures of images that are known by id and file name, small enough that a page can hold thousands.
+"""Thumbnails of images, small enough that a page can hold thousands.
 
-They come from a shard dataset, whose samples know their image id, or from a folder of photographs. What has no picture says why.
-Pictures that a dataset has squashed or padded get the shape of their photograph again.
+They are made from a shard dataset, where images are found by id, or from a folder, where they are found by file name. Where there is no
+thumbnail, the result is the reason. Images that the dataset has squashed or padded get the shape of the original again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +22,14 @@ from shards.paths import is_inside
 from shards.sidecar import Sample
 from shards.tar import read_records
 
-SIDE = 192
-QUALITY = 70
+SIDE = 192  # pixels, the longer side
+JPEG_QUALITY = 70
 Problem = Literal["missing", "damaged"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestedImage:
-    """An image that is to be shown; ``file_name`` is a stranger's word."""
+    """An image to show; ``file_name`` comes from outside and is not trusted."""
 
     image_id: int
     file_name: str
@@ -37,36 +37,36 @@ class RequestedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnails:
-    """JPEG bytes, or why there are none, for each image in order, and how fast they were made."""
+    """For each image, in order, the bytes of a JPEG or the reason why there is none; and how fast they were made."""
 
-    pictures: tuple[bytes | Problem, ...]
+    results: tuple[bytes | Problem, ...]
     images_per_second: float
 
     def count(self, problem: Problem) -> int:
-        """How many images have no picture for this reason."""
-        return sum(picture == problem for picture in self.pictures)
+        """How many images have no thumbnail for this reason."""
+        return sum(result == problem for result in self.results)
 
 
-def shard_thumbnails(folder: Path, split_name: str, wanted: Sequence[RequestedImage], *, quiet: bool = True) -> Thumbnails:
-    """Thumbnails of the images that a split of a shard dataset stores, found by image id.
+def shard_thumbnails(folder: Path, split_name: str, requested: Sequence[RequestedImage], *, quiet: bool = True) -> Thumbnails:
+    """Thumbnails from a split of a shard dataset. Images are found by id.
 
-    An image with the same id and another file name is another image: it counts as missing.
+    An image with the same id but another file name is a different image: it counts as missing.
 
     Raises:
-        InputError: No such dataset or split, or it holds none of the images.
-        DamageError, MismatchError: Its sidecars or records are damaged; a damaged picture is counted instead.
+        InputError: No such dataset or split, or it has none of the images.
+        DamageError, MismatchError: Its sidecars or records are damaged. Damaged images are counted instead.
     """
     split = open_split(folder, split_name, check_tars=False)
-    ids = {image.image_id for image in wanted}
-    places: dict[int, tuple[Shard, Sample, str]] = {}
+    ids = {image.image_id for image in requested}
+    samples: dict[int, tuple[Shard, Sample, str]] = {}
     for shard in split.shards:
         for sample, record in read_records(shard):
             if record["image_id"] in ids:
-                places.setdefault(record["image_id"], (shard, sample, record["file_name"]))
+                samples.setdefault(record["image_id"], (shard, sample, record["file_name"]))
     mode = split.config["resize"]["mode"]
 
     def make(image: RequestedImage) -> bytes | Problem:
-        shard, sample, file_name = places.get(image.image_id, (None, None, ""))
+        shard, sample, file_name = samples.get(image.image_id, (None, None, ""))
         if shard is None or sample is None or (image.file_name and image.file_name != file_name):
             return "missing"
         try:
@@ -75,20 +75,20 @@ def shard_thumbnails(folder: Path, split_name: str, wanted: Sequence[RequestedIm
         except (DamageError, ImageError):
             return "damaged"
 
-    made = _made(make, wanted, quiet=quiet)
-    if wanted and made.count("missing") == len(wanted):
-        raise InputError(f"{folder}: split {split_name!r} holds none of the {len(wanted)} images. Give the shards that were evaluated, or --split.")
-    return made
+    thumbnails = _make_all(make, requested, quiet=quiet)
+    if requested and thumbnails.count("missing") == len(requested):
+        raise InputError(f"{folder}: split {split_name!r} has none of the {len(requested)} images. Choose other `shards` or another `split`.")
+    return thumbnails
 
 
-def folder_thumbnails(folder: Path, wanted: Sequence[RequestedImage], *, quiet: bool = True) -> Thumbnails:
-    """Thumbnails of photographs, found by file name below a folder; a name that leads out of it, through a link too, counts as missing.
+def folder_thumbnails(folder: Path, requested: Sequence[RequestedImage], *, quiet: bool = True) -> Thumbnails:
+    """Thumbnails from the images in a folder, found by file name. A name that leads out of the folder, also by a link, counts as missing.
 
     Raises:
-        InputError: There is no such folder, or none of the photographs is in it.
+        InputError: No such folder, or none of the images is in it.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: not a folder. Give --images the folder that the photographs' file names are relative to.")
+        raise InputError(f"{folder}: not a folder. `images` must be the folder that the file names of the images are relative to.")
     root = folder.resolve()
 
     def make(image: RequestedImage) -> bytes | Problem:
@@ -96,43 +96,43 @@ def folder_thumbnails(folder: Path, wanted: Sequence[RequestedImage], *, quiet: 
         if path is None:
             return "missing"
         try:
-            return _photograph_thumbnail(read_image_file(path), str(path))
+            return _image_thumbnail(read_image_file(path), str(path))
         except ImageError as error:
             return "missing" if error.reason == "missing_file" else "damaged"
 
-    made = _made(make, wanted, quiet=quiet)
-    if wanted and made.count("missing") == len(wanted):
-        shown = next((image.file_name for image in wanted if image.file_name), "which the score file does not name")
-        raise InputError(f"{folder}: none of the {len(wanted)} photographs is here (the first: {shown}). Give another --images, or --shards.")
-    return made
+    thumbnails = _make_all(make, requested, quiet=quiet)
+    if requested and thumbnails.count("missing") == len(requested):
+        shown = next((image.file_name for image in requested if image.file_name), "not named in the score file")
+        raise InputError(f"{folder}: none of the {len(requested)} images is here (the first: {shown}). Give another `images` folder, or `shards`.")
+    return thumbnails
 
 
-def _made(make: Callable[[RequestedImage], bytes | Problem], wanted: Sequence[RequestedImage], *, quiet: bool) -> Thumbnails:
-    pictures: list[bytes | Problem] = []
-    with Progress("Thumbnails", total=len(wanted), unit="images", quiet=quiet) as progress:
-        made: Iterator[bytes | Problem] = map_ahead(make, wanted, threads=default_workers())
-        for picture in made:
-            pictures.append(picture)
+def _make_all(make: Callable[[RequestedImage], bytes | Problem], requested: Sequence[RequestedImage], *, quiet: bool) -> Thumbnails:
+    results: list[bytes | Problem] = []
+    with Progress("Thumbnails", total=len(requested), unit="images", quiet=quiet) as progress:
+        made: Iterator[bytes | Problem] = map_ahead(make, requested, threads=default_workers())
+        for result in made:
+            results.append(result)
             progress.advance(1)
         rate = progress.rate
-    return Thumbnails(pictures=tuple(pictures), images_per_second=rate)
+    return Thumbnails(results=tuple(results), images_per_second=rate)
 
 
 def _inside(root: Path, file_name: str) -> Path | None:
-    """The regular file of this name below ``root``, which is resolved, or None."""
+    """The regular file of this name below ``root``, a resolved path; or None."""
     if not file_name or not is_inside(file_name):
         return None
     try:
         path = (root / file_name).resolve()
-        return path if path.is_relative_to(root) and path.is_file() else None  # no device, no pipe
+        return path if path.is_relative_to(root) and path.is_file() else None  # not a device or a pipe
     except (OSError, RuntimeError, ValueError):
-        return None  # too long a name, links in a circle, half a character: there is no such file
+        return None  # too long a name, a cycle of links, a lone surrogate: no such file
 
 
-def _photograph_thumbnail(data: bytes, name: str) -> bytes:
+def _image_thumbnail(data: bytes, name: str) -> bytes:
     square = Resize(size=SIDE, mode="pad")
-    photograph = decode_image(data, name, square)
-    return encode_jpeg(_without_padding(photograph.image, square.scaled(photograph.width, photograph.height)), QUALITY)
+    decoded = decode_image(data, name, square)
+    return encode_jpeg(_without_padding(decoded.image, square.scaled(decoded.width, decoded.height)), JPEG_QUALITY)
 
 
 def _stored_thumbnail(jpeg: bytes, name: str, record: dict[str, Any], mode: str) -> bytes:
@@ -145,7 +145,7 @@ def _stored_thumbnail(jpeg: bytes, name: str, record: dict[str, Any], mode: str)
     elif mode != "squash":
         width, height = image.size
     shape = Resize(size=SIDE, mode="pad").scaled(width, height)
-    return encode_jpeg(image.resize(shape, Image.Resampling.LANCZOS), QUALITY)
+    return encode_jpeg(image.resize(shape, Image.Resampling.LANCZOS), JPEG_QUALITY)
 
 
 def _without_padding(square: Image.Image, shape: tuple[int, int]) -> Image.Image:

@@ -44,11 +44,11 @@ def report(runs: tuple[Path, ...], out: Path, split: str, images: Path | None, s
 def _print_summary(out: Path, made: "ReportSummary") -> None:
     for line in made.notes:
         print_note(line)
-    if made.pictures is None:
+    if made.thumbnails is None:
         print_result("The page shows captions without images. Add them with --shards DIR or --images DIR.")
     else:
         lost = "".join(f", {count:,} {what}" for count, what in ((made.missing, "not found"), (made.damaged, "damaged")) if count)
-        print_result(f"Images: {made.pictures:,} of {made.images:,}{lost} ({made.images_per_second:,.0f} images/s).")
+        print_result(f"Images: {made.thumbnails:,} of {made.images:,}{lost} ({made.images_per_second:,.0f} images/s).")
     runs = "1 run" if len(made.runs) == 1 else f"{len(made.runs)} runs"
     print_result(f"{out}: {made.images:,} images, {runs}, {made.bytes / 1e6:,.1f} MB.")
     if made.bytes > LARGE_PAGE_BYTES:
