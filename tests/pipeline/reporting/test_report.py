@@ -179,7 +179,8 @@ def test_runs_that_cannot_be_compared_are_refused_and_inconsistencies_are_noted(
     made = report(runs=[first, near], out=page)
     assert made.notes == (
         "first and near have 2 of 4 images in common and are compared over these.",
-        "1 images have other references or another file name in near than in first: their scores are hardly comparable. Those of the first run are shown.",
+        "1 images have other references or another file name in near than in first: their scores are hardly comparable. "
+        "Those of the first run are shown.",
     )
     content = content_of(page)
     (difference,) = content["differences"][0]
