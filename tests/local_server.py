@@ -1,11 +1,11 @@
-"""A web server on 127.0.0.1 whose answers are a method of its own: what tests' servers have in common."""
+"""The base of the tests' web servers on 127.0.0.1."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class LocalServer:
-    """Starts when it is made; what inherits from it makes what it needs first, and answers GET and HEAD."""
+    """A web server that starts in its constructor. Subclasses set up their state first, and answer GET and HEAD requests in :meth:`answer`."""
 
     def __init__(self) -> None:
         outer = self
@@ -30,7 +30,7 @@ class LocalServer:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        """In a thread of each request's own."""
+        """Answer a request. Each request has its own thread."""
         raise NotImplementedError
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A small dataset without features, a web server over it, and an S3-compatible server, all on 127.0.0.1."""
+"""A small dataset without features, a web server for it, and an S3-compatible server, all on 127.0.0.1."""
 
 import json
 from collections import Counter
@@ -24,7 +24,7 @@ SHARD_SIZE = 3
 
 
 def draw(folder: Path, names: list[str]) -> None:
-    """Small photographs with these names, each of another colour and size, and a caption file of two captions each."""
+    """Write small images with these names, each of another colour and size, and a caption file with two captions per image."""
     for number, name in enumerate(names):
         path = folder / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,28 +37,28 @@ def draw(folder: Path, names: list[str]) -> None:
 
 
 def shard(folder: Path, out: Location, **options: Any) -> ShardSummary:
-    """Shards of three of what :func:`draw` made."""
+    """Write shards of three samples from the images of :func:`draw`."""
     images = options.pop("images", folder / "images")
     return write_shards(images=images, captions=folder / "c.json", out=out, config=CONFIG, shard_size=SHARD_SIZE, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file there is, hidden ones too."""
+    """The content of every file by name, including hidden files."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-class PhotoServer(LocalServer):
-    """A web server over a folder.
+class ImageServer(LocalServer):
+    """A web server for a folder.
 
     Attributes:
-        asked: How often each path was asked for, by method.
-        broken: Paths that are answered with 500, and how often still.
+        requests: Number of requests by method and path.
+        broken: Paths that are answered with 500, and for how many more requests.
         forbidden: Paths that are answered with 403.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.broken: Counter[str] = Counter()
         self.forbidden: set[str] = set()
         super().__init__()
@@ -70,7 +70,7 @@ class PhotoServer(LocalServer):
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         name = unquote(request.path).removeprefix("/photos/")
         with self.lock:
-            self.asked[f"{request.command} {name}"] += 1
+            self.requests[f"{request.command} {name}"] += 1
             broken = self.broken[name] > 0
             self.broken[name] -= broken
         path = self.root / name
@@ -97,7 +97,7 @@ def s3_server() -> Iterator[str]:
 
 @contextmanager
 def s3_bucket(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Any]]:
-    """The URL of a new place in an S3 server, and boto3's client to look into it; what a user would set is set."""
+    """The URL of a new bucket in an S3 server and a boto3 client for it. The environment variables that a user would set are set."""
     import boto3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
@@ -114,7 +114,7 @@ def s3_bucket(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
 
 
 def objects(client: Any, url: str) -> dict[str, bytes]:
-    """All objects below a URL in S3, by what comes after it."""
+    """All objects below a URL in S3, by the rest of their key."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     found = client.list_objects_v2(Bucket=bucket, Prefix=prefix and prefix + "/").get("Contents", [])
     return {each["Key"].removeprefix(prefix + "/"): client.get_object(Bucket=bucket, Key=each["Key"])["Body"].read() for each in found}

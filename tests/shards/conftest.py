@@ -1,4 +1,4 @@
-"""Real servers on 127.0.0.1: shards on the web, and an S3-compatible one."""
+"""Real servers on 127.0.0.1: a web server with shards, and an S3-compatible server."""
 
 from collections.abc import Iterator
 from pathlib import Path

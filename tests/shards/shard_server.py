@@ -1,4 +1,4 @@
-"""A server of shards that misbehaves where a test says so, and what tests of remote shards look at."""
+"""A web server for shards that misbehaves as a test requires, and helpers of the tests of remote shards."""
 
 import threading
 import time
@@ -15,19 +15,19 @@ LARGE = 10**9
 
 
 class Server(LocalServer):
-    """A web server over a folder that counts what it is asked for, and misbehaves where a test says so.
+    """A web server for a folder that counts requests, and misbehaves as a test requires.
 
     Attributes:
-        gets: How often each name was asked for.
-        cut: Names whose answer ends in the middle, and how often still.
-        longer: Names that get bytes behind their end, without a length in the header.
+        gets: Number of requests by name.
+        truncated: Names whose response ends in the middle, and for how many more requests.
+        longer: Names whose response has additional bytes, and no length in the header.
         hang: Names that stop in the middle until ``released`` is set.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.gets: Counter[str] = Counter()
-        self.cut: Counter[str] = Counter()
+        self.truncated: Counter[str] = Counter()
         self.longer: set[str] = set()
         self.hang: set[str] = set()
         self.released = threading.Event()
@@ -49,8 +49,8 @@ class Server(LocalServer):
         path = self.root / name
         with self.lock:
             self.gets[name] += 1
-            cut = self.cut[name] > 0
-            self.cut[name] -= cut
+            truncate = self.truncated[name] > 0
+            self.truncated[name] -= truncate
         if not path.is_file() or request.path != f"/data/shards/{name}":
             request.send_error(404)
             return
@@ -66,7 +66,7 @@ class Server(LocalServer):
         request.wfile.flush()
         if name in self.hang:
             self.released.wait(60)
-        if not cut:
+        if not truncate:
             request.wfile.write(content[half:])
 
 
@@ -75,7 +75,7 @@ def opened(server: Server, cache: Path, cache_bytes: int = LARGE, split: str = "
 
 
 def tar_bytes(folder: Path) -> int:
-    """What stands on the disk as a tar, whole or half fetched."""
+    """Bytes of all tars on disk, complete or partial."""
     total = 0
     for pattern in ("*.tar", ".*.tar.tmp"):
         for path in folder.glob(pattern):

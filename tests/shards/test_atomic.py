@@ -30,20 +30,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_temporary(tmp_path: Path
 
 
 @given(JSON)
-def test_json_bytes_read_back_as_what_they_were(content: object) -> None:
+def test_json_round_trip(content: object) -> None:
     assert json.loads(json_bytes(content)) == content
     assert json_digest(content) == json_digest(json.loads(json_bytes(content)))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{", b"[" * 100_000])
-def test_json_that_is_none_is_an_error_with_the_files_name(tmp_path: Path, content: bytes) -> None:
+def test_invalid_json_is_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.json"):
         read_json(path, what="thing")
 
 
-def test_a_file_in_the_folders_place_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_file_where_a_folder_should_be_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResourceError, match="in the way"):
         write_json(tmp_path / "file" / "a.json", 1)
@@ -62,7 +62,7 @@ def test_a_full_disk_is_a_clear_error_and_nothing_is_left(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_writer_is_refused_and_a_killed_one_frees_the_place(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_and_a_killed_one_releases_the_lock(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from shards.atomic import hold_lock\n"
         "with hold_lock(Path(sys.argv[1]), 'x', 'writing'): print('in', flush=True); time.sleep(60)"
@@ -79,5 +79,5 @@ def test_a_second_writer_is_refused_and_a_killed_one_frees_the_place(tmp_path: P
         pass
 
 
-def test_temporary_names_stand_beside_their_target(tmp_path: Path) -> None:
+def test_temporary_files_are_next_to_their_target(tmp_path: Path) -> None:
     assert temporary_path(tmp_path / "a.tar") == tmp_path / ".a.tar.tmp"

@@ -58,7 +58,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         assert file["features"].dtype == np.float16
 
 
-def test_the_same_pieces_make_the_same_bytes_and_the_same_table_as_one_piece(tmp_path: Path) -> None:
+def test_the_same_chunks_make_the_same_bytes_and_the_same_table_as_one_chunk(tmp_path: Path) -> None:
     rows = features(9)
     pieces = [(rows[:4], table(0, 4)), (rows[4:], table(4, 5))]
     write_features(tmp_path / "a.h5", lambda: pieces, dim=8, provenance=provenance())
@@ -96,7 +96,7 @@ def test_every_flipped_byte_of_the_data_is_detected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
-def test_a_cut_file_is_damaged(tmp_path: Path, keep: float) -> None:
+def test_a_truncated_file_is_damaged(tmp_path: Path, keep: float) -> None:
     path = tmp_path / "a.h5"
     write_features(path, whole(40, 64), dim=64, provenance=provenance())
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
@@ -123,14 +123,14 @@ def test_other_hdf5_and_missing_files_are_named(tmp_path: Path) -> None:
         open_features(tmp_path / "none.h5")
 
 
-def test_features_of_other_weights_do_not_belong_together(tmp_path: Path) -> None:
+def test_features_of_other_weights_are_not_comparable(tmp_path: Path) -> None:
     write_features(tmp_path / "a.h5", whole(3), dim=8, provenance=provenance("a" * 64))
     write_features(tmp_path / "b.h5", whole(3), dim=8, provenance=provenance("b" * 64))
     with pytest.raises(MismatchError, match=f"{'a' * 64}.*{'b' * 64}"):
         check_same_network(open_features(tmp_path / "a.h5"), open_features(tmp_path / "b.h5"))
 
 
-def test_the_mean_view_is_the_mean_of_an_images_views_and_a_single_view_itself(tmp_path: Path) -> None:
+def test_the_mean_view_averages_the_views_and_keeps_a_single_one(tmp_path: Path) -> None:
     rows = np.array([[[1, 2], [3, 4]], [[0, 1], [1, 0]], [[8, 8], [8, 16]]], np.float16)
     two = dataclasses.replace(provenance(), views=("center", "center-flipped"))
     write_features(tmp_path / "a.h5", lambda: [(rows, table(0, 3))], dim=2, provenance=two)

@@ -20,7 +20,7 @@ from shards.fetch import download, split_url
         ("simplecache::http://host/a.jpg", "Supported are http, https, s3"),
     ],
 )
-def test_what_is_no_url_that_can_be_read_is_refused_at_once_by_name(tmp_path: Path, url: str, says: str) -> None:
+def test_unsupported_urls_are_refused_at_once(tmp_path: Path, url: str, says: str) -> None:
     with pytest.raises(InputError, match=says) as refused:
         download(url, tmp_path / "file", max_bytes=10)
     assert str(refused.value).startswith(f"{url}: ")

@@ -1,4 +1,4 @@
-"""Shards that are fetched before they are read, within the bound of the cache."""
+"""Shards are fetched before they are read, within the bound of the cache."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def there(split: Split) -> set[str]:
     return {path.name for path in split.folder.glob("*.tar")}
 
 
-def test_fetching_ahead_keeps_within_the_bound_and_fetches_nothing_twice(server: Server, fine: Path, tmp_path: Path) -> None:
+def test_fetching_ahead_respects_the_bound_and_fetches_nothing_twice(server: Server, fine: Path, tmp_path: Path) -> None:
     bound = 5 * largest(fine)
     split = opened(server, tmp_path, bound)
     visited = np.random.default_rng(0).permutation(len(split.shards))
@@ -57,7 +57,7 @@ def test_fetching_ahead_stops_at_a_bounded_number_and_never_removes_what_is_in_u
     assert sum(server.tar_gets().values()) == 4
 
 
-def test_what_cannot_be_fetched_ahead_is_an_error_where_it_is_read(server: Server, fine: Path, tmp_path: Path) -> None:
+def test_a_failed_fetch_is_an_error_for_the_reader(server: Server, fine: Path, tmp_path: Path) -> None:
     server.root = shutil.copytree(fine, tmp_path / "part")
     (server.root / "train-000001.tar").unlink()
     split = opened(server, tmp_path / "cache")
@@ -67,8 +67,8 @@ def test_what_cannot_be_fetched_ahead_is_an_error_where_it_is_read(server: Serve
             split.shards[1].open()
 
 
-def test_closing_gives_up_a_tar_that_is_half_there(server: Server, tmp_path: Path) -> None:
-    server.cut["train-000000.tar"] = 99
+def test_closing_cancels_a_tar_in_the_middle(server: Server, tmp_path: Path) -> None:
+    server.truncated["train-000000.tar"] = 99
     split = opened(server, tmp_path)
     ahead = FetchAhead(split.shards, window=2)
     wait_until(lambda: server.gets["train-000000.tar"] > 0)
@@ -76,7 +76,7 @@ def test_closing_gives_up_a_tar_that_is_half_there(server: Server, tmp_path: Pat
     assert not ahead._thread.is_alive()
 
 
-def test_fetching_ahead_of_local_shards_starts_nothing(fine: Path) -> None:
+def test_local_shards_start_no_thread(fine: Path) -> None:
     shards = open_split(fine, "train").shards
     before = threading.active_count()
     with FetchAhead(shards, window=2) as ahead:

@@ -49,7 +49,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(client: Any, url: str) -> dict[str, Any]:
-    """When each object was written last: its version's name does not change with what it holds."""
+    """When each object was last written; an ETag would not change with equal content."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     return {each["Key"]: each["LastModified"] for each in client.list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]}
 
@@ -76,7 +76,7 @@ def test_a_second_run_writes_nothing_and_fetches_no_tar(place: Place, drawn: Pat
     assert written(client, url) == before
 
 
-def test_a_shard_that_is_gone_or_not_the_one_of_its_sidecar_is_made_again(place: Place, drawn: Path) -> None:
+def test_a_missing_shard_or_one_that_does_not_match_its_sidecar_is_made_again(place: Place, drawn: Path) -> None:
     url, client = place
     shard(drawn, url)
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
@@ -128,7 +128,7 @@ shard(Path(sys.argv[1]), sys.argv[2])
 
 
 @pytest.mark.parametrize("fault", [2, 5, 9, 10])
-def test_a_run_killed_between_two_files_leaves_whole_ones_and_goes_on_to_the_same_bytes(place: Place, drawn: Path, fault: int) -> None:
+def test_a_run_killed_between_two_files_leaves_complete_files_and_resumes_to_the_same_bytes(place: Place, drawn: Path, fault: int) -> None:
     url, client = place
     child = subprocess.run([sys.executable, "-c", FAULT, str(drawn), url, str(fault)], cwd=ROOT, check=False)
     assert child.returncode == -signal.SIGKILL
@@ -140,7 +140,7 @@ def test_a_run_killed_between_two_files_leaves_whole_ones_and_goes_on_to_the_sam
     assert objects(client, url) == whole
 
 
-def test_a_large_file_that_breaks_off_is_not_there_at_all(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_upload_of_a_large_file_leaves_no_object(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, client = place
     (tmp_path / "large").write_bytes(os.urandom(1000) * 110_000)  # 110 MB: more than one part
     code = (
@@ -160,7 +160,7 @@ def test_a_large_file_that_breaks_off_is_not_there_at_all(place: Place, tmp_path
     assert output.stat("large") == (110_000_000, "mark")
 
 
-def test_processes_with_shares_write_to_s3_and_the_last_run_commits(place: Place, drawn: Path) -> None:
+def test_array_tasks_write_to_s3_and_the_last_run_commits(place: Place, drawn: Path) -> None:
     url, client = place
     for number in (1, 0):
         shard(drawn, url, array_task=ArrayTask(task_id=number, num_tasks=2))
@@ -201,7 +201,7 @@ def test_parts_in_s3_are_kept_and_joined_by_the_last_run(place: Place, drawn: Pa
     assert open_features(tmp_path / "again.h5").table.images == 10
 
 
-def test_a_place_that_holds_something_else_is_refused_by_its_url(place: Place, drawn: Path) -> None:
+def test_a_location_that_holds_something_else_is_refused_by_its_url(place: Place, drawn: Path) -> None:
     url, client = place
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     client.put_object(Bucket=bucket, Key=f"{prefix}/thesis.tex", Body=b"x")
@@ -209,12 +209,12 @@ def test_a_place_that_holds_something_else_is_refused_by_its_url(place: Place, d
         shard(drawn, url)
 
 
-def test_a_bucket_that_is_not_there_is_named(place: Place, drawn: Path) -> None:
+def test_a_missing_bucket_is_named(place: Place, drawn: Path) -> None:
     with pytest.raises((InputError, ResourceError), match="s3://no-such-bucket-here/x"):
         shard(drawn, "s3://no-such-bucket-here/x")
 
 
-def test_a_server_that_is_gone_is_named_with_what_could_not_be_done(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_named_with_the_failed_action(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, _ = place
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # nobody listens there
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # ours count
@@ -243,7 +243,7 @@ def test_a_url_that_cannot_be_written_to_is_refused(url: str, says: str) -> None
         check_output(url)
 
 
-def test_round_trips_are_made_several_at_a_time_and_answer_in_order(tmp_path: Path) -> None:
+def test_requests_run_in_parallel_and_return_in_order(tmp_path: Path) -> None:
     together = threading.Barrier(4, timeout=10)
 
     def answer(item: int) -> int:
@@ -253,7 +253,7 @@ def test_round_trips_are_made_several_at_a_time_and_answer_in_order(tmp_path: Pa
     assert list(Output(folder=tmp_path, url="s3://bucket/x").map(answer, range(8))) == list(range(0, 16, 2))
 
 
-def test_a_folder_is_its_own_place(tmp_path: Path) -> None:
+def test_output_to_a_folder_stays_in_it(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"1")
     with open_output(tmp_path) as output:
         assert (output.folder, output.names(), output.location("x")) == (tmp_path, ["x"], tmp_path / "x")
@@ -263,7 +263,7 @@ def test_a_folder_is_its_own_place(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_writes_to_s3_and_says_where(place: Place, drawn: Path, run_cli: Run) -> None:
+def test_the_command_writes_to_s3_and_prints_the_url(place: Place, drawn: Path, run_cli: Run) -> None:
     url, _ = place
     options = ["--images", drawn / "images", "--captions", drawn / "c.json", "--size", 32, "--workers", 1, "--out", url]
     result = run_cli("shard", *options, "--task-id", 0, "--num-tasks", 2)

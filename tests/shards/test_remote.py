@@ -65,7 +65,7 @@ def python(code: str, *arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_a_local_path_stays_what_it_is(fine: Path) -> None:
+def test_a_local_path_stays_as_it_is(fine: Path) -> None:
     assert localize(fine) == fine
     assert localize(str(fine)) == fine
     assert origin(fine) == str(fine.resolve())
@@ -80,12 +80,12 @@ def test_a_mirror_has_the_datasets_files_and_no_tar_yet(server: Server, fine: Pa
     assert localize(origin(folder), cache=tmp_path, cache_bytes=LARGE) == folder
 
 
-def test_each_tar_comes_once_and_gives_the_batches_of_the_local_folder(server: Server, fine: Path, tmp_path: Path) -> None:
+def test_each_tar_is_fetched_once_and_gives_the_batches_of_the_local_folder(server: Server, fine: Path, tmp_path: Path) -> None:
     assert_same(batches_of(opened(server, tmp_path)), batches_of(open_split(fine, "train")))
     assert server.tar_gets() == {tar.name: 1 for tar in fine.glob("train-*.tar")}
 
 
-def test_another_start_fetches_dataset_json_alone(server: Server, tmp_path: Path) -> None:
+def test_a_second_start_fetches_only_dataset_json(server: Server, tmp_path: Path) -> None:
     read_all(opened(server, tmp_path))
     before = Counter(server.gets)
     table_of_split(opened(server, tmp_path))
@@ -116,7 +116,7 @@ def test_a_small_bound_holds_at_all_times_and_gives_the_same_batches(server: Ser
     assert max(server.tar_gets().values()) > 1
 
 
-def test_the_least_recently_used_tar_goes_first(server: Server, fine: Path, tmp_path: Path) -> None:
+def test_the_least_recently_used_tar_is_removed_first(server: Server, fine: Path, tmp_path: Path) -> None:
     split = opened(server, tmp_path, 3 * largest(fine))
     for shard in split.shards[:3]:
         shard.open().close()
@@ -135,7 +135,7 @@ def test_a_smaller_bound_holds_from_the_start(server: Server, tmp_path: Path) ->
     assert 0 < tar_bytes(split.folder) <= bound
 
 
-def test_captions_need_each_tar_once_however_small_the_bound(server: Server, fine: Path, tmp_path: Path) -> None:
+def test_reading_captions_fetches_each_tar_once_with_any_bound(server: Server, fine: Path, tmp_path: Path) -> None:
     bound = 2 * largest(fine)
     local = table_of_split(open_split(fine, "train"))
     for _ in range(2):
@@ -144,7 +144,7 @@ def test_captions_need_each_tar_once_however_small_the_bound(server: Server, fin
     assert set(server.tar_gets().values()) == {1}
 
 
-def test_a_damaged_file_of_records_is_made_again(server: Server, tmp_path: Path) -> None:
+def test_a_damaged_records_file_is_made_again(server: Server, tmp_path: Path) -> None:
     split = opened(server, tmp_path)
     wanted = table_of_split(split).texts
     path = records_path(split.shards[2].path)
@@ -175,23 +175,23 @@ def test_wrong_bytes_are_refused_with_both_digests(server: Server, fine: Path, t
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_cut_connection_is_tried_again(server: Server, fine: Path, tmp_path: Path, times: int) -> None:
-    server.cut["train-000000.tar"] = server.cut[DATASET_FILE] = server.cut["train-000003.json"] = times
+def test_a_broken_connection_is_retried(server: Server, fine: Path, tmp_path: Path, times: int) -> None:
+    server.truncated["train-000000.tar"] = server.truncated[DATASET_FILE] = server.truncated["train-000003.json"] = times
     split = opened(server, tmp_path)
     with split.shards[0].open() as file:
         assert file.read() == (fine / "train-000000.tar").read_bytes()
     assert server.gets["train-000000.tar"] == times + 1
 
 
-def test_a_connection_that_is_always_cut_is_an_error_that_names_the_url(server: Server, tmp_path: Path) -> None:
-    server.cut["train-000000.tar"] = 99
+def test_a_connection_that_breaks_every_time_is_an_error_that_names_the_url(server: Server, tmp_path: Path) -> None:
+    server.truncated["train-000000.tar"] = 99
     split = opened(server, tmp_path)
     with pytest.raises(ResourceError, match=rf"{server.url}/train-000000\.tar: could not be fetched in 4 attempts .* Run the same command again"):
         split.shards[0].open()
     assert not list(split.folder.glob(".*.tmp"))
 
 
-def test_a_server_that_is_gone_is_an_error_that_names_the_url(server: Server, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_an_error_that_names_the_url(server: Server, tmp_path: Path) -> None:
     server.close()
     with pytest.raises(ResourceError, match=rf"{server.url}/dataset\.json: could not be fetched"):
         opened(server, tmp_path)
@@ -205,7 +205,7 @@ def test_never_more_is_written_than_the_sidecar_lists(server: Server, tmp_path: 
     assert not tar_bytes(split.folder)
 
 
-def test_what_is_not_there_is_named_by_its_url(server: Server, fine: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named_by_their_url(server: Server, fine: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"{server.url}/no/dataset\.json: no such file"):
         localize(server.url + "/no", cache=tmp_path, cache_bytes=LARGE)
     server.root = shutil.copytree(fine, tmp_path / "part")
@@ -243,7 +243,7 @@ def test_damage_in_a_sidecar_is_named_by_its_url(server: Server, fine: Path, tmp
         ("nothing://host/shards", "Supported are"),
     ],
 )
-def test_a_url_that_makes_no_sense_is_refused(tmp_path: Path, url: str, says: str) -> None:
+def test_an_invalid_url_is_refused(tmp_path: Path, url: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         localize(url, cache=tmp_path, cache_bytes=LARGE)
 
@@ -255,7 +255,7 @@ def test_a_missing_package_is_named_with_what_installs_it(server: Server, tmp_pa
         opened(server, tmp_path)
 
 
-def test_a_dataset_that_has_changed_there_is_fetched_anew(server: Server, small: Small, fine: Path, tmp_path: Path) -> None:
+def test_a_changed_remote_dataset_is_fetched_again(server: Server, small: Small, fine: Path, tmp_path: Path) -> None:
     old = opened(server, tmp_path)
     table_of_split(old)
     server.root = small.shards
@@ -289,7 +289,7 @@ print(split.digest)
 """
 
 
-def test_processes_that_open_one_mirror_at_a_time_fetch_each_tar_once(server: Server, fine: Path, tmp_path: Path) -> None:
+def test_concurrent_processes_fetch_each_tar_once(server: Server, fine: Path, tmp_path: Path) -> None:
     processes = [python(READ, server.url, tmp_path) for _ in range(3)]
     for process in processes:
         output, errors = process.communicate(timeout=60)
@@ -298,7 +298,7 @@ def test_processes_that_open_one_mirror_at_a_time_fetch_each_tar_once(server: Se
     assert server.tar_gets() == {tar.name: 1 for tar in fine.glob("train-*.tar")}
 
 
-def test_after_a_kill_in_the_middle_of_a_tar_all_goes_on(server: Server, tmp_path: Path) -> None:
+def test_a_kill_in_the_middle_of_a_tar_does_no_harm(server: Server, tmp_path: Path) -> None:
     server.hang.add("train-000000.tar")
     folder = tmp_path / mirror_name(server.url)
     process = python(READ, server.url, tmp_path)
@@ -315,7 +315,7 @@ def test_after_a_kill_in_the_middle_of_a_tar_all_goes_on(server: Server, tmp_pat
     assert server.gets["train-000000.tar"] == 2
 
 
-def test_a_cache_too_small_for_a_window_is_refused_with_what_is_needed(server: Server, fine: Path, tmp_path: Path) -> None:
+def test_a_cache_too_small_for_a_window_is_refused_with_the_size_it_needs(server: Server, fine: Path, tmp_path: Path) -> None:
     split = opened(server, tmp_path, 400_000)
     sizes = sorted((shard.sidecar.tar_bytes for shard in split.shards), reverse=True)
     check_cache_holds(open_split(fine, "train"), 17)
@@ -326,7 +326,7 @@ def test_a_cache_too_small_for_a_window_is_refused_with_what_is_needed(server: S
         opened(server, tmp_path, 1000).shards[0].open()
 
 
-def test_a_run_of_remote_shards_goes_on_from_its_url(server: Server, tmp_path: Path, run_cli: Run) -> None:
+def test_a_run_on_remote_shards_resumes_from_its_url(server: Server, tmp_path: Path, run_cli: Run) -> None:
     out, cache = tmp_path / "run", tmp_path / "cache"
     options = ["--shard-cache", cache, "--device", "cpu"]
     first = ["--backbone", "squeezenet1_1", "--weights", "random", "--captions-per-image", 5, "--batch-size", 16, "--hidden-dim", 16]
@@ -346,7 +346,7 @@ def test_a_run_of_remote_shards_goes_on_from_its_url(server: Server, tmp_path: P
     assert set(server.tar_gets().values()) == {1}
 
 
-def test_the_cache_stands_where_xdg_says(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Run) -> None:
+def test_the_cache_follows_xdg_cache_home(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Run) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     result = run_cli("vocab", "--shards", server.url, "--out", tmp_path / "vocab.json")
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""Shards in a real S3-compatible server on 127.0.0.1."""
+"""Shards on a real S3-compatible server on 127.0.0.1."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def bucket(s3: str, small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The small dataset in that server."""
+    """The small dataset on that server."""
     with s3_bucket(s3, monkeypatch) as (url, client):
         for path in small.shards.iterdir():
             if path.is_file():
@@ -41,7 +41,7 @@ def test_shards_in_s3_are_cached_and_trained_on(bucket: str, small: Small, tmp_p
     assert json.loads((tmp_path / "run/config.json").read_text())["data"] == bucket
 
 
-def test_what_is_not_in_s3_is_named_by_its_url(bucket: str, tmp_path: Path) -> None:
+def test_missing_objects_are_named_by_their_url(bucket: str, tmp_path: Path) -> None:
     for url in (f"{bucket}/no", "s3://nowhere/shards"):
         with pytest.raises(InputError, match=f"{url}/dataset.json: no such file"):
             localize(url, cache=tmp_path, cache_bytes=LARGE)

@@ -22,7 +22,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
         yield server
 
 
-def test_a_file_comes_whole_over_http_without_any_package(server: RangeServer, tmp_path: Path) -> None:
+def test_a_file_is_downloaded_over_http_without_extra_packages(server: RangeServer, tmp_path: Path) -> None:
     content = server.files["/a"] = os.urandom(3_000_000)
     arrived: list[int] = []
     resume_download(f"{server.url}/a", tmp_path / "a", size=len(content), max_bytes=LARGE, on_bytes=arrived.append)
@@ -30,38 +30,38 @@ def test_a_file_comes_whole_over_http_without_any_package(server: RangeServer, t
     assert sum(arrived) == len(content)
 
 
-def test_a_cut_connection_goes_on_behind_what_has_come(server: RangeServer, tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed(server: RangeServer, tmp_path: Path) -> None:
     content = server.files["/a"] = os.urandom(300_000)
-    server.cut["/a"] = (100_000, 2)
+    server.truncated["/a"] = (100_000, 2)
     resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
     assert server.requests("/a") == [None, "bytes=100000-", "bytes=200000-"]
 
 
-def test_attempts_that_bring_something_are_without_end_and_those_in_vain_are_four(
+def test_attempts_with_progress_are_unlimited_and_those_without_are_four(
     server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resume, "PROGRESS_BYTES", 10_000)
     content = server.files["/a"] = os.urandom(200_000)
-    server.cut["/a"] = (10_000, 15)
+    server.truncated["/a"] = (10_000, 15)
     resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
-    server.cut["/b"], server.files["/b"] = (0, 100), content
+    server.truncated["/b"], server.files["/b"] = (0, 100), content
     with pytest.raises(ResourceError, match=r"could not be fetched in 4 attempts \(it ended after 0 of 200000 bytes\)"):
         resume_download(f"{server.url}/b", tmp_path / "b", max_bytes=LARGE)
 
 
 @pytest.mark.parametrize("ignores", [False, True])
-def test_a_file_that_has_changed_meanwhile_is_begun_anew_and_never_glued(server: RangeServer, tmp_path: Path, ignores: bool) -> None:
+def test_a_changed_file_is_downloaded_from_the_start_and_never_mixed(server: RangeServer, tmp_path: Path, ignores: bool) -> None:
     server.files["/a"] = bytes(300_000)
-    server.cut["/a"] = (100_000, 4)
+    server.truncated["/a"] = (100_000, 4)
     stop = threading.Event()
     with pytest.raises(FetchCancelledError):
         resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE, stop=stop, on_bytes=lambda count: stop.set() if count > 0 else None)
     had = (tmp_path / "a").stat().st_size
     assert 0 < had <= 100_000
     content = server.files["/a"] = os.urandom(400_000)
-    server.cut.clear()
+    server.truncated.clear()
     server.ignores_if_range = ignores
     arrived = [had]
     resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE, on_bytes=arrived.append)
@@ -69,10 +69,10 @@ def test_a_file_that_has_changed_meanwhile_is_begun_anew_and_never_glued(server:
     assert sum(arrived) == len(content)
 
 
-def test_a_part_without_a_name_of_its_state_or_of_another_url_is_begun_anew(server: RangeServer, tmp_path: Path) -> None:
+def test_a_partial_file_without_a_validator_or_from_another_url_is_downloaded_again(server: RangeServer, tmp_path: Path) -> None:
     server.etags = False
     content = server.files["/a"] = os.urandom(300_000)
-    server.cut["/a"] = (100_000, 1)
+    server.truncated["/a"] = (100_000, 1)
     resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
     assert server.requests("/a") == [None, None]
@@ -85,26 +85,26 @@ def test_a_part_without_a_name_of_its_state_or_of_another_url_is_begun_anew(serv
     assert (tmp_path / "a").read_bytes() == content
 
 
-def test_a_server_without_ranges_sends_all_of_it_again(server: RangeServer, tmp_path: Path) -> None:
+def test_a_server_without_ranges_sends_the_file_again(server: RangeServer, tmp_path: Path) -> None:
     server.ranges = False
     content = server.files["/a"] = os.urandom(300_000)
-    server.cut["/a"] = (100_000, 1)
+    server.truncated["/a"] = (100_000, 1)
     resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
 
 
-def test_a_whole_part_is_not_asked_for_and_a_part_that_is_too_long_begins_anew(server: RangeServer, tmp_path: Path) -> None:
+def test_a_complete_file_is_not_requested_and_a_too_long_one_is_downloaded_again(server: RangeServer, tmp_path: Path) -> None:
     content = server.files["/a"] = os.urandom(100_000)
     for _ in range(2):
         resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
-    assert len(server.asked) == 1
+    assert len(server.received) == 1
     (tmp_path / "a").write_bytes(content + b"more")
     resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
     assert server.requests("/a") == [None, "bytes=100004-", None]
 
 
-def test_another_size_than_was_published_is_refused_before_anything_comes(server: RangeServer, tmp_path: Path) -> None:
+def test_a_wrong_size_is_refused_before_the_download(server: RangeServer, tmp_path: Path) -> None:
     server.files["/a"] = bytes(100_000)
     with pytest.raises(DamageError, match=r"/a: has 100000 bytes, but should have 7\. Look elsewhere"):
         resume_download(f"{server.url}/a", tmp_path / "a", size=7, max_bytes=LARGE, advice="Look elsewhere.")
@@ -113,7 +113,7 @@ def test_another_size_than_was_published_is_refused_before_anything_comes(server
     assert not (tmp_path / "a").read_bytes()
 
 
-def test_a_file_that_has_come_whole_is_refused_if_it_should_have_another_size(server: RangeServer, tmp_path: Path) -> None:
+def test_a_complete_file_of_the_wrong_size_is_refused(server: RangeServer, tmp_path: Path) -> None:
     server.files["/a"] = bytes(100_000)
     resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     with pytest.raises(DamageError, match=r"/a: has 100000 bytes, but should have 7\."):
@@ -122,16 +122,16 @@ def test_a_file_that_has_come_whole_is_refused_if_it_should_have_another_size(se
         resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=1000)
 
 
-def test_a_server_that_tells_its_date_with_whole_files_alone_is_gone_on_with(server: RangeServer, tmp_path: Path) -> None:
+def test_a_download_resumes_if_partial_responses_omit_the_date(server: RangeServer, tmp_path: Path) -> None:
     server.modified = "Tue, 24 Nov 2026 12:00:00 GMT"
     content = server.files["/a"] = os.urandom(200_000)
-    server.cut["/a"] = (50_000, 1)
+    server.truncated["/a"] = (50_000, 1)
     resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
     assert (tmp_path / "a").read_bytes() == content
     assert server.requests("/a") == [None, "bytes=50000-"]
 
 
-def test_attempts_end_when_nobody_wants_the_file_any_more(server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_end_when_the_download_is_cancelled(server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_SECONDS", (60.0,))
     server.status["/a"] = 503
     stop = threading.Event()
@@ -145,16 +145,16 @@ def test_attempts_end_when_nobody_wants_the_file_any_more(server: RangeServer, t
     ("status", "error", "says", "requests"),
     [(404, InputError, "no such file", 1), (403, ResourceError, "not allowed", 1), (503, ResourceError, "in 4 attempts .*503", 4)],
 )
-def test_what_a_server_refuses_is_said_by_name(
+def test_a_refused_request_is_an_error_that_names_the_url(
     server: RangeServer, tmp_path: Path, status: int, error: type[Exception], says: str, requests: int
 ) -> None:
     server.status["/a"] = status
     with pytest.raises(error, match=f"^{server.url}/a: .*{says}"):
         resume_download(f"{server.url}/a", tmp_path / "a", max_bytes=LARGE)
-    assert len(server.asked) == requests
+    assert len(server.received) == requests
 
 
 @pytest.mark.parametrize("url", ["ftp://host/a", "file:///etc/passwd", "s3://bucket/a"])
-def test_resumed_downloads_are_of_http_alone(tmp_path: Path, url: str) -> None:
+def test_resumed_downloads_support_only_http(tmp_path: Path, url: str) -> None:
     with pytest.raises(InputError, match="only http:// and https:// are supported"):
         resume_download(url, tmp_path / "a", max_bytes=LARGE)

@@ -12,7 +12,7 @@ from shards.sidecar import read_sidecar
 from tests.conftest import Small
 
 
-def test_samples_held_as_columns_are_those_that_the_sidecar_lists(small: Small) -> None:
+def test_samples_in_columns_equal_those_in_the_sidecar(small: Small) -> None:
     for shard in open_split(small.shards, "train").shards:
         rows = json.loads(sidecar_path(shard.path).read_text())["samples"]
         samples = shard.sidecar.samples
@@ -24,7 +24,7 @@ def test_samples_held_as_columns_are_those_that_the_sidecar_lists(small: Small) 
 
 
 @pytest.mark.parametrize("row", [["000000003", 1, 2], ["000000003", 5, 512, 10, 1, 2048, 10**30, 1], ["000000003", 5, 512, -1, 1, 2048, 10, 1], []])
-def test_a_sidecar_with_a_senseless_row_is_damaged(small: Small, tmp_path: Path, row: list[object]) -> None:
+def test_a_sidecar_with_an_impossible_row_is_damaged(small: Small, tmp_path: Path, row: list[object]) -> None:
     path = sidecar_path(open_split(small.shards, "train").shards[0].path)
     content = json.loads(path.read_text())
     del content["self_digest"]

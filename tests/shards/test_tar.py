@@ -15,7 +15,7 @@ RECORDS = st.lists(st.tuples(st.binary(max_size=1500), st.lists(st.text(max_size
 
 
 def by_tarfile(records: list[tuple[str, bytes, dict[str, Any]]]) -> bytes:
-    """The same tar by the standard library's own writer."""
+    """The same tar, written by the standard library."""
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for key, jpeg, record in records:
@@ -29,7 +29,7 @@ def by_tarfile(records: list[tuple[str, bytes, dict[str, Any]]]) -> bytes:
 
 @settings(max_examples=100, deadline=None)
 @given(contents=RECORDS)
-def test_tars_are_those_of_the_standard_library_and_members_stand_where_the_sidecar_says(
+def test_tars_equal_those_of_the_standard_library_and_members_are_at_the_listed_offsets(
     contents: list[tuple[bytes, list[str]]], tmp_path_factory: Any
 ) -> None:
     path: Path = tmp_path_factory.mktemp("tar") / "x.tar"

@@ -87,9 +87,9 @@ def test_a_second_run_asks_for_nothing_even_where_the_archives_were_deleted(serv
     download("coco2014", root=tmp_path, base_url=server.url)
     for archive in tmp_path.glob("*.zip"):
         archive.unlink()
-    server.asked.clear()
+    server.received.clear()
     summary = download("coco2014", root=tmp_path, base_url=server.url)
-    assert server.asked == []
+    assert server.received == []
     assert [(one.files, one.written, one.fetched, one.archive) for one in summary.archives] == [(2, 0, 0, None), (30, 0, 0, None), (10, 0, 0, None)]
 
 
@@ -98,11 +98,11 @@ def test_a_file_that_was_damaged_since_is_made_again_and_the_others_stay(server:
     name = min(TRAIN)
     (tmp_path / name).write_bytes(bytes(20_000))
     (tmp_path / "train2014.zip").unlink()
-    server.asked.clear()
+    server.received.clear()
     summary = download("coco2014", root=tmp_path, base_url=server.url)
     assert (tmp_path / name).read_bytes() == TRAIN[name]
     assert [one.written for one in summary.archives] == [0, 1, 0]
-    assert [path for path, _ in server.asked] == ["/zips/train2014.zip"]
+    assert [path for path, _ in server.received] == ["/zips/train2014.zip"]
 
 
 def test_parts_choose_and_unknown_ones_are_refused(server: RangeServer, tmp_path: Path, run_cli: Run) -> None:
@@ -118,7 +118,7 @@ def test_an_archive_that_was_put_there_by_hand_is_checked_and_taken(server: Rang
     (tmp_path / "val2014.zip").write_bytes(ARCHIVES["/zips/val2014.zip"])
     download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
     assert unpacked(tmp_path) == VAL
-    assert server.asked == []
+    assert server.received == []
     (tmp_path / "train2014.zip").write_bytes(zipped({"train2014/other.jpg": b"1"}))
     with pytest.raises(DamageError, match=r"train2014\.zip: has \d+ bytes, it was published with \d+\. Delete it"):
         download("coco2014", root=tmp_path, parts=["train"], base_url=server.url)
@@ -192,7 +192,7 @@ def test_the_disk_is_checked_before_and_what_is_there_counts(server: RangeServer
     free[0] = archive.size + archive.unpacked - 1
     with pytest.raises(ResourceError, match=r"not enough space: 0\.00 GB have still to come and 0\.00 GB to be unpacked"):
         download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
-    assert server.asked == []
+    assert server.received == []
     free[0] += 1
     download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
     (tmp_path / ".val2014.zip.json").unlink()
@@ -258,7 +258,7 @@ def test_a_kill_in_the_middle_of_the_download_costs_what_was_on_its_way(server: 
     had = part.stat().st_size
     assert not (tmp_path / "train2014.zip").exists()
     server.slow = 0
-    server.asked.clear()
+    server.received.clear()
     download("coco2014", root=tmp_path, base_url=server.url)
     assert unpacked(tmp_path) == TRAIN | VAL | ANNOTATIONS
     assert server.requests("/zips/train2014.zip") == [f"bytes={had}-"]
@@ -286,7 +286,7 @@ def test_ctrl_c_stops_between_two_pieces_and_the_next_run_goes_on(server: RangeS
         process.send_signal(signal.SIGINT)
         assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1]  # which the command line reports
     server.slow = 0
-    server.asked.clear()
+    server.received.clear()
     download("coco2014", root=tmp_path, base_url=server.url)
     assert server.requests("/zips/train2014.zip") != [None]
 
@@ -302,9 +302,9 @@ def test_a_full_disk_stops_with_one_paragraph_and_the_next_run_goes_on(server: R
 
 
 def test_archives_come_at_the_same_time(server: RangeServer, tmp_path: Path) -> None:
-    server.meeting = threading.Barrier(len(ARCHIVES), timeout=5)
+    server.barrier = threading.Barrier(len(ARCHIVES), timeout=5)
     download("coco2014", root=tmp_path, base_url=server.url)
-    assert not server.meeting.broken
+    assert not server.barrier.broken
     assert server.counts() == dict.fromkeys(ARCHIVES, 1)
 
 

@@ -1,4 +1,4 @@
-"""--quiet and --log-json, before every kind of command."""
+"""--quiet and --log-json with every kind of command."""
 
 import json
 import signal
@@ -22,13 +22,13 @@ Run = Callable[..., Result]
 
 
 def told(*args: object) -> tuple[int, str, list[dict[str, Any]]]:
-    """Exit code, standard output, and the lines of standard error, each of which is JSON."""
+    """Exit code, standard output, and the JSON lines of standard error."""
     result = CliRunner().invoke(cli, ["--log-json", *map(str, args)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout, [json.loads(line) for line in result.stderr.splitlines()]
 
 
-def test_quiet_leaves_out_progress_and_the_next_line_and_nothing_else(small: Small, run_cli: Run, tmp_path: Path) -> None:
+def test_quiet_omits_progress_and_the_next_step_and_nothing_else(small: Small, run_cli: Run, tmp_path: Path) -> None:
     command = ["vocab", "--shards", small.shards, "--min-count", 1, "--out", tmp_path / "v.json"]
     loud, quiet = run_cli(*command), run_cli("--quiet", *command)
     assert loud.output.splitlines()[:-1] == quiet.output.splitlines()
@@ -49,7 +49,7 @@ def test_quiet_shows_no_progress_however_long_it_takes(monkeypatch: pytest.Monke
         configure_messages(quiet=False, as_json=False)
 
 
-def test_log_json_tells_everything_in_lines_and_standard_output_stays_as_it_was(small: Small, run_cli: Run, tmp_path: Path) -> None:
+def test_log_json_prints_everything_as_json_and_keeps_standard_output(small: Small, run_cli: Run, tmp_path: Path) -> None:
     command = ["shard", "--images", small.source / "images", "--captions", small.source / "captions_val.json", "--size", 64, "--workers", 1]
     plain = run_cli(*command, "--out", tmp_path / "a")
     before = time.time()
@@ -70,7 +70,7 @@ def test_log_json_tells_everything_in_lines_and_standard_output_stays_as_it_was(
     assert all(before - 1 < line["time"] < time.time() + 1 for line in lines)
 
 
-def test_errors_and_wrong_usage_are_lines_with_their_exit_code(tmp_path: Path) -> None:
+def test_errors_and_wrong_usage_are_json_lines_with_their_exit_code(tmp_path: Path) -> None:
     code, output, lines = told("stats", tmp_path)
     assert (code, output, [(line["kind"], line["exit_code"]) for line in lines]) == (1, "", [("error", 1)])
     assert lines[0]["text"].startswith(f"{tmp_path}: not a shard dataset")
@@ -82,7 +82,7 @@ def test_errors_and_wrong_usage_are_lines_with_their_exit_code(tmp_path: Path) -
     assert (code, lines[0]["kind"]) == (2, "error")
 
 
-def test_captions_are_data_and_problems_with_photographs_are_notes(small: Small, tmp_path: Path) -> None:
+def test_captions_are_results_and_problems_with_images_are_notes(small: Small, tmp_path: Path) -> None:
     (tmp_path / "none.jpg").write_text("no image")
     code, output, lines = told("caption", "--run", small.run, small.source / "images/scene_000000.jpg", tmp_path / "none.jpg")
     assert code == 1
@@ -95,7 +95,7 @@ def test_quiet_and_log_json_go_together(small: Small) -> None:
     assert {json.loads(line)["kind"] for line in result.stderr.splitlines()} == {"result"}
 
 
-def test_one_run_does_not_decide_how_the_next_one_tells(small: Small, run_cli: Run) -> None:
+def test_message_settings_last_for_one_run(small: Small, run_cli: Run) -> None:
     told("stats", small.features)
     assert run_cli("stats", small.features).stdout.splitlines()[-1].startswith("Next: ")
 

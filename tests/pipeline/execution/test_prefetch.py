@@ -20,7 +20,7 @@ def test_results_come_in_the_order_of_the_items(threads: int) -> None:
 
 
 @pytest.mark.parametrize(("depth", "begun"), [(None, 6), (10, 10), (2, 2)])
-def test_as_many_items_are_begun_ahead_of_the_consumer_as_were_asked_for(depth: int | None, begun: int) -> None:
+def test_depth_limits_how_many_items_are_started_ahead_of_the_consumer(depth: int | None, begun: int) -> None:
     taken: list[int] = []
     results = map_ahead(lambda item: item, counted(taken, 100), threads=3, depth=depth)
     for number in range(5):
@@ -30,12 +30,12 @@ def test_as_many_items_are_begun_ahead_of_the_consumer_as_were_asked_for(depth: 
     assert len(taken) == begun + 5
 
 
-def test_items_are_worked_on_side_by_side() -> None:
+def test_items_are_processed_in_parallel() -> None:
     both = threading.Barrier(2, timeout=SECONDS)
     assert sorted(map_ahead(lambda _: both.wait(), range(2), threads=2)) == [0, 1]
 
 
-def test_an_error_comes_where_its_result_would_have_come() -> None:
+def test_an_error_is_raised_in_place_of_its_result() -> None:
     def inverse(item: int) -> float:
         return 1 / item
 

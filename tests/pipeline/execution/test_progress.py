@@ -19,7 +19,7 @@ def test_a_log_gets_a_line_every_few_seconds_and_each_count_once(monkeypatch: py
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_an_unknown_total_is_left_out_and_so_is_the_time_left(
+def test_without_a_total_the_line_has_neither_total_nor_remaining_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)
@@ -34,7 +34,7 @@ def test_an_unknown_total_is_left_out_and_so_is_the_time_left(
     assert re.fullmatch(r"Downloading: 500 MB, [\d,.]+ MB/s, a\.zip\n?", line)
 
 
-def test_what_is_done_at_once_or_quietly_shows_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_or_quiet_tasks_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("Captioning", total=2, unit="images") as progress:
         progress.advance(2)
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""Tasks on a real Ray of this machine, with two worker processes."""
+"""Tasks on a real local Ray instance with two worker processes."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Tasks are written down here and sent by value: the workers have the packages of the code, and not the tests.
 
 
-def test_results_come_in_order_and_what_is_shared_comes_once(cluster: RayCluster) -> None:
+def test_results_are_in_order_and_shared_objects_are_sent_once(cluster: RayCluster) -> None:
     def task(shared: list[int], number: int) -> tuple[int, int, int, str]:
         shared.append(number)  # the same list for all tasks of a process
         return number, os.getpid(), len(shared), os.getcwd()  # noqa: PTH109 - as text
@@ -60,7 +60,7 @@ def test_results_come_in_order_and_what_is_shared_comes_once(cluster: RayCluster
     assert {folder for *_, folder in results} == {str(Path.cwd())}
 
 
-def test_a_tasks_error_reaches_the_caller_as_it_was(cluster: RayCluster) -> None:
+def test_a_tasks_error_reaches_the_caller_unchanged(cluster: RayCluster) -> None:
     def task(number: int) -> int:
         if number == 3:
             raise InputError("three: give another number")
@@ -76,7 +76,7 @@ def test_a_task_whose_process_dies_every_time_is_an_error_with_advice(cluster: R
         list(cluster.run(lambda: os.kill(os.getpid(), signal.SIGKILL), [()]))
 
 
-def test_a_task_that_waits_for_what_others_hold_is_told(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_waits_for_resources_is_reported(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.execution.ray_cluster.REPORT_SECONDS", 1.0)
     held = cluster.run(time.sleep, [(0,), (5,)])
     next(held)  # the second one holds a CPU now
@@ -92,8 +92,8 @@ def test_shards_are_byte_for_byte_those_of_the_local_executor(cluster: RayCluste
     assert shard(drawn, tmp_path / "out", cluster=cluster).kept == 4
 
 
-def test_the_shard_of_a_killed_worker_is_done_again(cluster: RayCluster, drawn: Path, tmp_path: Path) -> None:
-    """One photograph is a pipe: whoever reads it waits. It is killed there, and the next one gets the photograph."""
+def test_the_shard_of_a_killed_worker_is_made_again(cluster: RayCluster, drawn: Path, tmp_path: Path) -> None:
+    """One image is a pipe: its reader blocks. It is killed then, and the next reader gets the image."""
     pipes = tmp_path / "images"
     pipes.mkdir()
     for name in NAMES:
@@ -120,7 +120,7 @@ def test_the_shard_of_a_killed_worker_is_done_again(cluster: RayCluster, drawn: 
 
 
 def readers(start: Path) -> list[int]:
-    """Processes other than this one that have a file open whose path begins like this, locks left out."""
+    """Other processes that have a file open whose path begins like this, except lock files."""
     found = []
     for handle in Path("/proc").glob("[0-9]*/fd/*"):
         try:
@@ -141,7 +141,7 @@ def test_features_are_byte_for_byte_those_of_the_local_executor(cluster: RayClus
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
-def test_the_command_runs_on_a_cluster_that_is_there(cluster: RayCluster, drawn: Path, tmp_path: Path) -> None:
+def test_the_command_runs_on_an_existing_cluster(cluster: RayCluster, drawn: Path, tmp_path: Path) -> None:
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "cli.py", "shard", "--images", drawn / "images", "--captions", drawn / "c.json", "--out", tmp_path / "out"]
     options = ["--size", "32", "--shard-size", "3", "--executor", "ray", "--ray-address", address]
@@ -180,7 +180,7 @@ def test_workers_end_with_the_command(cluster: RayCluster, drawn: Path, tmp_path
 
 
 class Machines:
-    """A cluster of machines that were never started, for what is decided before any task runs."""
+    """A cluster of machines that do not exist, for decisions before any task runs."""
 
     def __init__(self, *machines: tuple[float, float]) -> None:
         self._machines = machines
@@ -192,7 +192,7 @@ class Machines:
         return [{"CPU": cpus, "GPU": gpus} for cpus, gpus in self._machines]
 
 
-def test_a_task_asks_for_a_gpu_where_there_is_one_and_else_for_the_smallest_machines_cpus() -> None:
+def test_a_task_requests_a_gpu_if_there_is_one_and_otherwise_the_cpus_of_the_smallest_machine() -> None:
     gpu = task_resources(Machines((0, 0), (16, 4), (32, 4)), "auto")
     assert (gpu.kind, gpu.gpus, gpu.cpus, gpu.workers) == ("cuda", 1, 4, 4)
     cpu = task_resources(Machines((0, 0), (16, 4), (1, 0)), "cpu")
@@ -235,13 +235,13 @@ def test_without_ray_the_error_names_what_installs_it(monkeypatch: pytest.Monkey
     ],
 )
 @pytest.mark.parametrize("command", [["shard", "--images", "x", "--captions", "x"], ["cache-features", "--shards", "x"]])
-def test_options_that_do_not_go_together_are_wrong_usage(run_cli: Run, command: list[str], options: list[str], says: str) -> None:
+def test_incompatible_options_are_wrong_usage(run_cli: Run, command: list[str], options: list[str], says: str) -> None:
     result = run_cli(*command, "--out", "y", *options)
     assert result.exit_code == 2
     assert says in result.output
 
 
-def test_ray_is_not_imported_unless_it_is_asked_for() -> None:
+def test_ray_is_imported_only_when_it_is_used() -> None:
     code = "import sys, pipeline.sharding.shard, pipeline.features.cache_features, pipeline.execution.ray_cluster\nprint('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

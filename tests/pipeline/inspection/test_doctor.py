@@ -22,7 +22,7 @@ def by_name(root: Path, runs: Path) -> dict[str, Check]:
     return {check.name: check for check in doctor(root=root, runs=runs).checks}
 
 
-def test_an_empty_folder_is_told_to_begin_and_every_line_is_ok_or_says_what_to_do(tmp_path: Path, run_cli: Run) -> None:
+def test_in_an_empty_folder_every_check_is_ok_or_has_advice(tmp_path: Path, run_cli: Run) -> None:
     result = run_cli("doctor", "--root", tmp_path / "data", "--runs", tmp_path / "runs")
     assert result.exit_code == 0
     lines = result.output.splitlines()
@@ -35,14 +35,14 @@ def test_an_empty_folder_is_told_to_begin_and_every_line_is_ok_or_says_what_to_d
     assert not (tmp_path / "data").exists()
 
 
-def test_json_has_the_same_answers_for_a_report_of_a_problem(tmp_path: Path, run_cli: Run) -> None:
+def test_json_has_the_same_checks(tmp_path: Path, run_cli: Run) -> None:
     result = run_cli("doctor", "--json", "--root", tmp_path, "--runs", tmp_path)
     answers = json.loads(result.stdout)
     assert [answer["name"] for answer in answers if answer["name"] != "Formats"] == NAMES
     assert all(answer.keys() == {"name", "ok", "found", "advice"} and bool(answer["advice"]) is not answer["ok"] for answer in answers)
 
 
-def test_what_is_there_is_found_and_the_next_command_follows_from_it(tmp_path: Path) -> None:
+def test_data_is_found_and_the_next_command_uses_it(tmp_path: Path) -> None:
     root, runs = tmp_path / "data", tmp_path / "runs"
 
     def following() -> str:
@@ -94,14 +94,14 @@ def test_what_is_there_is_found_and_the_next_command_follows_from_it(tmp_path: P
         (["flickr8k/Flickr8k.token.txt"], "download coco2014 --root {root}, or python cli.py demo"),
     ],
 )
-def test_the_next_step_reads_only_what_is_there(tmp_path: Path, files: list[str], step: str) -> None:
+def test_the_next_step_uses_only_existing_files(tmp_path: Path, files: list[str], step: str) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     assert doctor(root=tmp_path, runs=tmp_path / "runs").next_step == step.format(root=tmp_path)
 
 
-def test_data_of_flickr8k_are_photographs_and_captions(tmp_path: Path) -> None:
+def test_flickr8k_needs_images_and_captions(tmp_path: Path) -> None:
     (tmp_path / "flickr8k/Flicker8k_Dataset").mkdir(parents=True)
     (tmp_path / "flickr8k/Flicker8k_Dataset/a.jpg").write_text("")
     assert not by_name(tmp_path, tmp_path)["Data"].ok
@@ -111,7 +111,7 @@ def test_data_of_flickr8k_are_photographs_and_captions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", '{"format_version": 9}', '{"format_version": 1, "config": 3}'])
-def test_a_damaged_dataset_is_an_answer_and_no_failure(tmp_path: Path, content: str) -> None:
+def test_a_damaged_dataset_is_a_failed_check_and_no_crash(tmp_path: Path, content: str) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/dataset.json").write_text(content)
     check = by_name(tmp_path, tmp_path)["Shards"]
@@ -120,13 +120,13 @@ def test_a_damaged_dataset_is_an_answer_and_no_failure(tmp_path: Path, content: 
     assert str(tmp_path / "shards/dataset.json") in check.found
 
 
-def test_odd_places_are_answers_and_no_failures(tmp_path: Path) -> None:
+def test_odd_paths_do_not_crash(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for odd in (tmp_path / "file", tmp_path / "none/deeper", tmp_path / ("x" * 300), Path("/proc/self/mem")):
         assert {check.name for check in doctor(root=odd, runs=odd).checks} >= set(NAMES)
 
 
-def test_whatever_a_question_raises_is_its_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_exception_in_a_check_is_its_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken() -> Iterator[Check]:
         yield Check(name="Half", ok=True, found="this much")
         raise RuntimeError("a driver that does not answer\nwith details")
@@ -138,8 +138,8 @@ def test_whatever_a_question_raises_is_its_answer(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("package", "asked"), [("torch", {"torch"}), ("numpy", {"torch", "Shards"}), ("PIL", {"Images"})])
-def test_a_package_that_cannot_be_imported_is_an_answer_where_it_is_needed(tmp_path: Path, package: str, asked: set[str]) -> None:
-    """A real import that fails: a module that stands before the installed one."""
+def test_a_package_that_cannot_be_imported_fails_only_the_checks_that_need_it(tmp_path: Path, package: str, asked: set[str]) -> None:
+    """A real failed import, by a module that shadows the installed one."""
     (tmp_path / f"{package}.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
     command = [sys.executable, str(ROOT / "cli.py"), "doctor", "--json", "--root", "none", "--runs", "none"]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}"}

@@ -26,7 +26,7 @@ CAPTIONS = [["a dog"], ["a dog runs", "a cat"], ["a <end>"], ["a dog and a cat"]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four photographs of three sizes with five captions, one that is not there, and an empty caption."""
+    """Four images of three sizes with five captions, a missing image, and an empty caption."""
     folder = tmp_path_factory.mktemp("stats")
     images = [{"id": n, "file_name": f"{n}.png"} for n in range(5)]
     for n, size in enumerate(SIZES):
@@ -58,7 +58,7 @@ def feature_file(path: Path, split: str = "val") -> Path:
     return path
 
 
-def test_a_shard_dataset_is_counted_as_by_hand(shards: Path) -> None:
+def test_statistics_of_shards_equal_manual_counts(shards: Path) -> None:
     (found,) = stats(shards)
     assert (found.name, found.images, found.captions, found.tokens, found.distinct_words) == ("train", 4, 5, 16, 8)
     assert found.captions_per_image is not None
@@ -73,7 +73,7 @@ def test_a_shard_dataset_is_counted_as_by_hand(shards: Path) -> None:
     assert (found.sizes.width.smallest, found.sizes.width.largest, found.sizes.width.values) == (100, 320, {100: 1, 240: 1, 320: 2})
 
 
-def test_coverage_is_that_of_the_vocabulary_which_vocab_makes(shards: Path) -> None:
+def test_coverage_equals_that_of_the_vocabulary(shards: Path) -> None:
     table = table_of_split(open_split(shards, "train"))
     found = coverage(table)
     assert [one.min_count for one in found] == list(THRESHOLDS) == list(range(1, 11))
@@ -91,7 +91,7 @@ def test_special_words_in_captions_are_never_covered() -> None:
     assert found[0].share == pytest.approx(2 / 3)
 
 
-def test_feature_files_and_folders_of_them_are_counted_without_sizes(tmp_path: Path) -> None:
+def test_statistics_of_feature_files_have_no_sizes(tmp_path: Path) -> None:
     feature_file(tmp_path / "val.h5")
     feature_file(tmp_path / "train.h5", "train")
     (tmp_path / "rejects.jsonl").write_text('{"split": "val", "file": "a", "reason": "missing_features", "message": "m"}\n' * 3)
@@ -103,7 +103,7 @@ def test_feature_files_and_folders_of_them_are_counted_without_sizes(tmp_path: P
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
-def test_a_plot_of_shards_and_of_features_is_a_picture(shards: Path, tmp_path: Path, ending: str) -> None:
+def test_statistics_of_shards_and_features_are_plotted(shards: Path, tmp_path: Path, ending: str) -> None:
     feature_file(tmp_path / "val.h5")
     for place in (shards, tmp_path):
         out = tmp_path / "plots" / f"{place.name}.{ending}"
@@ -114,7 +114,7 @@ def test_a_plot_of_shards_and_of_features_is_a_picture(shards: Path, tmp_path: P
                 assert image.size == (1200, 800)
 
 
-def test_the_command_prints_a_screen_or_one_document(shards: Path, run_cli: Run, tmp_path: Path) -> None:
+def test_the_command_prints_lines_or_a_json_document(shards: Path, run_cli: Run, tmp_path: Path) -> None:
     result = run_cli("stats", shards, "--plot", tmp_path / "s.png")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0] == "train: 4 images, 5 captions, 16 tokens, 8 distinct words"
@@ -128,14 +128,14 @@ def test_the_command_prints_a_screen_or_one_document(shards: Path, run_cli: Run,
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"split": "val"}'])
-def test_a_line_that_is_no_reject_is_named(tmp_path: Path, content: str) -> None:
+def test_an_invalid_line_of_rejects_is_named(tmp_path: Path, content: str) -> None:
     feature_file(tmp_path / "val.h5")
     (tmp_path / "rejects.jsonl").write_text(f"{content}\n")
     with pytest.raises(DamageError, match=r"rejects\.jsonl: line 1 is not a reject"):
         stats(tmp_path)
 
 
-def test_what_is_no_dataset_is_refused_and_so_is_another_ending(tmp_path: Path) -> None:
+def test_other_folders_and_other_extensions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a shard dataset"):
         stats(tmp_path)
     with pytest.raises(InputError, match=r"`plot` a\.txt: a picture is written as"):
@@ -144,6 +144,6 @@ def test_what_is_no_dataset_is_refused_and_so_is_another_ending(tmp_path: Path) 
         stats(tmp_path / "none.h5")
 
 
-def test_a_distribution_of_nothing_is_none_and_of_one_value_says_so() -> None:
+def test_the_distribution_of_no_values_and_of_one_value() -> None:
     assert distribution(np.array([], np.int64)) is None
     assert str(distribution(np.array([5, 5]))) == "all 5"

@@ -1,4 +1,4 @@
-"""Damage of every kind is found and named, and training never loses a sample in silence."""
+"""Every kind of damage is found and named, and training never loses a sample silently."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def problems(folder: Path, *, deep: bool = False) -> list[str]:
 
 
 def batches(folder: Path, on_error: OnError = "fail") -> list[CaptionBatch]:
-    """An epoch of raw training's batches."""
+    """The batches of an epoch of raw training."""
     split = open_readable_split(folder, "train", on_error)
     table = table_of_split(split)
     encoded = EncodedCaptions(table, build_vocabulary(dict.fromkeys(table.words, 1), min_count=1))
@@ -65,13 +65,13 @@ def end(sample: Sample) -> int:
     return max(sample.jpg.offset + sample.jpg.size, sample.json.offset + sample.json.size)
 
 
-def test_a_whole_dataset_has_no_problems(small: Small) -> None:
+def test_an_intact_dataset_has_no_problems(small: Small) -> None:
     reports = verify(small.shards, deep=True, workers=2)
     assert [(report.name, len(report.shards), report.intact) for report in reports] == [("train", 4, True), ("val", 1, True)]
     assert [shard.images for shard in reports[0].shards] == [10, 10, 10, 6]
 
 
-def test_a_tar_cut_at_any_block_is_found_and_training_on_it_names_shard_and_sample(shards: Path) -> None:
+def test_a_tar_truncated_at_any_block_is_found_and_training_on_it_names_shard_and_sample(shards: Path) -> None:
     tar = shards / TAR
     content, samples = tar.read_bytes(), read_sidecar(tar.with_suffix(".json")).samples
     assert len(content) % BLOCK == 0
@@ -88,7 +88,7 @@ def test_a_tar_cut_at_any_block_is_found_and_training_on_it_names_shard_and_samp
     assert len(open_readable_split(shards, "train", "skip").shards[1].skipped) == 10
 
 
-def test_a_bit_flipped_anywhere_is_found_and_training_fails_by_name_or_sees_the_same_pixels(shards: Path) -> None:
+def test_a_flipped_bit_is_found_and_training_names_it_or_sees_the_same_pixels(shards: Path) -> None:
     whole = batches(shards)
     tar = shards / TAR
     content, samples = tar.read_bytes(), read_sidecar(tar.with_suffix(".json")).samples
@@ -112,7 +112,7 @@ def test_a_bit_flipped_anywhere_is_found_and_training_fails_by_name_or_sees_the_
 
 
 @pytest.mark.parametrize("name", ["train-000002.json", "dataset.json"])
-def test_a_bit_flipped_in_a_sidecar_or_in_the_dataset_file_is_found(shards: Path, name: str) -> None:
+def test_a_flipped_bit_in_a_sidecar_or_in_the_dataset_file_is_found(shards: Path, name: str) -> None:
     path = shards / name
     content = path.read_bytes()
     random = np.random.default_rng(4)
@@ -132,7 +132,7 @@ def test_a_bit_flipped_in_a_sidecar_or_in_the_dataset_file_is_found(shards: Path
             assert any(name in problem for problem in found), (place, bit)
 
 
-def test_what_no_single_tar_tells_is_found(small: Small, shards: Path, tmp_path: Path) -> None:
+def test_problems_beyond_a_single_tar_are_found(small: Small, shards: Path, tmp_path: Path) -> None:
     shutil.copy(shards / "train-000000.tar", shards / "train-000004.tar")
     assert any("train-000004.tar does not belong to a shard" in problem for problem in problems(shards))
     (shards / "train-000004.tar").unlink()
@@ -152,7 +152,7 @@ def test_what_no_single_tar_tells_is_found(small: Small, shards: Path, tmp_path:
 @pytest.mark.parametrize(
     "resize", [None, [], {}, {"size": 64}, {"size": "64", "mode": "squash", "filter": "lanczos"}, {"size": 64, "mode": 1, "filter": ""}]
 )
-def test_a_strangers_dataset_file_with_a_fitting_digest_and_a_nonsensical_config_is_damage(shards: Path, resize: object) -> None:
+def test_an_untrusted_dataset_file_with_a_valid_digest_and_an_impossible_config_is_damaged(shards: Path, resize: object) -> None:
     raw = json.loads((shards / "dataset.json").read_text())
     raw["config"]["resize"] = resize
     del raw["self_digest"]
@@ -162,7 +162,7 @@ def test_a_strangers_dataset_file_with_a_fitting_digest_and_a_nonsensical_config
 
 
 def test_deep_decodes_every_image(shards: Path) -> None:
-    """A shard whose JPEG is broken under checksums that fit: only a decoder finds that."""
+    """A shard with a broken JPEG and matching checksums, which only a decoder detects."""
     tar, sidecar_file = shards / "val-000000.tar", shards / "val-000000.json"
     sidecar = read_sidecar(sidecar_file)
     member = sidecar.samples[1].jpg
@@ -190,7 +190,7 @@ def test_the_command_names_each_damaged_shard_and_what_to_do(shards: Path, run_c
     assert "Run the shard command of that split again" in " ".join(result.output.split())
 
 
-def test_feature_files_are_verified_alone_and_by_the_folder(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+def test_feature_files_are_verified_alone_and_in_a_folder(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
     folder = tmp_path / "features"
     shutil.copytree(small.features, folder)
     result = run_cli("verify", folder)
@@ -215,7 +215,7 @@ def test_feature_files_are_verified_alone_and_by_the_folder(small: Small, tmp_pa
     assert run_cli("verify", folder / "val.h5").exit_code == 1
 
 
-def test_skipping_trains_on_what_is_left_and_reports_the_count(shards: Path, tmp_path: Path) -> None:
+def test_skipping_trains_on_the_intact_samples_and_reports_the_count(shards: Path, tmp_path: Path) -> None:
     tar = shards / TAR
     sidecar = read_sidecar(tar.with_suffix(".json"))
     content = bytearray(tar.read_bytes())

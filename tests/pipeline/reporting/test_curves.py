@@ -34,7 +34,7 @@ def run_with(folder: Path, lines: list[dict[str, Any]], tail: bytes = b"") -> Pa
     return folder
 
 
-def test_a_picture_compares_runs_and_a_line_sums_each_up(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+def test_a_plot_compares_runs_and_a_line_summarizes_each(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
     train(out=tmp_path / "other", features=small.features, settings={**TINY_MODEL, "epochs": 1, "lr": 0.01}, device="cpu")
     result = run_cli("curves", small.run, tmp_path / "other", "--out", tmp_path / "curves.png")
     assert result.exit_code == 0, result.output
@@ -51,7 +51,7 @@ def test_a_picture_compares_runs_and_a_line_sums_each_up(small: Small, tmp_path:
     assert {blue, orange} <= colours
 
 
-def test_long_runs_are_averaged_and_one_that_was_never_scored_is_drawn(tmp_path: Path) -> None:
+def test_long_runs_are_averaged_and_runs_without_scores_are_plotted(tmp_path: Path) -> None:
     run = run_with(tmp_path / "long", [training_line(step) for step in range(1, 20 * POINTS)])
     (curves,) = draw_curves([run], tmp_path / "curves.svg")
     assert curves.validation == ()
@@ -59,7 +59,7 @@ def test_long_runs_are_averaged_and_one_that_was_never_scored_is_drawn(tmp_path:
     assert 10_000 < (tmp_path / "curves.svg").stat().st_size < 300_000  # some hundred points, not 8,000
 
 
-def test_a_line_that_was_being_written_is_left_out_and_another_damaged_one_named(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_ignored_and_a_damaged_line_is_named(tmp_path: Path) -> None:
     whole = run_with(tmp_path / "cut", [training_line(10), training_line(20)], tail=b'{"step": 30, "ep')
     assert [line["step"] for line in read_curves(whole, "cut").training] == [10, 20]
     for name, bad in (("text", b"nonsense\n"), ("list", b"[1]\n"), ("nan", json.dumps(training_line(5, lr=float("nan"))).encode() + b"\n")):
@@ -68,7 +68,7 @@ def test_a_line_that_was_being_written_is_left_out_and_another_damaged_one_named
             read_curves(damaged, name)
 
 
-def test_what_is_no_run_or_has_logged_nothing_is_refused(tmp_path: Path, small: Small) -> None:
+def test_a_folder_that_is_no_run_or_has_no_log_is_refused(tmp_path: Path, small: Small) -> None:
     with pytest.raises(InputError, match="not a run"):
         draw_curves([tmp_path], tmp_path / "curves.png")
     with pytest.raises(InputError, match=r"nothing is logged yet.*--resume"):
@@ -78,6 +78,6 @@ def test_what_is_no_run_or_has_logged_nothing_is_refused(tmp_path: Path, small: 
     assert not list(tmp_path.glob("*curves*"))
 
 
-def test_runs_of_one_name_are_told_apart() -> None:
+def test_runs_of_the_same_name_are_distinguished() -> None:
     assert short_names([Path("a/run"), Path("b/run"), Path("c/best")]) == ["a/run", "b/run", "best"]
     assert short_names([Path("a/run"), Path("a/run")]) == ["a/run", "a/run"]

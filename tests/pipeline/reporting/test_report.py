@@ -189,7 +189,7 @@ def test_runs_that_cannot_be_compared_are_refused_and_inconsistencies_are_noted(
     assert content["images"][0][2] == ["a dog on a sofa", "the dog sleeps"]
 
 
-def test_documents_name_the_resamples_that_are_drawn() -> None:
+def test_the_documentation_names_the_number_of_resamples() -> None:
     for name in ("metrics.md", "report.md"):
         assert f"{RESAMPLES:,} " in (ROOT / "docs" / name).read_text(), name
 

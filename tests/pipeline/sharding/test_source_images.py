@@ -10,7 +10,7 @@ from pipeline.images.decode import ImageError
 from pipeline.sharding.source_images import check_originals, original_sizes, read_originals
 from shards import fetch
 from shards.errors import InputError, ResourceError
-from tests.servers import PhotoServer, contents, draw, shard
+from tests.servers import ImageServer, contents, draw, shard
 
 NAMES = ["a.jpg", "sub dir/b #1.jpg", "c%20d?.jpg", "é.jpg", "e.jpg"]
 
@@ -23,35 +23,35 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def server(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PhotoServer]:
+def server(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(fetch, "BACKOFF_SECONDS", (0.01, 0.01, 0.01))
-    server = PhotoServer(drawn / "images")
+    server = ImageServer(drawn / "images")
     yield server
     server.close()
 
 
-def test_shards_of_photographs_at_a_url_are_those_of_the_folder(server: PhotoServer, drawn: Path, tmp_path: Path) -> None:
+def test_shards_of_photographs_at_a_url_are_those_of_the_folder(server: ImageServer, drawn: Path, tmp_path: Path) -> None:
     shard(drawn, tmp_path / "local")
     assert shard(drawn, tmp_path / "remote", images=server.url + "/").rejects == {}
     assert contents(tmp_path / "remote") == contents(tmp_path / "local")
-    assert server.asked == {f"GET {name}": 1 for name in NAMES}
+    assert server.requests == {f"GET {name}": 1 for name in NAMES}
 
 
-def test_a_second_run_asks_for_sizes_and_fetches_no_photograph(server: PhotoServer, drawn: Path, tmp_path: Path) -> None:
+def test_a_second_run_asks_for_sizes_and_fetches_no_photograph(server: ImageServer, drawn: Path, tmp_path: Path) -> None:
     shard(drawn, tmp_path / "out", images=server.url)
-    server.asked.clear()
+    server.requests.clear()
     assert shard(drawn, tmp_path / "out", images=server.url).kept == 2
-    assert server.asked == {f"HEAD {name}": 1 for name in NAMES}
-    server.asked.clear()
+    assert server.requests == {f"HEAD {name}": 1 for name in NAMES}
+    server.requests.clear()
     assert shard(drawn, tmp_path / "out", images=server.url, check_sources=True).kept == 2
-    assert {name.split()[0] for name in server.asked} == {"HEAD", "GET"}
+    assert {name.split()[0] for name in server.requests} == {"HEAD", "GET"}
 
 
-def test_a_photograph_that_came_or_changed_makes_its_shard_anew(tmp_path: Path, server: PhotoServer) -> None:
+def test_a_photograph_that_came_or_changed_makes_its_shard_anew(tmp_path: Path, server: ImageServer) -> None:
     draw(tmp_path, ["0.jpg", "1.jpg", "2.jpg", "3.jpg"])
     late = (tmp_path / "images/3.jpg").rename(tmp_path / "late.jpg")
-    moving = PhotoServer(tmp_path / "images")
+    moving = ImageServer(tmp_path / "images")
     assert shard(tmp_path, tmp_path / "out", images=moving.url).rejects == {"missing_file": 1}
     assert shard(tmp_path, tmp_path / "out", images=moving.url).kept == 2
     late.rename(tmp_path / "images/3.jpg")
@@ -61,7 +61,7 @@ def test_a_photograph_that_came_or_changed_makes_its_shard_anew(tmp_path: Path, 
 
 
 def test_what_is_missing_forbidden_too_large_or_always_broken_is_a_reject(
-    server: PhotoServer, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ImageServer, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     annotation = json.loads((drawn / "c.json").read_text())
     annotation["images"][0]["file_name"] = "gone.jpg"
@@ -86,20 +86,20 @@ def test_what_is_missing_forbidden_too_large_or_always_broken_is_a_reject(
         shard(tmp_path, tmp_path / "few", images=server.url, max_rejects=0.1)
 
 
-def test_an_error_that_passes_is_tried_again(server: PhotoServer, drawn: Path, tmp_path: Path) -> None:
+def test_an_error_that_passes_is_tried_again(server: ImageServer, drawn: Path, tmp_path: Path) -> None:
     server.broken["a.jpg"] = 3
     assert shard(drawn, tmp_path / "out", images=server.url).rejects == {}
-    assert server.asked["GET a.jpg"] == 4
+    assert server.requests["GET a.jpg"] == 4
 
 
-def test_a_server_that_is_gone_stops_the_run_and_rejects_nothing(server: PhotoServer, drawn: Path, tmp_path: Path) -> None:
+def test_a_server_that_is_gone_stops_the_run_and_rejects_nothing(server: ImageServer, drawn: Path, tmp_path: Path) -> None:
     server.close()
     with pytest.raises(ResourceError, match=r"/photos/\S+: could not be fetched in 4 attempts"):
         shard(drawn, tmp_path / "out", images=server.url)
     assert not list((tmp_path / "out").glob("[!.]*"))
 
 
-def test_sizes_are_those_of_the_files(server: PhotoServer, drawn: Path) -> None:
+def test_sizes_are_those_of_the_files(server: ImageServer, drawn: Path) -> None:
     wanted = [(drawn / "images" / name).stat().st_size for name in NAMES]
     assert original_sizes(server.url, [*NAMES, "none.jpg"]) == [*wanted, None]
     assert original_sizes(drawn / "images", [*NAMES, "none.jpg", "n\0"]) == [*wanted, None, None]
