@@ -7,16 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from shards.atomic import committed_file, hold_lock, temporary_path
-from shards.digests import json_digest
-from shards.errors import InputError, OccupiedError, ResourceError
-from shards.json_files import json_bytes, read_json, write_json
+from shards.errors import OccupiedError, ResourceError
+from shards.json_files import write_json
 from tests import ROOT
-
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_temporary(tmp_path: Path) -> None:
@@ -27,20 +22,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_temporary(tmp_path: Path
         raise RuntimeError
     assert json.loads(path.read_bytes()) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-@given(JSON)
-def test_json_round_trip(content: object) -> None:
-    assert json.loads(json_bytes(content)) == content
-    assert json_digest(content) == json_digest(json.loads(json_bytes(content)))
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{", b"[" * 100_000])
-def test_invalid_json_is_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "bad.json"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.json"):
-        read_json(path, what="thing")
 
 
 def test_a_file_where_a_folder_should_be_is_a_clear_error(tmp_path: Path) -> None:

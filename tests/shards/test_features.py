@@ -60,10 +60,10 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_the_same_chunks_make_the_same_bytes_and_the_same_table_as_one_chunk(tmp_path: Path) -> None:
     rows = features(9)
-    pieces = [(rows[:4], table(0, 4)), (rows[4:], table(4, 5))]
-    write_features(tmp_path / "a.h5", lambda: pieces, dim=8, provenance=provenance())
+    chunks = [(rows[:4], table(0, 4)), (rows[4:], table(4, 5))]
+    write_features(tmp_path / "a.h5", lambda: chunks, dim=8, provenance=provenance())
     time.sleep(1.1)  # HDF5 can write times, in seconds, into a file
-    write_features(tmp_path / "b.h5", lambda: pieces, dim=8, provenance=provenance())
+    write_features(tmp_path / "b.h5", lambda: chunks, dim=8, provenance=provenance())
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     opened, at_once = open_features(tmp_path / "a.h5"), table(0, 9)
     np.testing.assert_array_equal(opened.features, rows)
