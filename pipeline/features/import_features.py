@@ -35,7 +35,7 @@ from shards.output import Output
 from shards.rejects import Reject, reject_line, write_rejects
 from shards.versions import library_versions
 
-PIECE_IMAGES = 1000
+CHUNK_IMAGES = 1000
 UNKNOWN = "unknown"
 
 
@@ -211,8 +211,8 @@ def _check_all(arrays: FeatureArrays, plans: Sequence[_SplitImport], *, quiet: b
     places = sorted(place for plan in plans for place in plan.places)
     zeros = 0
     with Progress("Checking features", total=len(places), unit="images", quiet=quiet) as progress:
-        for start in range(0, len(places), PIECE_IMAGES):
-            rounded = read_half(arrays, places[start : start + PIECE_IMAGES])
+        for start in range(0, len(places), CHUNK_IMAGES):
+            rounded = read_half(arrays, places[start : start + CHUNK_IMAGES])
             zeros += int((rounded == 0).all(axis=1).sum())
             progress.advance(len(rounded))
     return zeros
@@ -269,15 +269,15 @@ def _import_split(
             progress.advance(len(places))
             return read_half(arrays, places)[:, np.newaxis]
 
-        starts = range(0, len(plan.places), PIECE_IMAGES)
-        pieces = [(functools.partial(read, plan.places[start : start + PIECE_IMAGES]), _table(plan, start)) for start in starts]
-        images, captions = write_features(path, lambda: pieces, dim=arrays.dim, provenance=provenance)
+        starts = range(0, len(plan.places), CHUNK_IMAGES)
+        chunks = [(functools.partial(read, plan.places[start : start + CHUNK_IMAGES]), _table(plan, start)) for start in starts]
+        images, captions = write_features(path, lambda: chunks, dim=arrays.dim, provenance=provenance)
     return ImportedSplit(split=plan.split, path=path, images=images, captions=captions, kept=False)
 
 
 def _table(plan: _SplitImport, start: int) -> CaptionTable:
-    """The captions of a piece of the images, from ``start`` on."""
-    records = enumerate(plan.records[start : start + PIECE_IMAGES], start)
+    """The captions of the chunk of images that begins at ``start``."""
+    records = enumerate(plan.records[start : start + CHUNK_IMAGES], start)
     return table_from_records(
         [
             (

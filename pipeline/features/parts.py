@@ -118,7 +118,7 @@ def join_parts(target: Path, split: Split, parts: Output, *, dim: int, provenanc
     paths = [parts.folder / part_name(index) for index in range(len(split.shards))]
     parts.fetch(path.name for path in paths)
 
-    def pieces() -> Iterator[FeatureChunk]:
+    def chunks() -> Iterator[FeatureChunk]:
         found = []
         for path in paths:
             if not path.is_file():
@@ -130,7 +130,7 @@ def join_parts(target: Path, split: Split, parts: Output, *, dim: int, provenanc
             yield part.features, part.table
         check_every_shard_once(split, found, str(parts.folder))
 
-    return write_features(target, pieces, dim=dim, provenance=provenance)[0]
+    return write_features(target, chunks, dim=dim, provenance=provenance)[0]
 
 
 def check_every_shard_once(split: Split, parts: Iterable[tuple[str, Sequence[str]]], place: str) -> None:
