@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ def test_one_run_of_shard_writes_every_split_of_a_karpathy_file(photographs: Pat
     assert result.exit_code == 0, result.output
     wanted = {"test": ["3.jpg"], "train": ["0.jpg", "2.jpg", "4.jpg", "6.jpg", "7.jpg"], "val": ["1.jpg", "5.jpg"]}
     assert there(photographs.parent / "out") == wanted
-    assert [line.split(" holds ")[0].rpartition(" ")[2] for line in result.output.splitlines() if " holds " in line] == ["train", "val", "test"]
+    assert re.findall(r"^\S+: split (\w+): ", result.output, flags=re.MULTILINE) == ["train", "val", "test"]
     assert "Left out: 1 missing_file." in result.output
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (photographs.parent / "out").iterdir()}
     again = shard(run_cli, photographs, "--captions", captions)
