@@ -1,12 +1,12 @@
-"""Code blocks of the documentation, and the folder in which they are run.
+"""The code blocks of the documentation, and the files that its readers have.
 
-A block is indented by four spaces, or fenced with its language. Commands are blocks without a language whose first line begins with one of
-:data:`COMMANDS`. A comment right before a block says why it is not run::
+A block is indented by four spaces, or fenced with its language. A block without a language whose first line begins with one of
+:data:`COMMANDS` holds commands. A comment directly before a block excludes it from execution and gives the reason::
 
     <!-- not run: downloads 19 GB -->
 
-A block that is the content of a file follows a line that ends in the file's name in backticks and a colon: the reader writes it.
-A comment in the document's head says what its reader has already::
+If the line before a block ends with a file name in backticks and a colon, the block is the content of this file.
+A comment at the top of a document lists the files that its reader already has::
 
     <!-- the reader has: data/shards, runs/first -->
 """
@@ -32,8 +32,8 @@ from tests import ROOT
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 COMMANDS = ("python ", "torchrun ", "make ", "pip ", ".venv/bin/", "find ", "cat ", "CAPSTREAM_", ". ")
-MINE = [f"my-photos/{name}.jpg" for name in ("garden", "beach", "street", "kitchen")]
-PHOTOGRAPHS = ("holiday.jpg", "photos/a.jpg", "photos/b.jpg", *MINE)
+MY_PHOTOS = [f"my-photos/{name}.jpg" for name in ("garden", "beach", "street", "kitchen")]
+PHOTOS = ("holiday.jpg", "photos/a.jpg", "photos/b.jpg", *MY_PHOTOS)
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 FILE = re.compile(r"`([\w.-]+)`:$")
 HAS = re.compile(r"<!-- the reader has: (.+?) -->")
@@ -44,10 +44,10 @@ class Block:
     """One code block.
 
     Attributes:
-        line: Its first line's number.
-        language: Of a fence; else empty.
-        not_run: Why it is not run, if it is not.
-        file: The name of the file that the line before says it is.
+        line: The number of its first line.
+        language: The language of a fenced block, or an empty string.
+        not_run: Why the block is not executed, or None.
+        file: The name of the file whose content it is, or None.
     """
 
     document: Path
@@ -62,7 +62,7 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """The command lines, continued ones joined."""
+        """The command lines, with continuation lines joined."""
         joined = self.text.replace("\\\n", " ")
         return [line.strip() for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
@@ -72,9 +72,9 @@ class Block:
 
 
 def blocks(document: Path) -> Iterator[Block]:
-    """All code blocks of a document, in order."""
+    """All code blocks of a document in order."""
     lines = document.read_text().splitlines()
-    number, before = 0, ""  # before: the last line that was not empty
+    number, before = 0, ""  # before: the last line that is not empty
     while number < len(lines):
         line, start = lines[number], number + 1
         fenced = line.startswith("```")
@@ -105,13 +105,13 @@ def blocks(document: Path) -> Iterator[Block]:
 
 
 def reader_has(document: Path) -> list[str]:
-    """Names of what is there before a document's first command."""
+    """The files and folders that the reader has before a document's first command."""
     found = HAS.search(document.read_text())
     return [name.strip() for name in found[1].split(",")] if found else []
 
 
 def prepare(base: Path) -> None:
-    """Everything that readers of any document have: tiny, drawn, and in the places that the documents name."""
+    """Make everything that readers of any document have, at the documented paths: small datasets of drawn images, features and runs."""
     run("synth", base / "drawn", "--images", 20, "--seed", 3, "--workers", 1)
     for split in ("train", "val"):
         content = json.loads((base / f"drawn/captions_{split}.json").read_text())
@@ -127,7 +127,7 @@ def prepare(base: Path) -> None:
     (base / "my-photos").mkdir()
     (base / "photos").mkdir()
     pictures = sorted((base / "data/train2014").iterdir())
-    for name, picture in zip(PHOTOGRAPHS, pictures, strict=False):
+    for name, picture in zip(PHOTOS, pictures, strict=False):
         shutil.copyfile(picture, base / name)
     run("vocab", "--shards", base / "data/shards", "--out", base / "data/vocab.json")
     run("cache-features", "--shards", base / "data/shards", "--out", base / "data/features", "--backbone", "squeezenet1_1", "--weights", "random")
@@ -140,7 +140,7 @@ def prepare(base: Path) -> None:
 
 
 def other_forms(base: Path) -> None:
-    """The same pictures as Flickr8k, and their captions in Karpathy's form, as token file with lists, as CSV and JSON lines; and features."""
+    """Copy the images to Flickr8k's folder; write the captions as Karpathy file, token file with split lists, CSV and JSON lines; write features."""
     images: list[dict[str, Any]] = []
     for split in ("train", "val"):
         content = json.loads((base / f"data/annotations/captions_{split}2014.json").read_text())
@@ -166,7 +166,7 @@ def other_forms(base: Path) -> None:
 
 
 def tars(base: Path) -> None:
-    """Tars in the form of img2dataset: a JPEG of 256 x 256 pixels, a caption and a JSON for each number."""
+    """Write tars in img2dataset's form: a JPEG of 256 x 256 pixels, a caption and a JSON file per key."""
     pictures = sorted((base / "data/train2014").iterdir())
     for folder in ("data/cc3m", "data/two-splits"):
         (base / folder).mkdir()
@@ -182,15 +182,15 @@ def tars(base: Path) -> None:
 
 
 def prepare_weights(home: Path) -> None:
-    """ResNet-152's published file, where torch keeps its downloads, with random weights in it."""
+    """Write a ResNet-152 with random weights under the name of the published file in torch's download cache."""
     folder = home / "hub/checkpoints"
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    # So many random blocks would overflow, unless each begins at nothing.
+    # Without zero-initialised residual branches, the random activations would overflow.
     torch.save(torchvision_models().resnet152(zero_init_residual=True).state_dict(), folder / "resnet152-394f9c45.pth")
 
 
 def run(*arguments: object) -> None:
-    """A command that has to go well."""
+    """Run a command that must succeed."""
     done = CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output

@@ -1,4 +1,4 @@
-"""Documentation keeps up with the code."""
+"""The documentation is complete, its links work, and its figures are those of the reports."""
 
 import doctest
 import importlib
@@ -56,13 +56,13 @@ def test_pages_are_short() -> None:
 
 
 def anchors(path: Path) -> set[str]:
-    """The headings of a Markdown file as GitHub links to them: lower case, spaces as hyphens, no other marks."""
+    """The anchors that GitHub gives the headings of a Markdown file: lower case, hyphens for spaces, no other punctuation."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
-def test_every_link_leads_to_a_file_and_to_a_heading_that_is_there(path: Path) -> None:
+def test_every_link_leads_to_an_existing_file_and_heading(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]*(?:#[^)\s]*)?)\)", path.read_text()):
         if "://" in target:
             continue
