@@ -45,7 +45,7 @@ def test_a_tasks_error_reaches_the_caller(workers: int) -> None:
 
 
 def test_a_killed_worker_is_an_error_with_advice() -> None:
-    with pytest.raises(ResourceError, match="fewer --workers"):
+    with pytest.raises(ResourceError, match="fewer `workers`"):
         list(run_tasks(kill_itself, [(), ()], workers=2))
 
 

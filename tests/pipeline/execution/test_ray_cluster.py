@@ -208,8 +208,8 @@ def test_a_task_requests_a_gpu_if_there_is_one_and_otherwise_the_cpus_of_the_sma
 @pytest.mark.parametrize(
     ("address", "kind", "says"),
     [
-        ("ray://host:10001", InputError, "give the cluster's head like host:6379"),
-        ("host", InputError, "give the cluster's head like host:6379"),
+        ("ray://host:10001", InputError, "give the address of the cluster's head like host:6379"),
+        ("host", InputError, "give the address of the cluster's head like host:6379"),
         ("127.0.0.1:1", ResourceError, "nothing answers there.*ray start --head"),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_tar_truncated_at_any_block_is_found_and_training_on_it_names_shard_an
         tar.write_bytes(content[:size])
         assert any(TAR in problem and f"has {size} bytes" in problem for problem in problems(shards))
         lost = [sample.key for sample in samples if end(sample) > size]
-        names = f"{TAR}.*Sample {lost[0]} and what follows \\({len(lost)} samples\\)" if lost else TAR
+        names = f"{TAR}.*Sample {lost[0]} and all after it \\({len(lost)} samples\\)" if lost else TAR
         with pytest.raises(DamageError, match=names):
             batches(shards)
         assert [shard.skipped for shard in open_readable_split(shards, "train", "skip").shards] == [(), tuple(lost), (), ()]

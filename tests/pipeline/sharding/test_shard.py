@@ -314,7 +314,7 @@ def test_a_damaged_dataset_file_says_what_to_do_and_that_works(small: Small, tmp
     shutil.copytree(small.shards, out)
     path = out / "dataset.json"
     path.write_bytes(path.read_bytes().replace(b'"limit": null', b'"limit": 1234') if damage is None else damage)
-    with pytest.raises(DamageError, match=r"Delete it, then run the shard command of each split again: whole shards are kept"):
+    with pytest.raises(DamageError, match=r"Delete it, then run the shard command of each split again: complete shards are kept"):
         shard_small(small.source, out, "train")
     path.unlink()
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}
