@@ -27,7 +27,8 @@ from model.ptb import ptb_tokens
 from pipeline.datasets.synthetic import synthesize
 from pipeline.features.cache_features import CacheConfig, cache_features
 from pipeline.runs.run import open_run
-from pipeline.sharding.shard import ShardConfig, write_shards
+from pipeline.sharding.config import ShardConfig
+from pipeline.sharding.shard import write_shards
 from pipeline.training.train import train
 from shards.features import open_features
 

@@ -22,7 +22,8 @@ from pipeline.captions.vocabulary import make_vocabulary
 from pipeline.datasets.synthetic import named_pairs, synthesize
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.features.cache_features import CacheConfig, cache_features
-from pipeline.sharding.shard import ShardConfig, write_shards
+from pipeline.sharding.config import ShardConfig
+from pipeline.sharding.shard import write_shards
 from pipeline.training.train import train
 from shards.atomic import disk_errors
 from shards.caption_table import CaptionTable
@@ -101,8 +102,7 @@ def demo(*, out: Path, images: int | None, weights: str, workers: int, device: s
             captions=out / "synth" / f"captions_{split}.json",
             out=out / "shards",
             split=split,
-            config=ShardConfig(),
-            shard_size=500,
+            config=ShardConfig(shard_size=500),
             workers=workers,
             quiet=False,
         )

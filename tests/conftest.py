@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,8 @@ from model.encoder import with_crop
 from model.networks import random_info
 from pipeline.datasets.synthetic import synthesize
 from pipeline.images.decode import Resize
-from pipeline.sharding.shard import ShardConfig, write_shards
+from pipeline.sharding.config import ShardConfig
+from pipeline.sharding.shard import write_shards
 from pipeline.training.train import train
 from shards.caption_table import CaptionTable, table_from_records
 from shards.digests import file_sha256
@@ -102,7 +103,7 @@ def table_with(counts: list[list[int]]) -> CaptionTable:
 
 def shard_small(source: Path, out: Path, split: str, *, workers: int = 1, shard_size: int = 10) -> None:
     captions = source / f"captions_{split}.json"
-    write_shards(images=source / "images", captions=captions, out=out, split=split, config=SMALL, shard_size=shard_size, workers=workers)
+    write_shards(images=source / "images", captions=captions, out=out, split=split, config=replace(SMALL, shard_size=shard_size), workers=workers)
 
 
 @pytest.fixture

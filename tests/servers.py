@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ import pytest
 from PIL import Image
 
 from pipeline.images.decode import Resize
-from pipeline.sharding.shard import ShardConfig, write_shards
-from pipeline.sharding.splits import ShardSummary
+from pipeline.sharding.config import ShardConfig
+from pipeline.sharding.shard import write_shards
+from pipeline.sharding.splits import SplitSummary
 from shards.fetch import _file_system
 from shards.paths import Location
 from tests.local_server import LocalServer
 
-CONFIG = ShardConfig(resize=Resize(size=32))
 SHARD_SIZE = 3
+CONFIG = ShardConfig(resize=Resize(size=32), shard_size=SHARD_SIZE)
 
 
 def draw(folder: Path, names: list[str]) -> None:
@@ -36,10 +38,11 @@ def draw(folder: Path, names: list[str]) -> None:
     (folder / "c.json").write_text(json.dumps(annotation))
 
 
-def shard(folder: Path, out: Location, **options: Any) -> ShardSummary:
-    """Write shards of three samples from the images of :func:`draw`."""
-    images = options.pop("images", folder / "images")
-    return write_shards(images=images, captions=folder / "c.json", out=out, config=CONFIG, shard_size=SHARD_SIZE, **options)
+def shard(folder: Path, out: Location, *, images: Location | None = None, **options: Any) -> SplitSummary:
+    """Write shards of three samples from the images of :func:`draw`; ``options`` are those of ``ShardConfig`` and of ``write_shards``."""
+    settings = {field.name: options.pop(field.name) for field in fields(ShardConfig) if field.name in options}
+    config = replace(CONFIG, **settings)
+    return write_shards(images=images or folder / "images", captions=folder / "c.json", out=out, config=config, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,6 +8,9 @@ from click.testing import Result
 from safetensors.torch import load_file
 
 from model.decoder_config import DECODERS
+from pipeline.captions.formats import CAPTION_FORMATS, CaptionFormat, CaptionInput
+from pipeline.captions.read import CaptionSource, read_splits
+from pipeline.captions.records import CaptionFile, CaptionRow, file_of_rows
 from pipeline.console.command_table import COMMANDS
 from pipeline.runs.checkpoints import find_checkpoint
 from tests.conftest import Small
@@ -107,3 +110,21 @@ def test_a_toy_decoder_is_added_through_the_registry(
     assert len(captioned.stdout.splitlines()) == 2
     assert {"decoder.embedding.weight", "decoder.output.weight"} <= weights.keys()
     assert not any("lstm" in name for name in weights)
+
+
+def test_a_toy_caption_form_is_added_through_the_registry(tmp_path: Path) -> None:
+    def read(file: CaptionInput) -> CaptionFile:
+        rows = (line.split(" -> ") for line in file.path.read_text().splitlines()[1:])
+        return file_of_rows(CaptionRow(file_name=name, captions=(caption,)) for name, caption in rows)
+
+    toy = CaptionFormat(description="#toy, then lines of NAME -> CAPTION", matches=lambda file: file.first_line == "#toy", read=read)
+    (tmp_path / "captions.toy").write_text("#toy\na.jpg -> A dog.\nb.jpg -> A cat.\na.jpg -> A dog runs.\n")
+    CAPTION_FORMATS.register("toy", toy)
+    try:
+        records = read_splits(CaptionSource(paths=(tmp_path / "captions.toy",)))["train"].records
+    finally:
+        CAPTION_FORMATS.unregister("toy")
+    assert [(record.file_name, [caption.text for caption in record.captions]) for record in records] == [
+        ("a.jpg", ["A dog.", "A dog runs."]),
+        ("b.jpg", ["A cat."]),
+    ]

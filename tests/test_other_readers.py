@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (base / "drawn/captions_val.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     for split, size in (("train", 10), ("val", 1)):
         captions = base / "drawn" / f"captions_{split}.json"
-        write_shards(images=base / "drawn/images", captions=captions, out=base / "shards", split=split, config=SMALL, shard_size=size)
+        write_shards(images=base / "drawn/images", captions=captions, out=base / "shards", split=split, config=replace(SMALL, shard_size=size))
     return base / "shards"
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.captioning.inputs import image_bytes
 from pipeline.images.decode import decode_image
-from pipeline.images.figures import check_picture_name, fill_grid, picture_grid, save_figure
+from pipeline.images.figures import check_figure_name, draw_image_grid, image_grid, save_figure
 from shards.errors import InputError
 
 LONGEST_SIDE = 800
@@ -31,11 +31,11 @@ def draw_captions(pictures: Sequence[tuple[str, str]], out: Path | None) -> None
     check_can_draw(out, [name for name, _ in pictures])
     shown = [(thumbnail(name), text) for name, text in pictures]
     if out is not None:
-        save_figure(picture_grid(shown), out)
+        save_figure(image_grid(shown), out)
         return
     from matplotlib import pyplot
 
-    fill_grid(pyplot.figure(layout="constrained"), shown)
+    draw_image_grid(pyplot.figure(layout="constrained"), shown)
     pyplot.show()
     pyplot.close("all")
 
@@ -47,7 +47,7 @@ def check_can_draw(out: Path | None, images: Iterable[str]) -> None:
         InputError: ``out`` has another file name extension or is one of the images, or there is no screen for a window.
     """
     if out is not None:
-        check_picture_name(out)
+        check_figure_name(out)
         same = os.path.abspath  # Path.resolve() raises for invalid file names
         if any(same(name) == same(out) for name in images):
             raise InputError(f"`out` {out}: this is one of the images to caption, which would be overwritten. Choose another name.")

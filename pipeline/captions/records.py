@@ -1,7 +1,6 @@
-"""Captions -> records: which images there are, and what was said about each. The JSON forms with ids of their own: COCO's and Karpathy's.
+"""What every caption format is read into: records of images with their captions, and rejects.
 
-Every form (:mod:`pipeline.captions.read` knows them all) ends in the same records of :class:`CaptionedImage`; whatever cannot be used
-becomes a :class:`Reject`, never silence.
+Whatever cannot be used becomes a :class:`shards.manifest.Reject`; nothing is dropped silently.
 """
 
 import contextlib
@@ -17,15 +16,10 @@ from shards.errors import InputError
 from shards.paths import is_inside
 from shards.rejects import Reject
 
-FORMS = (
-    'COCO caption JSON ("images" and "annotations"); a Karpathy split file ("images" with "sentences"); a token file (NAME#0, a tab, a caption); '
-    "CSV, TSV, JSON lines, a JSON list or Parquet with columns of images and captions; a folder of images beside .txt files"
-)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caption:
-    """One caption as it was written: ``id`` is unique in its annotation file."""
+    """One caption as it was written. ``id`` is unique in its captions file."""
 
     id: int
     text: str
@@ -33,23 +27,23 @@ class Caption:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionedImage:
-    """One image and all its captions, at least one; ``file_name`` is relative to the images' folder."""
+    """One image and all its captions, at least one. ``file_name`` is relative to the images' folder."""
 
     image_id: int
     file_name: str
     captions: tuple[Caption, ...]
 
     def tokenized(self) -> list[dict[str, Any]]:
-        """The captions as an image's record has them: ``id``, ``text``, ``tokens``."""
+        """The captions as they are stored in an image's record: ``id``, ``text``, ``tokens``."""
         return [{"id": caption.id, "text": caption.text, "tokens": tokenize(caption.text)} for caption in self.captions]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListedImage:
-    """An image as a captions file lists it, whether it can be used or not.
+    """An image as a captions file lists it, usable or not.
 
     Attributes:
-        imgid: Its place in the whole file: what matrices of features are ordered by.
+        imgid: Its position in the file, by which arrays of features are ordered.
     """
 
     image_id: int
@@ -59,12 +53,12 @@ class ListedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionFile:
-    """What a captions file holds.
+    """The content of a captions file.
 
     Attributes:
-        splits: By name, the images that can be used, in the file's order; a split may have none. The name is None where the file names none.
-        rejects: By split, what cannot be used; by None, what has no split.
-        listed: All images, but for repeated ones.
+        splits: The usable images of each split, in the file's order; may be empty. The name is None if the file names no splits.
+        rejects: What cannot be used, by split; under None what belongs to no split.
+        listed: All images, without repeated ones.
     """
 
     splits: dict[str | None, list[CaptionedImage]]
@@ -73,24 +67,24 @@ class CaptionFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """What one place of a file without ids says: captions of an image."""
+class CaptionRow:
+    """One row or line of a file without ids: an image and some of its captions."""
 
     file_name: str
     captions: tuple[str, ...]
     split: str | None = None
 
 
-def gather(rows: Iterable[Row | Reject]) -> CaptionFile:
-    """Rows, several for an image perhaps, -> its images in the order of their first rows.
+def file_of_rows(rows: Iterable[CaptionRow | Reject]) -> CaptionFile:
+    """Group rows by image, in the order of each image's first row.
 
-    An image's id is its place among the images, from 0, whether it can be used or not; a caption's id its place among the captions. An
-    image belongs to the split of its first row; rows of it in another split are rejects.
+    An image's id is its position among the images, usable or not, from 0. A caption's id is its position among the captions. An
+    image belongs to the split of its first row; its rows in other splits are rejects.
     """
     images: dict[str, tuple[int, str | None, list[Caption]]] = {}
     splits: dict[str | None, list[CaptionedImage]] = {}
     rejects: dict[str | None, list[Reject]] = {}
-    counted = itertools.count()
+    position = itertools.count()
     for row in rows:
         if isinstance(row, Reject):
             rejects.setdefault(None, []).append(row)
@@ -98,28 +92,29 @@ def gather(rows: Iterable[Row | Reject]) -> CaptionFile:
         _, split, captions = images.setdefault(row.file_name, (len(images), row.split, []))
         left_out = rejects.setdefault(row.split, [])
         if row.split != split:
-            left_out.append(_reject(row.file_name, "other_split", f"also a row of split {row.split}; the first one, {split}, is kept"))
+            message = f"also has a row in split {row.split}; the first split, {split}, is kept"
+            left_out.append(Reject(file=row.file_name, reason="other_split", message=message))
             continue
         for text in row.captions:
-            caption = Caption(id=next(counted), text=storable(text))
+            caption = Caption(id=next(position), text=storable(text))
             if caption.text.strip():
                 captions.append(caption)
             else:
-                left_out.append(_reject(row.file_name, "empty_caption", f"caption {caption.id} holds no text"))
+                left_out.append(Reject(file=row.file_name, reason="empty_caption", message=f"caption {caption.id} has no text"))
     for file_name, (image_id, split, captions) in images.items():
-        record = _usable(image_id, file_name, captions, rejects.setdefault(split, []))
-        splits.setdefault(split, []).extend(record)
+        records = usable_records(image_id, file_name, captions, rejects.setdefault(split, []))
+        splits.setdefault(split, []).extend(records)
     listed = tuple(ListedImage(image_id=image_id, imgid=image_id, file_name=name) for name, (image_id, _, _) in images.items())
     return CaptionFile(splits=splits, rejects=rejects, listed=listed)
 
 
-def _usable(image_id: int, file_name: str, captions: Iterable[Caption], rejects: list[Reject]) -> list[CaptionedImage]:
-    """The image's record, if it can be used; else a reject."""
+def usable_records(image_id: int, file_name: str, captions: Iterable[Caption], rejects: list[Reject]) -> list[CaptionedImage]:
+    """The image's record if it is usable; else none, and a line in ``rejects``."""
     captions = tuple(captions)
     if not captions:
-        rejects.append(_reject(file_name, "no_captions", f"image {image_id} has no usable caption"))
+        rejects.append(Reject(file=file_name, reason="no_captions", message=f"image {image_id} has no usable caption"))
     elif not is_inside(file_name):
-        rejects.append(_reject(file_name, "path_escape", "the file name leads out of the images' folder"))
+        rejects.append(Reject(file=file_name, reason="path_escape", message="the file name leads out of the images' folder"))
     else:
         return [CaptionedImage(image_id=image_id, file_name=file_name, captions=captions)]
     return []
@@ -127,7 +122,7 @@ def _usable(image_id: int, file_name: str, captions: Iterable[Caption], rejects:
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """A million small objects, none of them garbage: looking for cycles among them again and again costs a fifth more time."""
+    """Pause the garbage collector while a million small objects are made: searching them for cycles takes a fifth more time."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -138,16 +133,16 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def storable(text: str) -> str:
-    """The text without what files of text cannot hold: lone surrogates become "?", NUL a space."""
+    """The text without characters that text files cannot hold: lone surrogates become "?", NUL becomes a space."""
     return text if text.isascii() and "\0" not in text else text.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
-def _reject(file: str, reason: str, message: str) -> Reject:
-    return Reject(file=file, reason=reason, message=message)
+def checked_entries(path: Path, content: Any, section: str, hint: str) -> Iterator[tuple[str, Any]]:
+    """The entries of a list at the top level of a JSON document, each with its place for messages (``images[3]``).
 
-
-def _entries(path: Path, content: Any, section: str, hint: str) -> Iterator[tuple[str, Any]]:
-    """The entries of a list at the top level, and the place of each, for messages."""
+    Raises:
+        InputError: There is no such list.
+    """
     if not isinstance(content, dict):
         raise InputError(f"{path}: {hint}: the top level is a {type(content).__name__}.")
     if not isinstance(content.get(section), list):
@@ -155,10 +150,15 @@ def _entries(path: Path, content: Any, section: str, hint: str) -> Iterator[tupl
     return ((f"{section}[{position}]", entry) for position, entry in enumerate(content[section]))
 
 
-def _check_fields(path: Path, place: str, entry: Any, fields: Mapping[str, type], hint: str) -> None:
+def check_fields(path: Path, place: str, entry: Any, fields: Mapping[str, type], hint: str) -> None:
+    """Refuse an entry whose fields are missing or of another type, or whose integers do not fit into 64 bits.
+
+    Raises:
+        InputError: Names the place, the field and what was found.
+    """
     for field, kind in fields.items():
         value = entry.get(field) if isinstance(entry, dict) else None
-        # type(), not isinstance(): JSON's true is no number.
+        # type() and not isinstance(): JSON's true is not a number
         if type(value) is not kind or (isinstance(value, int) and not -(2**63) <= value < 2**63):
             shown = repr(value if isinstance(entry, dict) else entry)[:80]
             raise InputError(f"{path}: {hint}: {place}.{field} should be of type {kind.__name__}, found {shown}.")

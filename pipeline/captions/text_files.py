@@ -1,38 +1,43 @@
-"""Captions in plain text: token files of Flickr8k and Flickr30k, lists of a split's images, a folder of images beside ``.txt`` files."""
+"""Captions in plain text: token files of Flickr8k and Flickr30k, folders of images with ``.txt`` files, and lists of a split's images."""
 
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.captions.records import CaptionFile, Row, gather
+from pipeline.captions.formats import BOM, CaptionFormat
+from pipeline.captions.records import CaptionFile, CaptionRow, file_of_rows
 from shards.errors import InputError
 from shards.paths import IMAGE_SUFFIXES
 from shards.rejects import Reject
 
 MAX_LINE_BYTES = 16 << 20
 MAX_FILE_BYTES = 2 << 30
-# Of a .txt file beside an image.
+# For the .txt file of one image
 MAX_CAPTIONS_BYTES = 1 << 20
 TOKEN_LINE = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
-BOM = "\ufeff"
+EMPTY_TOKEN_LINE = re.compile(r"(?P<image>[^\t]+)#\d+")
 
 
 def text_lines(path: Path, *, at_most: int = MAX_FILE_BYTES) -> Iterator[str]:
-    """The lines of a UTF-8 file with their ends, without a byte order mark.
+    """The lines of a UTF-8 file with their line ends, without a byte order mark.
+
+    Args:
+        at_most: How many bytes the file may have.
 
     Raises:
         InputError: The file is missing or too large, or a line is too long or not UTF-8; names the line.
     """
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > at_most:
-                raise InputError(f"{path}: has {os.fstat(file.fileno()).st_size} bytes, more than a file of captions may have ({at_most}).")
+            size = os.fstat(file.fileno()).st_size
+            if size > at_most:
+                raise InputError(f"{path}: has {size} bytes, more than the limit for a captions file ({at_most}).")
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(line) > MAX_LINE_BYTES:
-                    raise InputError(f"{path}: line {number} has more than {MAX_LINE_BYTES} bytes. Is it a file of captions?")
+                    raise InputError(f"{path}: line {number} has more than {MAX_LINE_BYTES} bytes. Check that it is a captions file.")
                 try:
                     text = line.decode("utf-8")
                 except UnicodeDecodeError as problem:
@@ -48,28 +53,28 @@ def text_lines(path: Path, *, at_most: int = MAX_FILE_BYTES) -> Iterator[str]:
 
 
 def read_tokens(path: Path) -> CaptionFile:
-    """A token file as Flickr8k and Flickr30k have it (Hodosh et al. 2013, Young et al. 2014): ``name.jpg#0``, a tab, a caption on each line.
+    """Read a token file of Flickr8k or Flickr30k (Hodosh et al. 2013, Young et al. 2014): each line is ``name.jpg#0``, a tab and a caption.
 
     Raises:
         InputError: As :func:`text_lines`.
     """
-    return gather(_token_rows(path))
+    return file_of_rows(_token_rows(path))
 
 
-def _token_rows(path: Path) -> Iterator[Row | Reject]:
+def _token_rows(path: Path) -> Iterator[CaptionRow | Reject]:
     for number, line in enumerate(text_lines(path), 1):
         text = line.strip()
-        match = TOKEN_LINE.fullmatch(text)
-        if match:
-            yield Row(file_name=match["image"], captions=(match["caption"].strip(),))
-        elif re.fullmatch(r"[^\t]+#\d+", text):  # the caption was white space
-            yield Row(file_name=text.rpartition("#")[0], captions=("",))
+        if match := TOKEN_LINE.fullmatch(text):
+            yield CaptionRow(file_name=match["image"], captions=(match["caption"].strip(),))
+        elif match := EMPTY_TOKEN_LINE.fullmatch(text):  # the caption was white space
+            yield CaptionRow(file_name=match["image"], captions=("",))
         elif text:
-            yield Reject(file=f"line {number}", reason="malformed_row", message=f"{path.name}: line {number} is not NAME#NUMBER, a tab, a caption")
+            message = f"{path.name}: line {number} is not NAME#NUMBER, a tab and a caption"
+            yield Reject(file=f"line {number}", reason="malformed_row", message=message)
 
 
 def read_split_list(path: Path) -> list[str]:
-    """A file with the name of an image on each line, as Flickr8k's ``Flickr_8k.trainImages.txt``.
+    """Read a split list: the name of an image on each line, as in Flickr8k's ``Flickr_8k.trainImages.txt``.
 
     Raises:
         InputError: As :func:`text_lines`, or it lists nothing.
@@ -81,32 +86,46 @@ def read_split_list(path: Path) -> list[str]:
 
 
 def read_folder(path: Path) -> CaptionFile:
-    """A folder, with folders in it perhaps: beside each image a text file of its name with a caption on each line.
+    """Read a folder of images, each with a text file of the same name that has a caption on each line; folders in it too.
 
-    File names are relative to the folder, and in the order of their parts. Names that begin with a dot are passed over.
+    File names are relative to the folder and sorted by their parts. Names that begin with a dot are ignored.
 
     Raises:
-        InputError: It holds no text file; or as :func:`text_lines`.
+        InputError: It has no text file; or as :func:`text_lines`.
     """
     files: dict[Path, Path] = {}
     for parent, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files |= {(place := Path(parent, name)).relative_to(path): place for name in names if not name.startswith(".")}
+        files |= {(file := Path(parent, name)).relative_to(path): file for name in names if not name.startswith(".")}
     if not any(name.suffix == ".txt" for name in files):
         raise InputError(
-            f"{path}: is a folder without .txt files. A folder of captions has beside each image a .txt file with a caption on each line."
+            f"{path}: is a folder without .txt files. A folder of captions has a .txt file for each image, named like the image, with a caption "
+            "on each line."
         )
-    return gather(_folder_rows(files))
+    return file_of_rows(_folder_rows(files))
 
 
-def _folder_rows(files: dict[Path, Path]) -> Iterator[Row | Reject]:
+def _folder_rows(files: dict[Path, Path]) -> Iterator[CaptionRow | Reject]:
     described = set()
     for name in sorted(files):
         if name.suffix.lower() in IMAGE_SUFFIXES:
-            beside = name.with_suffix(".txt")
-            described.add(beside)
-            lines = text_lines(files[beside], at_most=MAX_CAPTIONS_BYTES) if beside in files else ()
-            yield Row(file_name=name.as_posix(), captions=tuple(text for line in lines if (text := line.strip())))
+            text_name = name.with_suffix(".txt")
+            described.add(text_name)
+            lines = text_lines(files[text_name], at_most=MAX_CAPTIONS_BYTES) if text_name in files else ()
+            yield CaptionRow(file_name=name.as_posix(), captions=tuple(text for line in lines if (text := line.strip())))
     for name in sorted(files):
         if name.suffix == ".txt" and name not in described:
-            yield Reject(file=name.as_posix(), reason="caption_without_image", message=f"{name.as_posix()}: there is no image of this name beside it")
+            message = f"{name.as_posix()}: there is no image of the same name in its folder"
+            yield Reject(file=name.as_posix(), reason="caption_without_image", message=message)
+
+
+TOKEN_FILE = CaptionFormat(
+    description="lines of NAME#NUMBER, a tab and a caption",
+    matches=lambda file: not file.is_json and TOKEN_LINE.fullmatch(file.first_line) is not None,
+    read=lambda file: read_tokens(file.path),
+)
+FOLDER = CaptionFormat(
+    description="images, each with a .txt file of the same name",
+    matches=lambda file: file.path.is_dir(),
+    read=lambda file: read_folder(file.path),
+)

@@ -1,9 +1,9 @@
 """Caption -> tokens.
 
-The rule, whole: the caption is lower-cased (``str.lower``) and given to NLTK's ``word_tokenize`` with ``preserve_line=True``,
-that is, to NLTK's Treebank word tokenizer on the caption as one line. Nothing is downloaded: sentence splitting, which needs
-NLTK's punkt data, is left out. A full stop is therefore split off at the caption's end only ("a dog. a cat." -> "a", "dog.",
-"a", "cat", "."); commas, quotes, brackets and contractions ("isn't" -> "is", "n't") are split everywhere.
+A caption is lower-cased (``str.lower``) and tokenized with NLTK's ``word_tokenize`` with ``preserve_line=True``, that is, with NLTK's
+Treebank word tokenizer on the caption as one line. Nothing is downloaded, because sentences are not split, which would need NLTK's punkt
+data. A full stop is therefore split off only at the caption's end ("a dog. a cat." -> "a", "dog.", "a", "cat", "."). Commas, quotes,
+brackets and contractions ("isn't" -> "is", "n't") are split everywhere.
 """
 
 import functools
@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable
 
 RULE = "nltk.word_tokenize(text.lower(), preserve_line=True)"
-# Captions on which the rule only splits at spaces, commas and the last full stop: words of ASCII letters and digits, joined by
-# single hyphens, and none of those that NLTK splits ("cannot" -> "can", "not"). A comma has a space behind it.
+# Captions that NLTK would split only at spaces, commas and the last full stop: words of ASCII letters and digits, joined by single
+# hyphens, without the words that NLTK splits ("cannot" -> "can", "not"). A space follows each comma.
 _WORD = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _PLAIN = re.compile(rf" *{_WORD}(?:,? +{_WORD})*(?P<stop> *\.)? *")
 _SPLIT_WORDS = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b")

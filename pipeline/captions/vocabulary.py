@@ -1,4 +1,4 @@
-"""Training captions -> vocabulary file: JSON, never a pickle."""
+"""The vocabulary of the training captions, and its file in JSON."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +18,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularySummary:
-    """A vocabulary and the share of its captions' tokens that it knows."""
+    """A vocabulary, and how well it covers the captions that it was made from.
+
+    Attributes:
+        distinct: The number of distinct words in the captions.
+        coverage: The fraction of the captions' tokens that are in the vocabulary.
+    """
 
     vocabulary: Vocabulary
     distinct: int
@@ -26,18 +31,18 @@ class VocabularySummary:
 
 
 def vocabulary_of(table: CaptionTable, *, min_count: int) -> VocabularySummary:
-    """Count a table's tokens and keep those that occur at least ``min_count`` times.
+    """The vocabulary of the words that occur at least ``min_count`` times in a table's captions.
 
     Raises:
-        InputError: ``min_count`` below 1, or nothing to count.
+        InputError: ``min_count`` is below 1, or no word occurs so often.
     """
     if min_count < 1:
-        raise InputError(f"--min-count {min_count}: must be at least 1.")
+        raise InputError(f"`min_count` {min_count}: must be at least 1.")
     occurrences = np.bincount(table.tokens, minlength=len(table.words))
     counts = Counter({word: int(count) for word, count in zip(table.words, occurrences, strict=True)})
     vocabulary = build_vocabulary(counts, min_count=min_count)
     if len(vocabulary) == len(SPECIAL):
-        raise InputError(f"No word occurs {min_count} times in {table.captions} captions. Give a smaller --min-count.")
+        raise InputError(f"No word occurs {min_count} times in {table.captions} captions. Choose a smaller `min_count`.")
     known = sum(count for word, count in counts.items() if count >= min_count and word not in SPECIAL)
     return VocabularySummary(vocabulary=vocabulary, distinct=len(counts), coverage=known / counts.total())
 
@@ -46,7 +51,7 @@ def make_vocabulary(*, shards: Path, split: str, min_count: int, out: Path) -> V
     """Write the vocabulary of a split's captions.
 
     Raises:
-        InputError: No such dataset or split, or no words.
+        InputError: No such dataset or split, or no word occurs often enough.
         DamageError: A shard is damaged.
     """
     summary = vocabulary_of(table_of_split(open_split(shards, split)), min_count=min_count)
@@ -60,7 +65,7 @@ def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
 
 
 def vocabulary_digest(vocabulary: Vocabulary) -> str:
-    """SHA-256 (hex) of the words in their order."""
+    """SHA-256 (hex) of the words in order."""
     return json_digest(list(vocabulary.words))
 
 
@@ -68,19 +73,19 @@ def read_vocabulary(path: Path) -> Vocabulary:
     """Read and check a vocabulary file.
 
     Raises:
-        InputError: Missing.
-        DamageError: Not a vocabulary, or not the words that its digest is of.
-        MismatchError: Another format version.
+        InputError: It is missing.
+        DamageError: It is not a vocabulary file, or its words do not match its digest.
+        MismatchError: It has another format version.
     """
     content = read_versioned_json(path, what="vocabulary file", format_version=FORMAT_VERSION)
     words = content.get("words")
     try:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise ValueError('there is no list of texts "words"')
+            raise ValueError('it has no list of strings "words"')
         check_special(words)
         vocabulary = Vocabulary(tuple(words))
         if vocabulary_digest(vocabulary) != content.get("digest"):
-            raise ValueError(f"its words have digest {vocabulary_digest(vocabulary)}, it says {content.get('digest')}")
+            raise ValueError(f"its words have digest {vocabulary_digest(vocabulary)}, but the file says {content.get('digest')}")
     except ValueError as error:
-        raise DamageError(f"{path}: not a vocabulary ({error}). Make it again with: python cli.py vocab --out {path}") from None
+        raise DamageError(f"{path}: not a vocabulary file ({error}). Make it again with: python cli.py vocab --out {path}") from None
     return vocabulary

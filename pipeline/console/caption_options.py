@@ -1,4 +1,4 @@
-"""The options for captions in any form."""
+"""The options for captions in any format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,11 +52,11 @@ def chosen_columns(columns: tuple[str, ...]) -> dict[str, str]:
     Raises:
         click.UsageError: Not of the form ROLE=NAME, or an unknown role.
     """
-    from pipeline.captions.tables import USUAL
+    from pipeline.captions.tables import USUAL_COLUMNS
 
     roles = dict(name_and_value("--column", text) for text in columns)
-    if unknown := [role for role in roles if role not in USUAL]:
-        raise click.UsageError(f"--column {unknown[0]}=...: unknown role. Choose one of: {', '.join(USUAL)}.")
+    if unknown := [role for role in roles if role not in USUAL_COLUMNS]:
+        raise click.UsageError(f"--column {unknown[0]}=...: unknown role. Choose one of: {', '.join(USUAL_COLUMNS)}.")
     return roles
 
 

@@ -1,6 +1,6 @@
-"""Datasets that can be had: where their archives are published, what these hold, and what to run next.
+"""Public datasets: where their archives are published, what these hold, and what to run next.
 
-The standard library alone: whoever looks for what is here asks this too, on broken installations.
+This module uses the standard library alone, because the doctor command reads it on broken installations too.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ class Archive:
     """A ZIP archive of a dataset.
 
     Attributes:
-        path: Behind the dataset's base URL.
-        into: The folder that it is unpacked into, below the root.
-        unpacked: About how many bytes it holds.
-        size: Of the archive, in bytes, where it is known.
-        md5: Of its bytes (hex), where it is known.
+        path: Its path below the dataset's base URL.
+        into: The folder that it is unpacked into, relative to the root.
+        unpacked: About how many bytes it has unpacked.
+        size: The archive's size in bytes, if it is known.
+        md5: The archive's MD5 (hex), if it is known.
     """
 
     path: str
@@ -31,13 +31,13 @@ class Archive:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """What to run next, and what it reads.
+class NextStep:
+    """A command to run after a download, and what it reads.
 
     Attributes:
-        command: Behind ``python cli.py``; ``{root}`` is the folder.
-        images: Folders of photographs, below the root.
-        captions: The captions file, below the root; None: the step only fetches more.
+        command: What follows ``python cli.py``; ``{root}`` stands for the root folder.
+        images: Folders of images, relative to the root.
+        captions: The captions file, relative to the root. None if the command only downloads more.
     """
 
     command: str
@@ -45,39 +45,39 @@ class Step:
     captions: str | None = None
 
     def on(self, root: Path) -> str:
-        """The command for a folder."""
+        """The command with this root folder."""
         return self.command.format(root=root)
 
     def possible(self, root: Path) -> bool:
-        """Whether photographs and captions are there."""
+        """Whether the images and captions that it reads exist."""
         return self.captions is not None and (root / self.captions).is_file() and all((root / folder).is_dir() for folder in self.images)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Where a dataset is to be had.
+    """Where a dataset is published.
 
     Attributes:
-        base_url: What the archives' paths stand behind; None: its publisher wants to be asked first.
-        page: For people.
-        parts: Archives by the names that ``--parts`` takes.
-        next_steps: For each part, what to run next; the first part that is asked for and has one decides.
+        base_url: The URL that the archives' paths are relative to. None if the publisher has to be asked first.
+        page: The dataset's web page.
+        parts: The archives by the names of the dataset's parts.
+        next_steps: What to run next, by part. The first part that was downloaded and has a command decides.
     """
 
     base_url: str | None
     page: str
     parts: dict[str, Archive]
-    next_steps: dict[str, Step]
+    next_steps: dict[str, NextStep]
 
 
 def _coco(year: int, annotations: tuple[int, str], train: tuple[int, str], val: tuple[int, str]) -> Dataset:
     def archive(folder: str, name: str, known: tuple[int, str], unpacked: float) -> Archive:
         return Archive(path=f"{folder}/{name}{year}.zip", size=known[0], md5=known[1], unpacked=int(known[0] * unpacked))
 
-    def shard(split: str) -> Step:
+    def shard(split: str) -> NextStep:
         images, captions = f"{split}{year}", f"annotations/captions_{split}{year}.json"
         command = f"shard --images {{root}}/{images} --captions {{root}}/{captions} --out {{root}}/shards --split {split}"
-        return Step(command=command, images=(images,), captions=captions)
+        return NextStep(command=command, images=(images,), captions=captions)
 
     return Dataset(
         base_url="http://images.cocodataset.org",
@@ -90,12 +90,12 @@ def _coco(year: int, annotations: tuple[int, str], train: tuple[int, str], val: 
         next_steps={
             "train": shard("train"),
             "val": shard("val"),
-            "annotations": Step(command=f"download coco{year} --root {{root}} --parts train,val"),
+            "annotations": NextStep(command=f"download coco{year} --root {{root}} --parts train,val"),
         },
     )
 
 
-# Sizes and MD5 sums of COCO's archives are not on its own page: docs/getting-data.md says where they are from.
+# COCO's page does not give the sizes and MD5 sums of its archives: docs/getting-data.md says where they are from.
 DATASETS: dict[str, Dataset] = {
     "coco2014": _coco(
         2014,
@@ -117,7 +117,7 @@ DATASETS: dict[str, Dataset] = {
             "annotations": Archive(path="Flickr8k_text.zip", into="flickr8k", unpacked=20_000_000),
         },
         next_steps={
-            "images": Step(
+            "images": NextStep(
                 command="shard --images {root}/flickr8k/Flicker8k_Dataset --captions {root}/flickr8k/Flickr8k.token.txt --out {root}/flickr8k-shards",
                 images=("flickr8k/Flicker8k_Dataset",),
                 captions="flickr8k/Flickr8k.token.txt",
@@ -129,7 +129,7 @@ DATASETS: dict[str, Dataset] = {
         page="https://cs.stanford.edu/people/karpathy/deepimagesent/",
         parts={"annotations": Archive(path="caption_datasets.zip", into="karpathy", size=36_745_453, unpacked=220_000_000)},
         next_steps={
-            "annotations": Step(
+            "annotations": NextStep(
                 command="shard --images {root} --captions {root}/karpathy/dataset_coco.json --out {root}/shards",
                 images=("train2014", "val2014"),
                 captions="karpathy/dataset_coco.json",

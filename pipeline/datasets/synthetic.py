@@ -1,8 +1,8 @@
-"""The built-in dataset: drawn scenes with true captions, in COCO's own format, so that everything can be tried offline.
+"""The synthetic dataset: drawn scenes with correct captions, in COCO's format, so that everything can be tried offline.
 
-A scene holds one or two groups of equal things (shape, colour, size, count) that stand above, below or inside one another:
-relations that a mirror keeps, because training flips images. It trades variety for truth: every caption is right, every
-colour-and-shape pair of a scene is named by every one of its captions, and image i is the same for any number of images.
+A scene has one or two groups of equal shapes. A group has a shape, a colour, a size and a count. Groups are above or inside one another:
+horizontal flips, which training uses, keep these relations. The dataset trades variety for correctness: every caption is right, and every
+caption names every colour-and-shape pair of its scene. Image i is the same for any number of images.
 """
 
 import io
@@ -39,8 +39,8 @@ Relation = Literal["alone", "above", "inside"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """``count`` equal things."""
+class ShapeGroup:
+    """``count`` equal shapes."""
 
     shape: str
     colour: str
@@ -50,14 +50,14 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One or two groups; ``groups[0]`` is alone, above ``groups[1]``, or inside it."""
+    """One or two groups. ``groups[0]`` is alone, above ``groups[1]``, or inside it."""
 
     relation: Relation
-    groups: tuple[Group, ...]
+    groups: tuple[ShapeGroup, ...]
 
 
-# Each template is one wording. {a} and {b} are noun phrases, {is} and {are} agree with a and b. The words for "small" and
-# "large" belong to the template, so that each wording is a habit a model can learn.
+# Each template is one wording. {a} and {b} are noun phrases; {is} and {are} agree with a and b. A template chooses its words for "small"
+# and "large", so that a model can learn each wording.
 TEMPLATES: dict[Relation, tuple[tuple[str, dict[str, str]], ...]] = {
     "alone": (
         ("{a}", {}),
@@ -99,13 +99,13 @@ def named_pairs(captions: Iterable[str]) -> set[tuple[str, str]]:
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """Draw what a scene holds. Two groups never share both colour and shape."""
+    """Sample a scene. Two groups never have both colour and shape in common."""
     relation: Relation = ("alone", "alone", "above", "inside")[int(rng.integers(4))]
     kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     first, second = (kinds[int(i)] for i in rng.choice(len(kinds), 2, replace=False))
 
-    def group(kind: tuple[str, str], size: Size, most: int) -> Group:
-        return Group(colour=kind[0], shape=kind[1], size=size, count=int(rng.integers(1, most + 1)))
+    def group(kind: tuple[str, str], size: Size, most: int) -> ShapeGroup:
+        return ShapeGroup(colour=kind[0], shape=kind[1], size=size, count=int(rng.integers(1, most + 1)))
 
     sizes: tuple[Size, Size] = ("small", "large")
     if relation == "alone":
@@ -113,19 +113,19 @@ def random_scene(rng: np.random.Generator) -> Scene:
     if relation == "above":
         groups = tuple(group(kind, sizes[int(rng.integers(2))], 2) for kind in (first, second))
         return Scene(relation=relation, groups=groups)
-    while second[0] == first[0]:  # a thing inside another of its own colour could not be seen
+    while second[0] == first[0]:  # a shape inside another one of the same colour would be invisible
         second = kinds[int(rng.integers(len(kinds)))]
     return Scene(relation=relation, groups=(group(first, "small", 1), group(second, "large", 1)))
 
 
-def noun_phrase(group: Group, size_words: dict[str, str]) -> str:
+def noun_phrase(group: ShapeGroup, size_words: dict[str, str]) -> str:
     """For example "two little red stars"."""
     plural = "s" if group.count > 1 else ""
     return f"{COUNT_WORDS[group.count - 1]} {size_words.get(group.size, group.size)} {group.colour} {group.shape}{plural}"
 
 
 def scene_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Five differently worded captions that are true of ``scene``."""
+    """Five captions of a scene in different wordings."""
     templates = TEMPLATES[scene.relation]
     captions = []
     for index in sorted(rng.choice(len(templates), CAPTIONS_PER_IMAGE, replace=False)):
@@ -149,8 +149,8 @@ def _outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float,
     return points
 
 
-def _draw_group(draw: ImageDraw.ImageDraw, group: Group, rng: np.random.Generator, box: tuple[float, float, float, float]) -> None:
-    """Draw the group as a jittered row inside ``box`` (left, top, right, bottom), sized by the box's height and width."""
+def _draw_group(draw: ImageDraw.ImageDraw, group: ShapeGroup, rng: np.random.Generator, box: tuple[float, float, float, float]) -> None:
+    """Draw a group as a row with jittered positions inside ``box`` (left, top, right, bottom), scaled to the box."""
     left, top, right, bottom = box
     cell = (right - left) / group.count
     unit = min(bottom - top, (right - left) / 2.2)
@@ -160,10 +160,10 @@ def _draw_group(draw: ImageDraw.ImageDraw, group: Group, rng: np.random.Generato
         room_x, room_y = max(cell / 2 - radius * 1.15, 0.0), max((bottom - top) / 2 - radius * 1.15, 0.0)
         x = left + cell * (position + 0.5) + float(rng.uniform(-0.5, 0.5)) * room_x
         y = (top + bottom) / 2 + float(rng.uniform(-0.5, 0.5)) * room_y
-        _draw_thing(draw, group, x, y, radius, rng)
+        _draw_shape(draw, group, x, y, radius, rng)
 
 
-def _draw_thing(draw: ImageDraw.ImageDraw, group: Group, x: float, y: float, radius: float, rng: np.random.Generator) -> None:
+def _draw_shape(draw: ImageDraw.ImageDraw, group: ShapeGroup, x: float, y: float, radius: float, rng: np.random.Generator) -> None:
     shade = rng.integers(-8, 9, size=3)
     fill = tuple(int(v) for v in np.clip(np.array(COLOURS[group.colour]) + shade, 0, 255))
     if group.shape == "circle":
@@ -173,7 +173,7 @@ def _draw_thing(draw: ImageDraw.ImageDraw, group: Group, x: float, y: float, rad
 
 
 def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Draw ``scene`` as an RGB image of 200 to 360 pixels a side, on a noisy grey-to-beige background."""
+    """Draw a scene as an RGB image of 220 to 320 pixels a side, on a noisy background between grey and beige."""
     width, height = (int(v) for v in rng.integers(220, 321, size=2))
     big = (width * SUPERSAMPLING, height * SUPERSAMPLING)
     tone = rng.integers(125, 166) + rng.integers(-8, 9, size=3)
@@ -188,8 +188,8 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
         radius = min(right - left, bottom - top) * float(rng.uniform(0.40, 0.46))
         x = (left + right) / 2 + float(rng.uniform(-1, 1)) * ((right - left) / 2 - radius)
         y = middle + float(rng.uniform(-1, 1)) * max((bottom - top) / 2 - radius, 0.0)
-        _draw_thing(draw, outer, x, y, radius, rng)
-        _draw_thing(draw, inner, x, y, radius * float(rng.uniform(0.38, 0.44)), rng)
+        _draw_shape(draw, outer, x, y, radius, rng)
+        _draw_shape(draw, inner, x, y, radius * float(rng.uniform(0.38, 0.44)), rng)
     elif scene.relation == "above":
         _draw_group(draw, scene.groups[0], rng, (left, top, right, middle))
         _draw_group(draw, scene.groups[1], rng, (left, middle, right, bottom))
@@ -202,7 +202,7 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 def synthetic_sample(seed: int, index: int) -> tuple[bytes, tuple[int, int], list[str]]:
-    """Image ``index`` of the dataset with this seed: (JPEG bytes, (width, height), captions)."""
+    """Image ``index`` of the dataset with this seed: (JPEG bytes, (width, height) in pixels, captions)."""
     rng = np.random.default_rng([seed, index])
     scene = random_scene(rng)
     captions = scene_captions(scene, rng)
@@ -230,12 +230,14 @@ def file_name(index: int) -> str:
 def synthesize(out: Path, *, images: int, seed: int = 0, workers: int = 1, quiet: bool = True) -> dict[str, int]:
     """Draw the dataset into ``out``: ``images/*.jpg``, ``captions_train.json``, ``captions_val.json``.
 
-    Every tenth image is a validation image, so that a larger dataset contains the smaller one, split by split.
+    Every tenth image is in split val, so that each split of a larger dataset contains that of a smaller one.
 
     Args:
-        out: A folder that is missing, empty, or holds an earlier dataset of this kind.
-        images: How many, at least ``VAL_EVERY``.
+        out: A folder that is missing, empty, or holds an earlier synthetic dataset.
+        images: The number of images, at least ``VAL_EVERY``.
         seed: The same seed draws the same bytes.
+        workers: Processes.
+        quiet: Show no progress.
 
     Returns:
         The number of images by split.
@@ -245,14 +247,14 @@ def synthesize(out: Path, *, images: int, seed: int = 0, workers: int = 1, quiet
         OccupiedError: ``out`` holds something else.
     """
     if images < VAL_EVERY:
-        raise InputError(f"--images {images}: at least {VAL_EVERY} are needed, since every {VAL_EVERY}th is a validation image.")
+        raise InputError(f"`images` {images}: must be at least {VAL_EVERY}, because every {VAL_EVERY}th image is in split val.")
     if seed < 0:
-        raise InputError(f"--seed {seed}: must not be negative.")
+        raise InputError(f"`seed` {seed}: must not be negative.")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(p.name for p in out.iterdir() if p.name not in ("images", "captions_train.json", "captions_val.json"))
-    if strangers:
-        raise OccupiedError(f"{out}: holds something else ({strangers[0]}). Choose a new or empty folder.")
+        others = sorted(p.name for p in out.iterdir() if p.name not in ("images", "captions_train.json", "captions_val.json"))
+    if others:
+        raise OccupiedError(f"{out}: holds something other than a synthetic dataset ({others[0]}). Choose a new or empty folder.")
     chunk = 50
     tasks = [(out, seed, start, min(start + chunk, images)) for start in range(0, images, chunk)]
     by_split: dict[str, list[tuple[int, tuple[int, int], list[str]]]] = {"train": [], "val": []}

@@ -1,8 +1,8 @@
-"""ZIP archives from strangers -> files below a folder, and nowhere else.
+"""Untrusted ZIP archives -> files below a folder, and nowhere else.
 
-The whole list of members is judged before anything is written. Each file is written under a temporary name and renamed, so that a killed
-process costs one file; what is there already with the size and the CRC-32 that the archive lists is kept. What this trades away: single
-files are not flushed to the disk one by one, which would take longer than all the rest; a power cut is met by running again.
+The complete list of members is checked before anything is written. Each file is written under a temporary name and renamed, so that a killed
+process loses one file at most. A file that exists with the size and the CRC-32 that the archive lists is kept. Files are not flushed to the
+disk one by one, which would take longer than everything else: after a power cut, run the same command again.
 """
 
 import contextlib
@@ -22,84 +22,88 @@ from shards.paths import is_inside
 
 CHUNK_BYTES = 1 << 20
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# Finder's copies of what a Mac's file system holds beside a file: no part of the data.
-APPLES_OWN = "__MACOSX/"
+# macOS stores its own metadata here, which is not part of the data
+MACOS_FOLDER = "__MACOSX/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """A file of an archive: its name relative to the folder, its size in bytes, the CRC-32 of these."""
+class ArchiveMember:
+    """A file of an archive: its name relative to the folder, its size in bytes unpacked, and its CRC-32."""
 
     name: str
     size: int
     crc32: int
 
 
-def zip_members(archive: Path, *, at_most_bytes: int, at_most_members: int) -> tuple[Member, ...]:
-    """The files that an archive lists, all of which may be written below a folder.
+def list_members(archive: Path, *, at_most_bytes: int, at_most_members: int) -> tuple[ArchiveMember, ...]:
+    """The files that an archive lists, all of which are safe to write below a folder.
 
     Args:
-        at_most_bytes: What they may have together, unpacked.
-        at_most_members: How many there may be.
+        archive: The archive.
+        at_most_bytes: The limit for all files together, unpacked.
+        at_most_members: The limit for their number.
 
     Raises:
-        DamageError: It is no ZIP archive, or lists something that no honest one does: a name that leads out of the folder, a link, a file twice,
-            too many files or bytes, a password; names the archive and the member.
+        DamageError: It is not a ZIP archive, or lists something suspicious: a name that leads out of the folder, a link, a file twice, too many
+            files or bytes, a password. Names the archive and the member.
     """
-    advice = "Nothing was unpacked. Delete it and get it anew, from its publisher"
+    advice = "Nothing was unpacked. Delete it and download it again from its publisher"
     try:
         with zipfile.ZipFile(archive) as file:
-            infos = [info for info in file.infolist() if not info.filename.startswith(APPLES_OWN)]
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:  # a ZipFile reads the list alone
-        raise DamageError(f"{archive}: not a whole ZIP archive ({error}). {advice}.") from None
+            infos = [info for info in file.infolist() if not info.filename.startswith(MACOS_FOLDER)]
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:  # ZipFile reads the list only
+        raise DamageError(f"{archive}: not a complete ZIP archive ({error}). {advice}.") from None
     seen: set[str] = set()
     for info in infos:
         problem = _problem(info, seen)
         if problem is not None:
             raise DamageError(f"{archive}: the member {info.orig_filename!r} {problem}. {advice}.")
-    members = tuple(Member(name=info.filename, size=info.file_size, crc32=info.CRC) for info in infos if not info.is_dir())
+    members = tuple(ArchiveMember(name=info.filename, size=info.file_size, crc32=info.CRC) for info in infos if not info.is_dir())
     total = sum(member.size for member in members)
     if len(members) > at_most_members or total > at_most_bytes:
         allowed = f"{at_most_members:,} and {at_most_bytes:,}"
-        raise DamageError(f"{archive}: lists {len(members):,} files with {total:,} bytes unpacked, more than its kind has ({allowed}). {advice}.")
+        raise DamageError(f"{archive}: lists {len(members):,} files with {total:,} bytes unpacked, more than its limits ({allowed}). {advice}.")
     return members
 
 
 def _problem(info: zipfile.ZipInfo, seen: set[str]) -> str | None:
+    """What is wrong with a member, if anything is; adds its name to ``seen``."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if info.filename != info.orig_filename or "\\" in info.filename or not is_inside(info.filename) or not info.filename.strip("./"):
-        return "leads out of the folder, or is no plain name"
+        return "leads out of the folder, or is not a plain name"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a device"
     if info.flag_bits & 0x1:
         return "is encrypted"
     if info.compress_type not in COMPRESSIONS:
-        return f"is compressed in a way that is not read (method {info.compress_type})"
+        return f"is compressed with an unsupported method ({info.compress_type})"
     if info.filename in seen:
-        return "is there twice"
+        return "is listed twice"
     seen.add(info.filename)
     return None
 
 
 def unzip(
     archive: Path,
-    members: Sequence[Member],
+    members: Sequence[ArchiveMember],
     into: Path,
     *,
     setting: str = "root",
     done: Callable[[int], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> int:
-    """Write those of an archive's members that are not there whole.
+    """Write the members of an archive that are missing or incomplete.
 
     Args:
-        members: As :func:`zip_members` gave them.
-        into: The folder; it is made.
+        archive: The archive.
+        members: The members, as :func:`list_members` returned them.
+        into: The folder; it is created.
         setting: The setting that chooses the folder, for messages.
-        done: Told after each file, kept or written, that there is one more.
+        done: Called with 1 after each file, kept or written.
+        stop: Set to stop before the next file.
 
     Returns:
-        How many were written.
+        How many files were written.
 
     Raises:
         FetchCancelledError: ``stop`` was set.
@@ -111,19 +115,19 @@ def unzip(
         for member in members:
             if stop is not None and stop.is_set():
                 raise FetchCancelledError
-            if not is_whole(into, member):
+            if not is_complete(into, member):
                 _write(file, archive, member, into / member.name, setting)
                 written += 1
             done(1)
     return written
 
 
-def _write(file: zipfile.ZipFile, archive: Path, member: Member, target: Path, setting: str) -> None:
+def _write(file: zipfile.ZipFile, archive: Path, member: ArchiveMember, target: Path, setting: str) -> None:
     temporary = temporary_path(target)
     with disk_errors(target, setting):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Of a member that has more bytes than it lists, a ZipFile reads no more than those: they fail their CRC-32.
+            # ZipFile reads no more bytes than a member lists. If it holds more, the CRC-32 does not match.
             with temporary.open("wb") as out:
                 _copy(file, archive, member, out)
             temporary.replace(target)
@@ -133,7 +137,7 @@ def _write(file: zipfile.ZipFile, archive: Path, member: Member, target: Path, s
             raise
 
 
-def _copy(file: zipfile.ZipFile, archive: Path, member: Member, out: IO[bytes]) -> None:
+def _copy(file: zipfile.ZipFile, archive: Path, member: ArchiveMember, out: IO[bytes]) -> None:
     try:
         source = file.open(member.name)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
@@ -150,15 +154,15 @@ def _copy(file: zipfile.ZipFile, archive: Path, member: Member, out: IO[bytes]) 
             size += len(chunk)
             out.write(chunk)
     if size != member.size:
-        raise _damaged(archive, member, f"{size} bytes, {member.size} are listed")
+        raise _damaged(archive, member, f"{size} bytes, but {member.size} are listed")
 
 
-def _damaged(archive: Path, member: Member, problem: object) -> DamageError:
+def _damaged(archive: Path, member: ArchiveMember, problem: object) -> DamageError:
     return DamageError(f"{archive}: the member {member.name!r} is damaged ({problem}). Delete the archive and run the same command again.")
 
 
-def is_whole(into: Path, member: Member) -> bool:
-    """Whether a member stands below a folder, with its size and CRC-32."""
+def is_complete(into: Path, member: ArchiveMember) -> bool:
+    """Whether a member exists below a folder, with its size and CRC-32."""
     try:
         with (into / member.name).open("rb") as file:
             if file.seek(0, 2) != member.size:
@@ -167,13 +171,13 @@ def is_whole(into: Path, member: Member) -> bool:
             crc = 0
             while chunk := file.read(CHUNK_BYTES):
                 crc = zlib.crc32(chunk, crc)
-    except OSError:  # not there, no file, not readable: whoever writes it meets what is wrong
+    except OSError:  # missing, not a file, or not readable: writing it will report the problem
         return False
     return crc == member.crc32
 
 
-def bytes_there(into: Path, members: Iterable[Member]) -> int:
-    """The bytes of those members that stand below a folder with their size, without reading them."""
+def bytes_present(into: Path, members: Iterable[ArchiveMember]) -> int:
+    """The bytes of the members that exist below a folder with their size; they are not read."""
     return sum(member.size for member in members if _size(into / member.name) == member.size)
 
 

@@ -1,4 +1,4 @@
-"""Any photograph a user has -> upright RGB pixels of the dataset's size. Used by sharding and by captioning alike."""
+"""Image files of any kind -> upright RGB pixels of the dataset's size. Sharding and captioning use the same functions."""
 
 import contextlib
 import io
@@ -13,13 +13,13 @@ from PIL import Image, UnidentifiedImageError, features
 
 from shards.errors import CapstreamError, InputError
 
-# Only what photographs come in: every decoder that is not opened is one that a hostile file cannot reach. JPEG includes the
-# multi-picture files of phones (MPO).
+# Only the usual formats of photographs: a hostile file cannot reach any other decoder. JPEG includes the multi-picture files of
+# phones (MPO).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 120_000_000
 MAX_FILE_BYTES = 512 << 20
 ORIENTATION_TAG = 0x0112
-# What turns an image of each EXIF orientation upright (Exif 2.32, tag Orientation).
+# The operation that turns an image of each EXIF orientation upright (Exif 2.32, tag Orientation)
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -32,7 +32,7 @@ UPRIGHT = {
 
 
 class ImageError(CapstreamError):
-    """An image that cannot be used. ``reason`` is its class in the rejects report."""
+    """An image that cannot be used. ``reason`` is its class in ``rejects.jsonl``."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -43,28 +43,28 @@ RESIZE_MODES = ("squash", "shortest", "pad", "none")
 FILTERS = ("lanczos", "bicubic", "bilinear", "box")
 MAX_SIZE = 4096
 MAX_JPEG_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
-# What pads an image: ImageNet's mean colour, which normalisation turns into zeros, as a convolution's own padding.
+# The padding's colour: ImageNet's mean, which normalisation turns into zeros like those of a convolution's padding
 PADDING = (124, 116, 104)
-# libjpeg decodes to 1/2, 1/4 or 1/8 as long as this many times the wanted pixels are left for the filter, per side. At 2 the
-# result differs from a full decode by what a second JPEG encoding changes anyway (tests/pipeline/images/test_decode.py holds the bound).
+# libjpeg decodes at 1/2, 1/4 or 1/8 if each side keeps at least this many times the pixels of the resized image. At 2 the result
+# differs from a full decode by less than a second JPEG encoding changes (tests/pipeline/images/test_decode.py checks the bound).
 SCALED_DECODE_MARGIN = 2
-# A JPEG with one of these may have to be turned, or be a phone's several pictures in one file.
+# A JPEG with one of these may need to be rotated, or may be several pictures of a phone in one file
 NOT_PLAIN = (b"Exif\0\0", b"tiff:Orientation", b"MPF\0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """How pixels get their size.
+    """How images are resized.
 
     Attributes:
-        size: A side in pixels, by ``mode``.
-        mode: ``squash``: size x size whatever the aspect ratio (the tutorial's way); ``shortest``: the shorter side becomes
-            ``size``, the aspect ratio stays; ``pad``: the longer side becomes ``size``, the rest of the square is filled with
-            ``PADDING``; ``none``: pixels stay as they are, unless the shorter side is below ``size``, which then grows to it.
-        filter: Pillow's resampling filter; all of them are antialiased.
+        size: A side in pixels; ``mode`` says which.
+        mode: ``squash``: to size x size, whatever the aspect ratio (as in the tutorial). ``shortest``: the shorter side becomes
+            ``size``, and the aspect ratio stays. ``pad``: the longer side becomes ``size``, and the rest of the square is filled with
+            ``PADDING``. ``none``: the image is not resized, unless its shorter side is below ``size`` and is enlarged to it.
+        filter: Pillow's resampling filter. All filters are antialiased.
 
     Raises:
-        InputError: Impossible values; names the option.
+        InputError: A value out of range; names the setting.
     """
 
     size: int = 256
@@ -73,14 +73,14 @@ class Resize:
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= MAX_SIZE:
-            raise InputError(f"--size {self.size}: must lie between 16 and {MAX_SIZE} pixels.")
+            raise InputError(f"`size` {self.size}: must be between 16 and {MAX_SIZE} pixels.")
         if self.mode not in RESIZE_MODES:
-            raise InputError(f"--resize {self.mode}: must be one of {', '.join(RESIZE_MODES)}.")
+            raise InputError(f"`mode` {self.mode}: must be one of {', '.join(RESIZE_MODES)}.")
         if self.filter not in FILTERS:
-            raise InputError(f"--filter {self.filter}: must be one of {', '.join(FILTERS)}.")
+            raise InputError(f"`filter` {self.filter}: must be one of {', '.join(FILTERS)}.")
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that the filter gives to an image; :func:`decode_image` adds the padding.
+        """Width and height of a resized image, before :func:`decode_image` adds the padding.
 
         >>> Resize(size=256, mode="shortest").scaled(640, 480)
         (341, 256)
@@ -103,12 +103,12 @@ class Resize:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
-    """A whole photograph.
+    """A decoded image.
 
     Attributes:
-        image: Upright RGB, of the size that was asked for.
-        width, height: Of the upright original.
-        as_stored: Whether the file is a JPEG that shows these very pixels to any reader.
+        image: Upright RGB in the requested size.
+        width, height: The size of the upright original in pixels.
+        as_stored: Whether the file is a JPEG that any reader decodes to exactly these pixels.
     """
 
     image: Image.Image
@@ -135,15 +135,15 @@ def read_image_file(path: Path) -> bytes:
 
 
 def decode_image(data: bytes, name: str, resize: Resize | None = None) -> DecodedImage:
-    """Decode a whole image to upright RGB, in its own size or resized.
+    """Decode an image to upright RGB, in its own size or resized.
 
-    EXIF orientation is applied; greyscale, palette and CMYK become RGB; transparency is laid on white; of an animation the
-    first frame is taken. A JPEG that is several times larger than what it is resized to is decoded at 1/2, 1/4 or 1/8.
+    EXIF orientation is applied. Greyscale, palette and CMYK are converted to RGB. Transparent images are put on a white background. The first
+    frame of an animation is used. A JPEG several times larger than the resized image is decoded at 1/2, 1/4 or 1/8.
 
     Args:
-        data: The file's bytes, trusted in nothing.
+        data: The file's bytes, which may be damaged or hostile.
         name: For messages.
-        resize: The wanted size.
+        resize: The requested size; None keeps the image's own.
 
     Raises:
         ImageError: ``not_an_image``, ``truncated`` (or otherwise damaged) or ``too_many_pixels``.
@@ -159,7 +159,7 @@ def decode_image(data: bytes, name: str, resize: Resize | None = None) -> Decode
             image = image.convert("RGB")
         if stored.orientation in UPRIGHT:
             image = image.transpose(UPRIGHT[stored.orientation])
-        if stored.orientation >= 5:  # it was lying on its side
+        if stored.orientation >= 5:  # stored on its side
             width, height = height, width
         as_stored = stored.rgb_jpeg and stored.orientation == 1 and image.size == (width, height)
         if resize is not None and resize.mode == "pad":
@@ -168,10 +168,10 @@ def decode_image(data: bytes, name: str, resize: Resize | None = None) -> Decode
 
 
 def plain_jpeg(data: bytes) -> bool:
-    """Whether bytes look like a JPEG whose pixels stand as they are to be seen, by the segments before its first scan.
+    """Whether bytes look like a JPEG that needs no rotation, judged by the segments before its first scan.
 
-    A segment is 0xFF, a marker, and a length of two bytes that counts itself (ITU-T T.81, annex B). Where they are not in order, all of
-    the bytes are looked at.
+    A segment is 0xFF, a marker, and a length of two bytes that includes itself (ITU-T T.81, annex B). If the segments are malformed, all
+    bytes are searched.
     """
     if data[:2] != b"\xff\xd8":
         return False
@@ -186,13 +186,15 @@ def decode_pixels(data: bytes, name: str, scratch: NDArray[np.uint8] | None = No
     """The pixels of :func:`decode_image` without resizing, uint8 (height, width, 3).
 
     Args:
-        scratch: uint8 (bytes,) to decode into where the pixels fit.
+        data: The file's bytes.
+        name: For messages.
+        scratch: uint8 (bytes,) to decode into if the pixels fit.
 
     Raises:
         ImageError: As :func:`decode_image`.
     """
     if plain_jpeg(data):
-        with contextlib.suppress(ValueError):  # what libjpeg-turbo refuses, decode_image refuses with a reason
+        with contextlib.suppress(ValueError):  # decode_image raises an error with a reason
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours == "YCbCr" and width * height <= MAX_PIXELS:
                 fits = scratch is not None and width * height * 3 <= len(scratch)
@@ -202,8 +204,15 @@ def decode_pixels(data: bytes, name: str, scratch: NDArray[np.uint8] | None = No
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stored:
-    """Pixels as they are stored: ``image`` RGB (or RGBX), perhaps at a fraction of width and height, of which ``box`` is what counts."""
+class _StoredPixels:
+    """Pixels as a file stores them.
+
+    Attributes:
+        image: RGB or RGBX; may be decoded at a fraction of ``width`` and ``height``.
+        orientation: EXIF orientation, 1 to 8.
+        rgb_jpeg: Whether the file is a JPEG in RGB.
+        box: The part of ``image`` to use (left, top, right, bottom); None for all.
+    """
 
     image: Image.Image
     width: int
@@ -213,10 +222,10 @@ class _Stored:
     box: tuple[float, float, float, float] | None = None
 
 
-def _decode_plain_jpeg(data: bytes, resize: Resize | None) -> _Stored | None:
-    """The usual photograph, an undamaged JPEG without orientation, by libjpeg-turbo itself: the same pixels a tenth sooner.
+def _decode_plain_jpeg(data: bytes, resize: Resize | None) -> _StoredPixels | None:
+    """Decode the usual image, an undamaged JPEG without orientation, with libjpeg-turbo: the same pixels in a tenth less time.
 
-    None for everything else, of which :func:`_decode` has the details and the errors.
+    None for everything else, which :func:`_decode` decodes or refuses with a reason.
     """
     if not plain_jpeg(data):
         return None
@@ -226,14 +235,14 @@ def _decode_plain_jpeg(data: bytes, resize: Resize | None) -> _Stored | None:
         fraction = min(width // (SCALED_DECODE_MARGIN * scaled[0]), height // (SCALED_DECODE_MARGIN * scaled[1]))
         if colours != "YCbCr" or width * height > MAX_PIXELS or fraction >= 2:
             return None
-        pixels = simplejpeg.decode_jpeg(data, "RGBX")  # four bytes a pixel, as Pillow has them: nothing is copied
+        pixels = simplejpeg.decode_jpeg(data, "RGBX")  # four bytes per pixel as in Pillow, so that nothing is copied
     except ValueError:
         return None
     image = Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
-    return _Stored(image=image, width=width, height=height, orientation=1, rgb_jpeg=True)
+    return _StoredPixels(image=image, width=width, height=height, orientation=1, rgb_jpeg=True)
 
 
-def _decode(data: bytes, name: str, resize: Resize | None) -> _Stored:
+def _decode(data: bytes, name: str, resize: Resize | None) -> _StoredPixels:
     opened = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = opened.size
     size = resize.scaled(width, height) if resize is not None else opened.size
@@ -242,9 +251,9 @@ def _decode(data: bytes, name: str, resize: Resize | None) -> _Stored:
     rgb_jpeg = (opened.format, opened.mode) == ("JPEG", "RGB")
     scaled = opened.draft(None, (SCALED_DECODE_MARGIN * size[0], SCALED_DECODE_MARGIN * size[1]))
     opened.load()
-    # The last column of a scaled decode may stand for less than a whole one: its box says where the image ends.
+    # The last column of a scaled decode may be a partial one: the box says where the image ends
     box = scaled[1] if scaled else None
-    return _Stored(image=_to_rgb(opened), width=width, height=height, orientation=orientation, rgb_jpeg=rgb_jpeg, box=box)
+    return _StoredPixels(image=_to_rgb(opened), width=width, height=height, orientation=orientation, rgb_jpeg=rgb_jpeg, box=box)
 
 
 def _check_pixels(name: str, original: tuple[int, int], size: tuple[int, int]) -> None:
@@ -260,14 +269,14 @@ def _image_errors(data: bytes, name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and not features.check("webp"):
             raise ImageError(
-                "no_webp_support", f"{name}: a WebP image, which this Pillow was built without: install libwebp-dev, then make clean"
+                "no_webp_support", f"{name}: a WebP image, but Pillow was built without WebP: install libwebp-dev, then run make clean"
             ) from None
         kinds = ", ".join(FORMATS)
         raise ImageError("not_an_image", f"{name}: not an image of a known format ({kinds})") from None
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", f"{name}: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
-        # What Pillow's decoders raise for damaged files, by their source; MemoryError and the like stay loud.
+        # What Pillow's decoders raise for damaged files, according to their source. MemoryError and the like are not caught.
         reason = "truncated" if "truncated" in str(error).lower() else "damaged_image"
         raise ImageError(reason, f"{name}: {reason.replace('_', ' ')} ({error})") from None
 
@@ -277,21 +286,21 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, OSError):
-        return 1  # damaged EXIF data says nothing about the orientation; the pixels are whole
+        return 1  # the EXIF data is damaged, the pixels are not
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode in ("I", "I;16", "I;16B", "F"):  # 16-bit greyscale: Pillow's own conversion would clip at 255
+    if image.mode in ("I", "I;16", "I;16B", "F"):  # 16-bit greyscale, which Pillow's conversion would clip at 255
         values = np.asarray(image, dtype=np.float64)
         scale = 1.0 if values.max(initial=0) <= 255 else 255 / 65535
         return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, rgba).convert("RGB")
+        background = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(background, rgba).convert("RGB")
     return image.convert("RGB")
 
 
@@ -304,27 +313,27 @@ def _padded(image: Image.Image, side: int) -> Image.Image:
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     """JPEG bytes, without metadata."""
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=quality, comment=b"")  # else Pillow hands the original's comment on
+    image.save(buffer, format="JPEG", quality=quality, comment=b"")  # else Pillow copies the original's comment
     return buffer.getvalue()
 
 
 def stored_jpeg(data: bytes, name: str, resize: Resize, quality: int) -> tuple[bytes, int, int]:
-    """A photograph's file -> JPEG bytes of the dataset's size, and width and height of the upright original.
+    """An image file -> JPEG bytes in the dataset's size, and width and height of the upright original.
 
-    With mode ``none`` the file itself is taken, decoded for a check only, where it is an upright RGB JPEG of sufficient size.
+    With mode ``none``, an upright RGB JPEG of sufficient size is stored unchanged. It is decoded only to check it.
 
     Raises:
-        ImageError: It is no usable image.
+        ImageError: It cannot be used.
     """
     decoded = decode_image(data, name, resize)
     jpeg = data if decoded.as_stored and resize.mode == "none" else encode_jpeg(decoded.image, quality)
     return jpeg, decoded.width, decoded.height
 
 
-def load_photograph(path: Path, resize: Resize) -> NDArray[np.uint8]:
-    """A photograph as the network will see it before cropping: uint8 (height, width, 3).
+def load_image(path: Path, resize: Resize) -> NDArray[np.uint8]:
+    """An image file resized, before any cropping: uint8 (height, width, 3).
 
     Raises:
-        ImageError: The file is missing or is no usable image.
+        ImageError: The file is missing or cannot be used.
     """
     return np.array(decode_image(read_image_file(path), str(path), resize).image, dtype=np.uint8)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from model.vocabulary import SPECIAL
 from pipeline.execution.progress import Progress
-from pipeline.images.figures import COLOURS, check_picture_name, save_figure
+from pipeline.images.figures import COLOURS, check_figure_name, save_figure
 from shards.caption_table import CaptionTable, table_from_records
 from shards.dataset import Shard, Split, open_split, read_dataset_file
 from shards.errors import DamageError, InputError
@@ -123,7 +123,7 @@ def stats(path: Path, *, plot: Path | None = None, quiet: bool = True) -> tuple[
         ResourceError: The plot cannot be written, or a remote tar cannot be fetched.
     """
     if plot is not None:
-        check_picture_name(plot, "plot")
+        check_figure_name(plot, "plot")
     files = find_feature_files(path)
     if files:
         rejects = _read_rejects(files[0].parent)

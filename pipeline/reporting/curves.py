@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.images.figures import COLOURS, check_picture_name, save_figure
+from pipeline.images.figures import COLOURS, check_figure_name, save_figure
 from pipeline.runs.run import CONFIG_FILE, METRICS_FILE, holds_run
 from shards.errors import DamageError, InputError
 
@@ -53,7 +53,7 @@ def draw_curves(runs: Sequence[Path], out: Path) -> tuple[RunCurves, ...]:
         InputError: ``out`` has another file name extension, a folder is not a run, or its log is empty.
         DamageError: A line of a log is damaged.
     """
-    check_picture_name(out)
+    check_figure_name(out)
     curves = tuple(read_curves(run, name) for run, name in zip(runs, short_names(runs), strict=True))
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""Samples of a shard, each checked against the sidecar: a sequential pass through webdataset's own readers, or some by their places.
+"""Samples of a shard, each checked against the sidecar: all of them in sequence with webdataset's readers, or some by their offsets.
 
-webdataset ends quietly at a cut tar and passes flipped bits on; here each sample must be the one that the sidecar lists next, to
-the byte, and the last one must come.
+webdataset stops silently at the end of a truncated tar and does not notice flipped bits. Here each sample must be the next one of the
+sidecar, byte for byte, up to the last one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,20 +26,20 @@ def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    if shard.skipped:  # no sequential reader finds its way through a damaged tar
+    if shard.skipped:  # a damaged tar cannot be read in sequence
         yield from read_samples(shard, shard.sidecar.samples)
         return
     with shard.open() as stream, shard.open_records() as records:
         found = group_by_keys(tar_file_expander([{"url": str(shard.path), "stream": stream}]))
         for sample in shard.sidecar.samples:
             try:
-                # A tar that was made elsewhere may hold samples that could not be used.
+                # A tar that another program wrote may hold samples that were rejected
                 content = next((each for each in found if shard.sidecar.records is None or each["__key__"] == sample.key), None)
-            except Exception as error:  # whatever a foreign reader makes of a damaged tar is damage
+            except Exception as error:  # whatever webdataset raises for a damaged tar
                 raise DamageError(f"{shard.path}: damaged at sample {sample.key} ({error}). {shard.repair}") from error
             if content is None or content["__key__"] != sample.key:
-                there = "the tar ends" if content is None else f"sample {content['__key__']} stands"
-                raise DamageError(f"{shard.path}: {there} where sample {sample.key} should be. {shard.repair}")
+                found_instead = "the tar ends" if content is None else f"there is sample {content['__key__']}"
+                raise DamageError(f"{shard.path}: {found_instead} where sample {sample.key} should be. {shard.repair}")
             if shard.sidecar.records is None:
                 jpeg, text = content.get("jpg", b""), content.get("json", b"")
             else:
@@ -50,19 +50,19 @@ def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]
 
 
 def read_samples(shard: Shard, samples: Sequence[Sample]) -> Iterator[tuple[Sample, bytes, dict[str, Any]]]:
-    """Yield (sample, JPEG bytes, JSON record) of some samples of a shard, read where the sidecar says that they are.
+    """Yield (sample, JPEG bytes, JSON record) of some samples of a shard, read at the offsets that the sidecar lists.
 
-    webdataset, whose import brings torch, is not needed: a worker process starts at once.
+    This does not import webdataset, which imports torch, so that a worker process starts quickly.
 
     Raises:
-        DamageError: A sample is not what the sidecar says, or the tar is gone.
+        DamageError: A sample is not what the sidecar says, or the tar is missing.
     """
     if not samples:
         return
     try:
         tar, records = shard.open(), shard.open_records()
     except FileNotFoundError:
-        raise DamageError(f"{shard.path}: is gone. {shard.repair}") from None
+        raise DamageError(f"{shard.path}: is missing. {shard.repair}") from None
     with tar, records:
         for sample in samples:
             jpeg = read_member(tar, shard, sample.key, "jpg", sample.jpg)
@@ -73,10 +73,13 @@ def decode_sample(shard: Shard, key: str, jpeg: bytes, scratch: NDArray[np.uint8
     """A sample's pixels, uint8 (height, width, 3).
 
     Args:
-        scratch: Memory to decode into, if the pixels fit; they are valid until it is used again.
+        shard: For messages.
+        key: For messages.
+        jpeg: The bytes of the image.
+        scratch: uint8 (bytes,) to decode into if the pixels fit. They are valid until it is used again.
 
     Raises:
-        DamageError: The bytes are no whole JPEG.
+        DamageError: The bytes are not a complete image.
     """
     try:
         return decode_pixels(jpeg, f"{shard.path}: {key}.jpg", scratch)

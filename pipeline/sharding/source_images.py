@@ -1,5 +1,6 @@
-"""The photographs that shards are made from: files below a folder, or below a URL, where several are fetched at a time."""
+"""The images that shards are made from: files below a folder, or below a URL, from which several are fetched at a time."""
 
+import hashlib
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,44 +12,64 @@ from shards.errors import DamageError, InputError
 from shards.fetch import MissingFileError, ServerRefusedError, download_bytes, file_size, file_system
 from shards.paths import Location, is_url
 
-# SourceImages are small: waiting for answers is what takes time.
+# Images are small: most of the time is spent waiting for answers
 FETCHED_AT_ONCE = 8
 R = TypeVar("R")
 
 
-def check_originals(images: Location) -> None:
-    """Refuse a place that can hold no photographs.
+class SourceImageHasher:
+    """The size of each source image of a shard, None for one that cannot be read, and a SHA-256 over all of them.
+
+    It is the SHA-256 over the SHA-256 of each file in order, with zeros for a file that cannot be read.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int | None] = []
+        self._hash = hashlib.sha256()
+
+    def add(self, data: bytes | ImageError) -> None:
+        """Add the bytes of the next image."""
+        self.sizes.append(len(data) if isinstance(data, bytes) else None)
+        self._hash.update(hashlib.sha256(data).digest() if isinstance(data, bytes) else bytes(32))
+
+    def hexdigest(self) -> str:
+        """The SHA-256 over all images so far (hex)."""
+        return self._hash.hexdigest()
+
+
+def check_source_images(images: Location) -> None:
+    """Refuse a place that cannot hold images.
 
     Raises:
-        InputError: No such folder, no URL, or a package is missing.
+        InputError: No such folder, not a URL that can be read, or a package is missing.
     """
     if is_url(images):
-        place = urlsplit(str(images))
-        if place.query or place.fragment:
-            raise InputError(f"--images {images}: file names are put behind this URL, which must be that of a folder: without ? and #.")
-        file_system(str(images), "Check --images.")
+        parts = urlsplit(str(images))
+        if parts.query or parts.fragment:
+            raise InputError(f"`images` {images}: must be the URL of a folder, without ? and #, because file names are appended to it.")
+        file_system(str(images), "Check `images`.")
     elif not Path(images).is_dir():
-        raise InputError(f"{images}: no such folder (--images should name the folder that holds the photographs).")
+        raise InputError(f"{images}: no such folder. `images` must be the folder that holds the images.")
 
 
-def read_originals(images: Location, names: Sequence[str]) -> Generator[bytes | ImageError, None, None]:
-    """The bytes of each photograph, or why there are none, in order.
+def read_source_images(images: Location, names: Sequence[str]) -> Generator[bytes | ImageError, None, None]:
+    """The bytes of each image in order, or the error that says why it cannot be read.
 
     Args:
         images: A folder, or the URL of one.
-        names: Paths below it.
+        names: Paths relative to it.
 
     Raises:
-        ResourceError: A server cannot be reached, however often it is tried.
+        ResourceError: A server cannot be reached after several attempts.
     """
     return _each(images, names, _read_url, _read_file)
 
 
-def original_sizes(images: Location, names: Sequence[str]) -> list[int | None]:
-    """The size of each photograph in bytes, without reading it; None where there is none.
+def source_image_sizes(images: Location, names: Sequence[str]) -> list[int | None]:
+    """The size of each image in bytes, without reading it; None if there is no such image.
 
     Raises:
-        ResourceError: As :func:`read_originals`.
+        ResourceError: As :func:`read_source_images`.
     """
     return list(_each(images, names, _size_at_url, _file_size))
 
@@ -60,7 +81,7 @@ def _each(images: Location, names: Sequence[str], remote: Callable[[str], R], lo
 
 
 def _url(images: str, name: str) -> str:
-    """A photograph's URL: S3 takes names as they are, the web does not. Lone surrogates, which no URL holds, name nothing."""
+    """The URL of an image. On the web the name is percent-encoded, in S3 it is not. Lone surrogates, which no URL can hold, become "?"."""
     name = name.encode("utf-8", "replace").decode()
     return f"{images.rstrip('/')}/{quote(name) if images.startswith('http') else name}"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.images.figures import picture_grid
+from pipeline.images.figures import image_grid
 from pipeline.runs.checkpoints import TrainingPosition
 from pipeline.runs.run import METRICS_FILE
 from pipeline.training.distributed import ProcessGroup, all_reduce_sum
@@ -68,7 +68,7 @@ class MetricsLog:
             self._events.add_text(f"val/caption {number}", f"{shown.caption}\n\n(reference: {shown.reference})", position.step)
         pictures = [(s.pixels, f"{s.caption}\n({s.reference})") for s in found.shown if s.pixels is not None]
         if pictures:
-            self._events.add_figure("val/captions", picture_grid(pictures), position.step, close=False)
+            self._events.add_figure("val/captions", image_grid(pictures), position.step, close=False)
         self._events.flush()
 
     def close(self) -> None:

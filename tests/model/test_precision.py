@@ -14,7 +14,7 @@ from model.encoder import FrozenBackbone, backbone_state, build_backbone, with_c
 from model.networks import random_info, random_state
 from model.precision import AGREEMENT, compiled, fold_batch_norms, folded, lower, rebuilt
 from model.preprocessing import center_crop
-from pipeline.images.decode import Resize, load_photograph
+from pipeline.images.decode import Resize, load_image
 
 PREPROCESSING = with_crop(random_info(64), size=64, mode="squash", filter="lanczos")
 
@@ -131,7 +131,7 @@ def mobilenet(data: Path) -> tuple[FrozenBackbone, Tensor]:
     state = torch.load(data / "weights" / "mobilenet_v2_tf2ptq-2d2ba5d1.pth", weights_only=True)
     preprocessing = with_crop(random_info(256), size=256, mode="squash", filter="lanczos")
     paths = sorted((data / "coco-cc" / "images").iterdir())[:16]
-    images = center_crop([torch.from_numpy(load_photograph(path, Resize(size=256))) for path in paths], 224)
+    images = center_crop([torch.from_numpy(load_image(path, Resize(size=256))) for path in paths], 224)
     return folded(build_backbone("mobilenet_v2", state, preprocessing)), images
 
 

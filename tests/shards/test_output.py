@@ -205,7 +205,7 @@ def test_a_location_that_holds_something_else_is_refused_by_its_url(place: Place
     url, client = place
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     client.put_object(Bucket=bucket, Key=f"{prefix}/thesis.tex", Body=b"x")
-    with pytest.raises(OccupiedError, match=rf"{url}: holds something else than shards \(thesis\.tex\)"):
+    with pytest.raises(OccupiedError, match=rf"{url}: holds something other than shards \(thesis\.tex\)"):
         shard(drawn, url)
 
 

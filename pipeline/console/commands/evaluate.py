@@ -37,7 +37,7 @@ FOR_RUNS = ("runs", "features", "shards", "shard_cache", "shard_cache_gb", "spli
 @click.option("--split", default="val", help="Split to caption and score.")
 @decoding_options
 @click.option("--captions", type=PATH, default=None, help="Instead of --run: a file of captions in COCO's result format.")
-@click.option("--references", type=PATH, default=None, help="With --captions: reference captions, in any form that shard accepts.")
+@click.option("--references", type=PATH, default=None, help="With --captions: reference captions, in any format that shard accepts.")
 @columns_option
 @click.option("--out", type=PATH, default=None, show_default="RUN/SPLIT.scores.json, or next to --captions", help="Score file to write.")
 @click.option(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "    --weights IMAGENET1K_V1 --size 256 --resize shortest --filter bilinear",
 )
 @click.option("--npy", type=PATH, required=True, help="Array whose row i belongs to the image with imgid i, or folder of one .npy or .npz per image.")
-@captions_options("Captions in any form that shard accepts, for example a Karpathy split file such as dataset_coco.json.")
+@captions_options("Captions in any format that shard accepts, for example a Karpathy split file such as dataset_coco.json.")
 @click.option("--out", type=PATH, required=True, help="Folder for the feature files SPLIT.h5.")
 @click.option(
     "--backbone",

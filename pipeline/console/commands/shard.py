@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.captions.formats import format_names
 from pipeline.console.caption_options import CaptionOptions, captions_options
 from pipeline.console.command import command
 from pipeline.console.executor_options import NEXT_AFTER_ARRAY, ExecutorOptions, executor_options
@@ -14,7 +15,7 @@ from shards.paths import Location
 
 if TYPE_CHECKING:
     from pipeline.execution.array_tasks import ArrayTask
-    from pipeline.sharding.splits import ShardSummary
+    from pipeline.sharding.splits import SplitSummary
 
 
 @command(
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
     "python cli.py shard --images https://host/train2014 --captions captions_train2014.json --out s3://bucket/shards --executor ray",
 )
 @click.option("--images", type=location, metavar="PATH|URL", required=True, help="Folder or URL that the file names in the captions are relative to.")
-@captions_options(
-    "Captions in any form: COCO, Karpathy, Flickr, CSV, JSON Lines, Parquet, a folder. Repeat the option to merge several.", several=True
-)
+@captions_options(f"Captions in one of the formats {format_names()}. Repeat the option to merge several.", several=True)
 @click.option(
     "--out", type=location, metavar="PATH|URL", required=True, help="Folder of the shard dataset, or s3://bucket/path. Another --split adds to it."
 )
@@ -75,10 +74,19 @@ def shard(
     if workers > 1 and executor.is_local:  # before this process's own slow imports, so that both run in parallel
         preload_workers("pipeline.sharding.shard", "nltk.tokenize")
     from pipeline.images.decode import Resize
-    from pipeline.sharding.shard import ShardConfig, write_splits
+    from pipeline.sharding.config import ShardConfig
+    from pipeline.sharding.shard import write_splits
 
     array_task = executor.array_task()
-    config = ShardConfig(resize=Resize(size=size, mode=mode, filter=filter_), quality=quality)
+    config = ShardConfig(
+        resize=Resize(size=size, mode=mode, filter=filter_),
+        quality=quality,
+        shard_size=shard_size,
+        limit=limit,
+        max_rejects=max_rejects,
+        check_sources=check_sources,
+        retry_rejected=retry_rejected,
+    )
     with opening as cluster:
         done = write_splits(
             images=images,
@@ -86,11 +94,6 @@ def shard(
             out=out,
             split=split,
             config=config,
-            shard_size=shard_size,
-            limit=limit,
-            max_rejects=max_rejects,
-            check_sources=check_sources,
-            retry_rejected=retry_rejected,
             workers=workers,
             cluster=cluster,
             array_task=array_task,
@@ -99,7 +102,7 @@ def shard(
     _print_splits(out, done, array_task)
 
 
-def _print_splits(out: Location, done: "dict[str, ShardSummary]", array_task: "ArrayTask | None") -> None:
+def _print_splits(out: Location, done: "dict[str, SplitSummary]", array_task: "ArrayTask | None") -> None:
     from shards.layout import REJECTS_FILE
 
     rejects_file = out / REJECTS_FILE if isinstance(out, Path) else f"{out.rstrip('/')}/{REJECTS_FILE}"

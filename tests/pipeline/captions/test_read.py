@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.captions.read import CaptionSource, merge, read_captions, read_splits
-from pipeline.captions.records import FORMS, Caption, CaptionedImage, CaptionFile
+from pipeline.captions.formats import described_formats
+from pipeline.captions.read import CaptionSource, read_captions, read_splits
+from pipeline.captions.records import CaptionFile
 from shards.dataset import open_split, read_dataset_file
 from shards.errors import InputError
-from shards.rejects import Reject
 from shards.tar import read_records
 
 COCO = {"images": [{"id": 7, "file_name": "a.jpg"}], "annotations": [{"id": 1, "image_id": 7, "caption": "A"}]}
@@ -46,7 +44,7 @@ def names(found: CaptionFile) -> dict[str | None, list[str]]:
         ('[{"image": "a.jpg", "caption": "A"}]', None),
     ],
 )
-def test_a_form_is_known_by_its_content_whatever_the_file_is_called(tmp_path: Path, content: str, split: str | None) -> None:
+def test_a_format_is_recognised_by_its_content_whatever_the_file_is_called(tmp_path: Path, content: str, split: str | None) -> None:
     path = tmp_path / "anything.bin"
     path.write_text(content)
     found = read_captions(source(path))
@@ -59,24 +57,25 @@ def test_a_form_is_known_by_its_content_whatever_the_file_is_called(tmp_path: Pa
     ("content", "says"),
     [
         (b"", "is empty"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "is no text"),
-        (b'{"info": {}}', "has no column of images, or none of captions"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "is not text"),
+        (b'{"info": {}}', "no column of images, or none of captions"),
+        (b'{"info":\n {}}', "begins with '{\"info\":'"),
         (b"A dog runs.\nA cat, too.\n", "begins with 'A dog runs.'"),
-        (b"url,alt\nx,y\n", r"begins with 'url,alt'.*--column image=NAME --column caption=NAME"),
+        (b"url,alt\nx,y\n", r"begins with 'url,alt'.*`column` image=NAME and `column` caption=NAME"),
     ],
 )
-def test_content_of_no_known_form_is_an_error_that_names_the_file_and_the_forms(tmp_path: Path, content: bytes, says: str) -> None:
+def test_content_of_no_known_format_is_an_error_that_names_the_file_and_the_formats(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "captions.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"captions\.json: {says}") as error:
         read_captions(source(path))
-    assert FORMS in str(error.value)
+    assert described_formats() in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("content", "says"), [("image,caption".encode("utf-16"), "is UTF-16"), (gzip.compress(b"image,caption", mtime=0), "is compressed")]
 )
-def test_a_file_that_has_to_become_utf_8_text_first_says_so(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_file_that_is_not_utf_8_text_says_how_to_convert_it(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "c.csv").write_bytes(content)
     with pytest.raises(InputError, match=rf"c\.csv: {says}"):
         read_captions(source(tmp_path / "c.csv"))
@@ -91,65 +90,7 @@ def test_json_in_another_encoding_is_an_error_that_names_the_line(tmp_path: Path
         read_captions(source(tmp_path / "none.json"))
 
 
-def image(image_id: int, name: str, *captions: tuple[int, str]) -> CaptionedImage:
-    return CaptionedImage(image_id=image_id, file_name=name, captions=tuple(Caption(id=number, text=text) for number, text in captions))
-
-
-def one(split: str | None, *records: CaptionedImage, rejects: tuple[Reject, ...] = ()) -> CaptionFile:
-    return CaptionFile(splits={split: list(records)}, rejects={split: list(rejects)}, listed=())
-
-
-def test_files_are_merged_by_image_and_keep_the_ids_that_are_free() -> None:
-    first = one(None, image(7, "a.jpg", (1, "A")), image(0, "b.jpg", (2, "B")))
-    second = one(None, image(0, "b.jpg", (1, "B"), (9, "New")), image(7, "c.jpg", (2, "C")), image(3, "d.jpg", (5, "D")))
-    found = merge([first, second])
-    # 0, 3 and 7 are images' ids somewhere, 1, 2, 5 and 9 captions'.
-    assert found.splits == {
-        None: [image(7, "a.jpg", (1, "A")), image(0, "b.jpg", (2, "B"), (9, "New")), image(1, "c.jpg", (0, "C")), image(3, "d.jpg", (5, "D"))]
-    }
-    assert [(reject.file, reject.reason) for reject in found.rejects[None]] == [("b.jpg", "duplicate_caption")]
-
-
-def test_a_file_merged_with_itself_is_that_file() -> None:
-    # Two entries of one name in one file are two images.
-    file = one("train", image(1, "a.jpg", (1, "A"), (2, "A")), image(2, "a.jpg", (3, "B")))
-    found = merge([file, file])
-    assert found.splits == file.splits
-    assert {reject.reason for reject in found.rejects["train"]} == {"duplicate_caption"}
-
-
-def test_an_image_belongs_to_the_split_that_a_file_names_and_to_one_only() -> None:
-    unnamed = one(None, image(0, "a.jpg", (0, "A")), image(1, "new.jpg", (1, "N")))
-    named = CaptionFile(
-        splits={"val": [image(0, "a.jpg", (0, "V"))], "train": [image(5, "b.jpg", (5, "T"))]}, rejects={"val": [], "train": []}, listed=()
-    )
-    other = one("test", image(9, "a.jpg", (9, "Leaks")))
-    found = merge([unnamed, named, other])
-    assert names(found) == {"train": ["new.jpg", "b.jpg"], "val": ["a.jpg"], "test": []}
-    assert [caption.text for caption in found.splits["val"][0].captions] == ["A", "V"]
-    assert [(reject.file, reject.reason) for reject in found.rejects["test"]] == [("a.jpg", "other_split")]
-
-
-RECORDS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from("abc"), st.sampled_from(["x", "y"])), max_size=5)
-
-
-@given(files=st.lists(RECORDS, min_size=2, max_size=4))
-def test_ids_are_unique_and_no_caption_is_lost_whatever_is_merged(files: list[list[tuple[int, str, str]]]) -> None:
-    made = []
-    for rows in files:
-        unique = {number: (name, text) for number, name, text in rows}
-        made.append(one(None, *(image(number, name, (number, text)) for number, (name, text) in unique.items())))
-    found = merge(made)
-    records = found.splits[None]
-    assert len({record.image_id for record in records}) == len(records)
-    ids = [caption.id for record in records for caption in record.captions]
-    assert len(set(ids)) == len(ids)
-    said = {(record.file_name, caption.text) for record in records for caption in record.captions}
-    assert said == {(record.file_name, caption.text) for file in made for record in file.splits[None] for caption in record.captions}
-    assert len(ids) + len(found.rejects[None]) == sum(len(file.splits[None]) for file in made)
-
-
-def test_split_lists_lay_out_the_images_with_their_ending_or_without(tmp_path: Path) -> None:
+def test_split_lists_assign_images_with_or_without_their_extension(tmp_path: Path) -> None:
     tokens = tmp_path / "f.token"
     tokens.write_text("".join(f"{name}#0\tText\n" for name in ("1.jpg", "2.jpg", "3.jpg", "4.jpg")) + "2.jpg#1\t \n")
     (tmp_path / "train").write_text("1.jpg\n3\n")
@@ -159,28 +100,28 @@ def test_split_lists_lay_out_the_images_with_their_ending_or_without(tmp_path: P
     assert names(found) == {"train": ["1.jpg", "3.jpg"], "val": ["2.jpg"]}
     rejects = {split: [(reject.file, reject.reason) for reject in each] for split, each in found.rejects.items()}
     assert rejects == {"val": [("2.jpg", "empty_caption"), ("lost.jpg", "no_captions")], None: [("4.jpg", "in_no_split")]}
-    # What is in no split stands beside the first one.
+    # What is in no split is reported with the first one.
     assert [reject.file for reject in read_splits(source(tokens, split_lists=lists))["train"].rejects] == ["4.jpg"]
     (tmp_path / "dev").write_text("1.jpg\n")
-    with pytest.raises(InputError, match=r"dev: 1\.jpg is in split train by an earlier --split-list"):
+    with pytest.raises(InputError, match=r"dev: 1\.jpg is in split train by an earlier `split_list`"):
         read_captions(source(tokens, split_lists=lists))
     (tmp_path / "k.json").write_text(json.dumps(KARPATHY))
-    with pytest.raises(InputError, match=r"k\.json: names its splits itself \(val\): leave out --split-list"):
+    with pytest.raises(InputError, match=r"k\.json: names its splits itself \(val\): omit `split_list`"):
         read_captions(source(tmp_path / "k.json", split_lists=lists))
 
 
-def test_a_split_names_the_only_one_or_chooses_among_those_that_are_named(tmp_path: Path) -> None:
+def test_split_names_the_only_split_or_selects_a_named_one(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps(COCO))
     assert list(read_splits(source(tmp_path / "c.json"))) == ["train"]
     assert list(read_splits(source(tmp_path / "c.json"), "val")) == ["val"]
     (tmp_path / "k.json").write_text(json.dumps(KARPATHY))
     assert list(read_splits(source(tmp_path / "k.json"))) == ["val"]
-    with pytest.raises(InputError, match=r"k\.json: has no split 'train' \(there: val\)"):
+    with pytest.raises(InputError, match=r"k\.json: there is no split 'train'\. Choose another `split` of val"):
         read_splits(source(tmp_path / "k.json"), "train")
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
     for number in range(8):
         Image.new("RGB", (20, 20), (number * 30, 0, 0)).save(tmp_path / "images" / f"{number}.jpg")
@@ -197,29 +138,29 @@ def there(folder: Path) -> dict[str, list[str]]:
     return {split: [record["file_name"] for each in open_split(folder, split).shards for _, record in read_records(each)] for split in splits}
 
 
-def test_one_run_of_shard_writes_every_split_of_a_karpathy_file(photographs: Path, run_cli: Callable[..., Result]) -> None:
+def test_one_run_of_shard_writes_every_split_of_a_karpathy_file(image_folder: Path, run_cli: Callable[..., Result]) -> None:
     splits = ["train", "val", "restval", "test", "train", "val", "restval", "train"]
     images = [{"filename": f"{i}.jpg", "imgid": i, "split": split, "sentences": [{"raw": f"Text {i}"}]} for i, split in enumerate(splits)]
     images.append({"filename": "gone.jpg", "imgid": 8, "split": "val", "sentences": [{"raw": "Gone"}]})
-    captions = photographs.parent / "dataset.json"
+    captions = image_folder.parent / "dataset.json"
     captions.write_text(json.dumps({"dataset": "tiny", "images": images}))
-    result = shard(run_cli, photographs, "--captions", captions)
+    result = shard(run_cli, image_folder, "--captions", captions)
     assert result.exit_code == 0, result.output
     wanted = {"test": ["3.jpg"], "train": ["0.jpg", "2.jpg", "4.jpg", "6.jpg", "7.jpg"], "val": ["1.jpg", "5.jpg"]}
-    assert there(photographs.parent / "out") == wanted
+    assert there(image_folder.parent / "out") == wanted
     assert re.findall(r"^\S+: split (\w+): ", result.output, flags=re.MULTILINE) == ["train", "val", "test"]
     assert "Left out: 1 missing_file." in result.output
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (photographs.parent / "out").iterdir()}
-    again = shard(run_cli, photographs, "--captions", captions)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (image_folder.parent / "out").iterdir()}
+    again = shard(run_cli, image_folder, "--captions", captions)
     assert again.output.count("nothing written") == 3
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (photographs.parent / "out").iterdir()} == before
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (image_folder.parent / "out").iterdir()} == before
     # One split by itself has the same bytes.
     alone = run_cli(
         "shard",
         "--images",
-        photographs,
+        image_folder,
         "--out",
-        photographs.parent / "alone",
+        image_folder.parent / "alone",
         "--size",
         16,
         "--shard-size",
@@ -230,52 +171,52 @@ def test_one_run_of_shard_writes_every_split_of_a_karpathy_file(photographs: Pat
         "val",
     )
     assert alone.exit_code == 0, alone.output
-    assert (photographs.parent / "alone/val-000000.tar").read_bytes() == (photographs.parent / "out/val-000000.tar").read_bytes()
-    apart = run_cli("shard", "--images", photographs, "--out", photographs.parent / "apart", "--size", 16, "--captions", captions, "--no-restval")
+    assert (image_folder.parent / "alone/val-000000.tar").read_bytes() == (image_folder.parent / "out/val-000000.tar").read_bytes()
+    apart = run_cli("shard", "--images", image_folder, "--out", image_folder.parent / "apart", "--size", 16, "--captions", captions, "--no-restval")
     assert apart.exit_code == 0, apart.output
-    assert there(photographs.parent / "apart")["restval"] == ["2.jpg", "6.jpg"]
+    assert there(image_folder.parent / "apart")["restval"] == ["2.jpg", "6.jpg"]
 
 
-def test_flickrs_token_file_and_lists_become_three_splits(photographs: Path, run_cli: Callable[..., Result]) -> None:
-    base = photographs.parent
+def test_flickrs_token_file_and_lists_become_three_splits(image_folder: Path, run_cli: Callable[..., Result]) -> None:
+    base = image_folder.parent
     (base / "Flickr8k.token.txt").write_text("".join(f"{i}.jpg#{k}\tCaption {k} of {i} .\n" for i in range(8) for k in range(5)))
     lists: list[object] = []
     for split, name, numbers in (("train", "trainImages", (0, 1, 2, 3)), ("val", "devImages", (4, 5)), ("test", "testImages", (6, 7))):
         (base / f"Flickr_8k.{name}.txt").write_text("".join(f"{number}.jpg\n" for number in numbers))
         lists += ["--split-list", f"{split}={base}/Flickr_8k.{name}.txt"]
-    result = shard(run_cli, photographs, "--captions", base / "Flickr8k.token.txt", *lists)
+    result = shard(run_cli, image_folder, "--captions", base / "Flickr8k.token.txt", *lists)
     assert result.exit_code == 0, result.output
     found = there(base / "out")
     assert (found["train"], found["val"], found["test"]) == ([f"{i}.jpg" for i in range(4)], ["4.jpg", "5.jpg"], ["6.jpg", "7.jpg"])
     assert read_dataset_file(base / "out").splits["train"]["captions"] == 20
 
 
-def test_captions_of_several_forms_come_together(photographs: Path, run_cli: Callable[..., Result]) -> None:
-    base = photographs.parent
+def test_captions_of_several_formats_are_merged(image_folder: Path, run_cli: Callable[..., Result]) -> None:
+    base = image_folder.parent
     (base / "a.json").write_text(json.dumps({**COCO, "images": [{"id": 7, "file_name": "1.jpg"}]}))
     (base / "b.csv").write_text("image,caption\n1.jpg,More\n2.jpg,Other\n")
-    (photographs / "3.txt").write_text("From the folder\n")
-    result = shard(run_cli, photographs, "--captions", base / "a.json", "--captions", base / "b.csv", "--captions", photographs, "--split", "mine")
+    (image_folder / "3.txt").write_text("From the folder\n")
+    result = shard(run_cli, image_folder, "--captions", base / "a.json", "--captions", base / "b.csv", "--captions", image_folder, "--split", "mine")
     assert result.exit_code == 0, result.output
     records = [record for each in open_split(base / "out", "mine").shards for _, record in read_records(each)]
     found = [(r["image_id"], r["file_name"], [(c["id"], c["text"]) for c in r["captions"]]) for r in records]
     assert found == [(7, "1.jpg", [(1, "A"), (0, "More")]), (1, "2.jpg", [(2, "Other")]), (3, "3.jpg", [(3, "From the folder")])]
 
 
-def test_a_split_without_a_usable_image_is_told_when_the_others_are_there(photographs: Path, run_cli: Callable[..., Result]) -> None:
-    captions = photographs.parent / "c.csv"
+def test_a_split_without_a_usable_image_is_reported_after_the_others_are_written(image_folder: Path, run_cli: Callable[..., Result]) -> None:
+    captions = image_folder.parent / "c.csv"
     captions.write_text("image,caption,split\ngone.jpg,A,train\n1.jpg,B,val\n")
-    result = shard(run_cli, photographs, "--captions", captions)
+    result = shard(run_cli, image_folder, "--captions", captions)
     assert result.exit_code == 1
     assert "no image of split 'train' could be used (1 missing_file)" in result.output
-    assert there(photographs.parent / "out") == {"val": ["1.jpg"]}
+    assert there(image_folder.parent / "out") == {"val": ["1.jpg"]}
 
 
 @pytest.mark.parametrize(
     ("option", "says"),
     [(["--split-list", "train"], "must have the form NAME=VALUE"), (["--column", "url=x"], "unknown role. Choose one of")],
 )
-def test_options_that_make_no_sense_are_wrong_usage(photographs: Path, run_cli: Callable[..., Result], option: list[str], says: str) -> None:
-    result = shard(run_cli, photographs, "--captions", photographs, *option)
+def test_malformed_options_are_usage_errors(image_folder: Path, run_cli: Callable[..., Result], option: list[str], says: str) -> None:
+    result = shard(run_cli, image_folder, "--captions", image_folder, *option)
     assert result.exit_code == 2
     assert says in result.output

@@ -20,8 +20,8 @@ from shards.errors import InputError
 Texts = dict[str | None, dict[str, list[str]]]
 
 
-def read(path: Path, **said: str) -> CaptionFile:
-    return read_captions(CaptionSource(paths=(path,), columns=said))
+def read(path: Path, **columns: str) -> CaptionFile:
+    return read_captions(CaptionSource(paths=(path,), columns=columns))
 
 
 def texts(found: CaptionFile) -> Texts:
@@ -62,14 +62,14 @@ def reasons(found: CaptionFile) -> list[tuple[str | None, str, str]]:
         ),
     ],
 )
-def test_tables_by_their_usual_names(tmp_path: Path, name: str, content: str, wanted: dict[str, list[str]]) -> None:
+def test_tables_are_read_by_their_usual_column_names(tmp_path: Path, name: str, content: str, wanted: dict[str, list[str]]) -> None:
     (tmp_path / name).write_bytes(content.encode())
     found = read(tmp_path / name)
     assert texts(found) == {None: wanted}
     assert [record.image_id for record in found.splits[None]] == list(range(len(wanted)))
 
 
-def test_a_split_column_lays_out_the_rows_and_validation_is_val(tmp_path: Path) -> None:
+def test_a_split_column_assigns_rows_to_splits_and_validation_is_val(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("image,caption,split\n1.jpg,a,train\n2.jpg,b,validation\n3.jpg,c,test\n4.jpg,d,\n5.jpg,e,no/split\n1.jpg,f,test\n2.jpg,g,dev\n")
     found = read(path)
@@ -77,19 +77,21 @@ def test_a_split_column_lays_out_the_rows_and_validation_is_val(tmp_path: Path) 
     assert set(reasons(found)) == {(None, "4.jpg", "in_no_split"), (None, "5.jpg", "in_no_split"), ("test", "1.jpg", "other_split")}
 
 
-def test_columns_can_be_named_and_a_name_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_columns_can_be_named_and_an_unknown_name_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("image,photo,alt,caption,part\n0,1.jpg,One,no,train\n")
     assert texts(read(path, image="photo", caption="alt", split="part")) == {"train": {"1.jpg": ["One"]}}
-    with pytest.raises(InputError, match=r"a\.csv: --column caption=Alt: there is no such column \(there: image, photo, alt, caption, part\)"):
+    with pytest.raises(
+        InputError, match=r"a\.csv: `column` caption=Alt: the table has no such column\. Its columns are: image, photo, alt, caption, part\."
+    ):
         read(path, caption="Alt")
     path.write_text("photo,alt\n1.jpg,One\n")
     assert texts(read(path, image="photo", caption="alt")) == {None: {"1.jpg": ["One"]}}
-    with pytest.raises(InputError, match=r"--column image=NAME"):
+    with pytest.raises(InputError, match=r"`column` image=NAME"):
         read(path)
 
 
-def test_karpathys_two_name_columns_become_one_name() -> None:
+def test_karpathys_folder_and_file_name_columns_become_one_name() -> None:
     columns = find_columns(Path("x"), ["filepath", "sentids", "filename", "split", "sentences"], {})
     assert columns is not None
     assert (columns.folder, columns.image, columns.captions, columns.split) == ("filepath", "filename", ("sentences",), "split")
@@ -128,8 +130,8 @@ def test_rows_that_cannot_be_used_are_rejects_that_name_the_row(tmp_path: Path) 
         ("a.csv", b"image,caption\n1.jpg," + b"x" * 200_000, "field larger than field limit"),
         ("a.jsonl", b'{"image": "1.jpg", "caption": "a"}\n{"image": \n', r"a\.jsonl: line 2 is not JSON"),
         ("a.jsonl", b'{"image": "1.jpg", "caption": "a"}\n{"image": "\xff"}\n', r"a\.jsonl: line 2 is not UTF-8"),
-        ("a.jsonl", b'{"url": "1.jpg", "alt": "a"}\n', r"a\.jsonl: has no column of images, or none of captions.*there: url, alt"),
-        ("a.parquet", b"PAR1 and no more", r"a\.parquet: not a whole Parquet file"),
+        ("a.jsonl", b'{"url": "1.jpg", "alt": "a"}\n', r"a\.jsonl: no column of images, or none of captions.*Its columns are: url, alt"),
+        ("a.parquet", b"PAR1 and no more", r"a\.parquet: not a complete Parquet file"),
     ],
 )
 def test_a_damaged_table_is_an_error_that_names_the_line(tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -173,7 +175,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r
 
 
 @given(rows=st.lists(st.tuples(st.sampled_from(["a.jpg", "b.jpg", "c d.jpg"]), TEXT), min_size=1, max_size=8))
-def test_whatever_python_writes_as_csv_and_json_lines_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+def test_csv_and_json_lines_written_by_python_are_read_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
     folder = tmp_path_factory.mktemp("tables")
     wanted: dict[str, list[str]] = {}
     for name, text in rows:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.captions import text_files as caption_lines
+from pipeline.captions import text_files
 from pipeline.captions.records import CaptionFile
 from pipeline.captions.text_files import read_folder, read_split_list, read_tokens, text_lines
 from shards.errors import InputError
@@ -25,7 +25,7 @@ def test_a_token_file_gives_each_image_its_captions_in_the_files_order(tmp_path:
     assert reasons(found) == []
 
 
-def test_lines_of_a_token_file_that_say_nothing_have_a_reject(tmp_path: Path) -> None:
+def test_unusable_lines_of_a_token_file_are_rejects(tmp_path: Path) -> None:
     path = tmp_path / "results.token"
     path.write_text("a.jpg#0\tFine\na.jpg#1\t \nb.jpg#0\t\nno caption here\n../c.jpg#0\tOutside\n")
     found = read_tokens(path)
@@ -47,10 +47,10 @@ def test_a_wrong_encoding_is_an_error_that_names_the_line(tmp_path: Path) -> Non
         read_tokens(path)
 
 
-def test_a_line_or_file_without_bound_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_or_file_beyond_its_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "long.txt"
     path.write_text("short\n" + "x" * 100)
-    monkeypatch.setattr(caption_lines, "MAX_LINE_BYTES", 50)
+    monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 50)
     with pytest.raises(InputError, match=r"long\.txt: line 2 has more than 50 bytes"):
         list(text_lines(path))
     with pytest.raises(InputError, match=r"long\.txt: has 106 bytes, more than .*\(10\)"):
@@ -68,7 +68,7 @@ def test_a_split_list_names_an_image_on_each_line(tmp_path: Path) -> None:
         read_split_list(path)
 
 
-def test_a_folder_gives_every_image_the_lines_of_the_text_beside_it(tmp_path: Path) -> None:
+def test_a_folder_gives_every_image_the_lines_of_its_text_file(tmp_path: Path) -> None:
     (tmp_path / "sub/.hidden").mkdir(parents=True)
     for name in ("b.jpg", "a.PNG", "sub/c.d.jpeg", "mute.webp", "sub/.hidden/x.jpg", "notes.pdf"):
         (tmp_path / name).write_bytes(b"not looked at")
@@ -85,7 +85,7 @@ def test_a_folder_gives_every_image_the_lines_of_the_text_beside_it(tmp_path: Pa
     assert reasons(found) == [("alone.txt", "caption_without_image"), ("mute.webp", "no_captions")]
 
 
-def test_a_folder_without_texts_is_refused_and_links_out_of_it_are_not_followed(tmp_path: Path) -> None:
+def test_a_folder_without_text_files_is_refused_and_links_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/a.txt").write_text("Secret")
     (tmp_path / "elsewhere/a.jpg").touch()

@@ -71,7 +71,7 @@ def unpacked(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for folder in root.iterdir() if folder.is_dir() for path in folder.rglob("*.*")}
 
 
-def test_all_parts_come_are_checked_and_unpacked_and_the_next_command_is_said(server: RangeServer, tmp_path: Path, run_cli: Run) -> None:
+def test_all_parts_are_fetched_checked_and_unpacked_and_the_next_command_is_printed(server: RangeServer, tmp_path: Path, run_cli: Run) -> None:
     root = tmp_path / "data"
     result = run_cli("download", "coco2014", "--root", root, "--base-url", f"{server.url}/")
     assert result.exit_code == 0, result.output
@@ -83,7 +83,7 @@ def test_all_parts_come_are_checked_and_unpacked_and_the_next_command_is_said(se
     assert f"can be deleted (0.8 MB): {root}/annotations_trainval2014.zip {root}/train2014.zip {root}/val2014.zip" in result.output
 
 
-def test_a_second_run_asks_for_nothing_even_where_the_archives_were_deleted(server: RangeServer, tmp_path: Path) -> None:
+def test_a_second_run_fetches_nothing_even_if_the_archives_were_deleted(server: RangeServer, tmp_path: Path) -> None:
     download("coco2014", root=tmp_path, base_url=server.url)
     for archive in tmp_path.glob("*.zip"):
         archive.unlink()
@@ -93,7 +93,7 @@ def test_a_second_run_asks_for_nothing_even_where_the_archives_were_deleted(serv
     assert [(one.files, one.written, one.fetched, one.archive) for one in summary.archives] == [(2, 0, 0, None), (30, 0, 0, None), (10, 0, 0, None)]
 
 
-def test_a_file_that_was_damaged_since_is_made_again_and_the_others_stay(server: RangeServer, tmp_path: Path) -> None:
+def test_a_damaged_file_is_unpacked_again_and_the_others_stay(server: RangeServer, tmp_path: Path) -> None:
     download("coco2014", root=tmp_path, base_url=server.url)
     name = min(TRAIN)
     (tmp_path / name).write_bytes(bytes(20_000))
@@ -105,29 +105,29 @@ def test_a_file_that_was_damaged_since_is_made_again_and_the_others_stay(server:
     assert [path for path, _ in server.received] == ["/zips/train2014.zip"]
 
 
-def test_parts_choose_and_unknown_ones_are_refused(server: RangeServer, tmp_path: Path, run_cli: Run) -> None:
+def test_parts_can_be_selected_and_unknown_ones_are_refused(server: RangeServer, tmp_path: Path, run_cli: Run) -> None:
     result = run_cli("download", "coco2014", "--root", tmp_path, "--base-url", server.url, "--parts", "val,annotations")
     assert result.exit_code == 0, result.output
     assert unpacked(tmp_path) == VAL | ANNOTATIONS
     assert "--split val" in result.output.splitlines()[-1]
     result = run_cli("download", "coco2014", "--root", tmp_path, "--parts", "test")
-    assert (result.exit_code, result.output) == (1, "Error: --parts test: coco2014 has no such part. It has annotations,train,val.\n")
+    assert (result.exit_code, result.output) == (1, "Error: --parts test: coco2014 has no such part. Its parts are annotations,train,val.\n")
 
 
-def test_an_archive_that_was_put_there_by_hand_is_checked_and_taken(server: RangeServer, tmp_path: Path) -> None:
+def test_an_archive_that_the_user_downloaded_is_checked_and_used(server: RangeServer, tmp_path: Path) -> None:
     (tmp_path / "val2014.zip").write_bytes(ARCHIVES["/zips/val2014.zip"])
     download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
     assert unpacked(tmp_path) == VAL
     assert server.received == []
     (tmp_path / "train2014.zip").write_bytes(zipped({"train2014/other.jpg": b"1"}))
-    with pytest.raises(DamageError, match=r"train2014\.zip: has \d+ bytes, it was published with \d+\. Delete it"):
+    with pytest.raises(DamageError, match=r"train2014\.zip: has \d+ bytes, but the published archive has \d+\. Delete it"):
         download("coco2014", root=tmp_path, parts=["train"], base_url=server.url)
 
 
-def test_another_content_of_the_same_size_is_found_by_its_md5_and_not_kept(server: RangeServer, tmp_path: Path) -> None:
+def test_other_content_of_the_same_size_is_detected_by_its_md5_and_deleted(server: RangeServer, tmp_path: Path) -> None:
     right = ARCHIVES["/zips/val2014.zip"]
     server.files["/zips/val2014.zip"] = right[:-1] + b"x"
-    with pytest.raises(DamageError, match=r"val2014\.zip: has the MD5 [0-9a-f]{32}, it was published with [0-9a-f]{32}"):
+    with pytest.raises(DamageError, match=r"val2014\.zip: has the MD5 [0-9a-f]{32}, but the published archive has [0-9a-f]{32}"):
         download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
     assert not list(tmp_path.glob("*.zip"))
     server.files["/zips/val2014.zip"] = right
@@ -135,23 +135,23 @@ def test_another_content_of_the_same_size_is_found_by_its_md5_and_not_kept(serve
     assert unpacked(tmp_path) == VAL
 
 
-def test_a_dead_address_is_named_with_the_file_and_the_way_by_hand(server: RangeServer, tmp_path: Path, run_cli: Run) -> None:
+def test_a_dead_url_is_named_with_the_file_and_how_to_download_it_by_hand(server: RangeServer, tmp_path: Path, run_cli: Run) -> None:
     server.status["/zips/val2014.zip"] = 404
     result = run_cli("download", "coco2014", "--root", tmp_path, "--base-url", server.url, "--parts", "val")
     assert result.exit_code == 1
     assert result.output == (
-        f"Error: {server.url}/zips/val2014.zip: no such file. Or get val2014.zip elsewhere (its page: https://cocodataset.org/#download), "
+        f"Error: {server.url}/zips/val2014.zip: no such file. Or download val2014.zip yourself (see https://cocodataset.org/#download), "
         f"put it into {tmp_path} and run the same command again.\n"
     )
 
 
-def test_flickr8k_says_where_it_is_to_be_had_and_takes_what_was_put_there(tmp_path: Path, run_cli: Run) -> None:
+def test_flickr8k_says_where_to_request_it_and_uses_archives_that_the_user_downloaded(tmp_path: Path, run_cli: Run) -> None:
     result = run_cli("download", "flickr8k", "--root", tmp_path)
     assert result.exit_code == 1
-    assert "Ask for it at https://forms.illinois.edu/sec/1713398" in result.output
-    assert f"put Flickr8k_Dataset.zip and Flickr8k_text.zip into {tmp_path}" in result.output
+    assert "Request it at https://forms.illinois.edu/sec/1713398" in result.output
+    assert f"download Flickr8k_Dataset.zip and Flickr8k_text.zip into {tmp_path}" in result.output
     (tmp_path / "Flickr8k_Dataset.zip").write_bytes(zipped({"Flicker8k_Dataset/1.jpg": b"1", "__MACOSX/._1.jpg": b"2"}))
-    assert "put Flickr8k_text.zip into" in run_cli("download", "flickr8k", "--root", tmp_path).output
+    assert "download Flickr8k_text.zip into" in run_cli("download", "flickr8k", "--root", tmp_path).output
     (tmp_path / "Flickr8k_text.zip").write_bytes(zipped({"Flickr8k.token.txt": b"3"}))
     result = run_cli("download", "flickr8k", "--root", tmp_path)
     assert result.exit_code == 0, result.output
@@ -168,7 +168,7 @@ def test_a_malicious_archive_writes_nothing(server: RangeServer, tmp_path: Path,
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("val2014/zeros.jpg", bytes(10 << 20))
-    for content, says in ((zipped({"../../up.jpg": b"1"}), "leads out"), (link.getvalue(), "a link"), (bomb.getvalue(), "more than its kind has")):
+    for content, says in ((zipped({"../../up.jpg": b"1"}), "leads out"), (link.getvalue(), "a link"), (bomb.getvalue(), "more than its limits")):
         root = tmp_path / says
         coco = DATASETS["coco2014"]
         monkeypatch.setitem(DATASETS, "coco2014", replace(coco, parts={"val": described(content, coco.parts["val"])}))
@@ -184,13 +184,13 @@ def test_two_processes_do_not_download_one_dataset_into_one_folder(server: Range
         download("coco2014", root=tmp_path, base_url=server.url)
 
 
-def test_the_disk_is_checked_before_and_what_is_there_counts(server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_free_space_is_checked_first_and_existing_files_count(server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [0]
     monkeypatch.setattr(download_module, "free_bytes", lambda _: free[0] + download_module.SPARE_BYTES)  # no disk has just so many bytes
     archive = DATASETS["coco2014"].parts["val"]
     assert archive.size is not None
     free[0] = archive.size + archive.unpacked - 1
-    with pytest.raises(ResourceError, match=r"not enough space: 0\.00 GB have still to come and 0\.00 GB to be unpacked"):
+    with pytest.raises(ResourceError, match=r"not enough space: 0\.00 GB still have to be fetched and 0\.00 GB unpacked"):
         download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
     assert server.received == []
     free[0] += 1
@@ -207,7 +207,7 @@ def test_the_disk_is_checked_before_and_what_is_there_counts(server: RangeServer
     download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
 
 
-def test_an_archive_of_unknown_size_takes_no_disk_off_the_others_and_its_progress_has_no_end(
+def test_an_archive_of_unknown_size_reserves_no_space_and_its_progress_has_no_total(
     server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     free = [0]
@@ -249,7 +249,7 @@ def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[bytes]"
         time.sleep(0.005)
 
 
-def test_a_kill_in_the_middle_of_the_download_costs_what_was_on_its_way(server: RangeServer, tmp_path: Path) -> None:
+def test_a_kill_during_the_download_loses_only_the_chunk_in_progress(server: RangeServer, tmp_path: Path) -> None:
     server.slow = 0.1
     part = tmp_path / ".train2014.zip.tmp"
     with subprocess.Popen(program(server, tmp_path), cwd=ROOT) as process:
@@ -265,8 +265,8 @@ def test_a_kill_in_the_middle_of_the_download_costs_what_was_on_its_way(server: 
     assert not list(tmp_path.glob(".*.tmp*"))
 
 
-def test_a_kill_in_the_middle_of_unpacking_costs_one_file(server: RangeServer, tmp_path: Path) -> None:
-    slow = "import pipeline.datasets.unzip as u, time\nold = u.is_whole\nu.is_whole = lambda *a: (time.sleep(0.1), old(*a))[1]\n"
+def test_a_kill_during_unpacking_loses_one_file(server: RangeServer, tmp_path: Path) -> None:
+    slow = "import pipeline.datasets.unzip as u, time\nold = u.is_complete\nu.is_complete = lambda *a: (time.sleep(0.1), old(*a))[1]\n"
     with subprocess.Popen(program(server, tmp_path, slow), cwd=ROOT) as process:
         wait_until(lambda: len(list(tmp_path.glob("train2014/*.jpg"))) > 5, process)
         process.send_signal(signal.SIGKILL)
@@ -278,7 +278,7 @@ def test_a_kill_in_the_middle_of_unpacking_costs_one_file(server: RangeServer, t
     assert summary.archives[1].written == 30 - len(there)
 
 
-def test_ctrl_c_stops_between_two_pieces_and_the_next_run_goes_on(server: RangeServer, tmp_path: Path) -> None:
+def test_ctrl_c_stops_between_two_chunks_and_the_next_run_resumes(server: RangeServer, tmp_path: Path) -> None:
     server.slow = 0.1
     part = tmp_path / ".train2014.zip.tmp"
     with subprocess.Popen(program(server, tmp_path), cwd=ROOT, stderr=subprocess.PIPE) as process:
@@ -291,7 +291,7 @@ def test_ctrl_c_stops_between_two_pieces_and_the_next_run_goes_on(server: RangeS
     assert server.requests("/zips/train2014.zip") != [None]
 
 
-def test_a_full_disk_stops_with_one_paragraph_and_the_next_run_goes_on(server: RangeServer, tmp_path: Path) -> None:
+def test_a_full_disk_stops_with_one_paragraph_and_the_next_run_resumes(server: RangeServer, tmp_path: Path) -> None:
     limit = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
     done = subprocess.run(program(server, tmp_path, limit), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1].startswith(
@@ -301,7 +301,7 @@ def test_a_full_disk_stops_with_one_paragraph_and_the_next_run_goes_on(server: R
     assert unpacked(tmp_path) == TRAIN | VAL | ANNOTATIONS
 
 
-def test_archives_come_at_the_same_time(server: RangeServer, tmp_path: Path) -> None:
+def test_archives_are_fetched_in_parallel(server: RangeServer, tmp_path: Path) -> None:
     server.barrier = threading.Barrier(len(ARCHIVES), timeout=5)
     download("coco2014", root=tmp_path, base_url=server.url)
     assert not server.barrier.broken
@@ -309,13 +309,13 @@ def test_archives_come_at_the_same_time(server: RangeServer, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", ["{", '{"format_version": 9}', '{"format_version": 1, "files": [["a", 1]]}', '{"format_version": 1, "files": 3}'])
-def test_a_receipt_that_is_none_only_costs_a_check(server: RangeServer, tmp_path: Path, content: str) -> None:
+def test_a_damaged_receipt_is_ignored(server: RangeServer, tmp_path: Path, content: str) -> None:
     download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
     (tmp_path / ".val2014.zip.json").write_text(content)
     assert download("coco2014", root=tmp_path, parts=["val"], base_url=server.url).archives[0].written == 0
 
 
-def test_the_command_knows_the_datasets_and_every_one_has_a_next_step() -> None:
+def test_the_command_lists_the_datasets_and_every_one_has_a_next_step() -> None:
     argument: Any = cli.commands["download"].params[0]
     assert isinstance(argument.type, click.Choice)
     assert list(argument.type.choices) == list(DATASETS)
@@ -327,5 +327,5 @@ def test_the_command_knows_the_datasets_and_every_one_has_a_next_step() -> None:
 
 
 def test_an_unknown_dataset_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no dataset of this name"):
+    with pytest.raises(InputError, match="is not known"):
         download("coco2099", root=tmp_path)

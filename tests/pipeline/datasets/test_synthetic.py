@@ -10,7 +10,7 @@ from pipeline.datasets.synthetic import COLOURS, SHAPES, named_pairs, random_sce
 from shards.errors import InputError, OccupiedError
 
 
-def test_the_same_seed_draws_the_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
+def test_the_same_seed_draws_the_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:
     for name, seed, workers in (("a", 5, 1), ("b", 5, 2), ("c", 6, 1)):
         synthesize(tmp_path / name, images=60, seed=seed, workers=workers)
     files = {name: {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()} for name in "abc"}
@@ -47,7 +47,7 @@ def test_all_relations_shapes_colours_and_counts_occur() -> None:
     assert Counter(group.count for group in groups).keys() == {1, 2, 3, 4}
 
 
-def test_sizes_vary_and_captions_read_as_coco(tmp_path: Path) -> None:
+def test_sizes_vary_and_captions_are_a_coco_file(tmp_path: Path) -> None:
     synthesize(tmp_path / "d", images=30)
     captions = read_splits(CaptionSource(paths=(tmp_path / "d" / "captions_train.json",)))["train"]
     assert len(captions.records) == 27
@@ -57,7 +57,7 @@ def test_sizes_vary_and_captions_read_as_coco(tmp_path: Path) -> None:
 
 
 def test_too_few_images_and_foreign_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--images 9"):
+    with pytest.raises(InputError, match="`images` 9"):
         synthesize(tmp_path / "x", images=9)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OccupiedError, match=r"notes\.txt"):

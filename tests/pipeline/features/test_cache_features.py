@@ -16,8 +16,9 @@ from pipeline.backbone.backbones import KEPT_FILE, open_backbone
 from pipeline.features.calibration import calibration_batches
 from pipeline.features.views import crop_boxes
 from pipeline.images.decode import Resize
+from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.read_samples import decode_sample, shard_samples
-from pipeline.sharding.shard import ShardConfig, write_shards
+from pipeline.sharding.shard import write_shards
 from shards.dataset import open_split
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError, ResourceError
 from shards.features import open_features
@@ -240,7 +241,7 @@ def photographs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 99 real photographs as shards of 256 pixels."""
     out = tmp_path_factory.mktemp("photographs") / "shards"
     folder = data / "coco-cc"
-    write_shards(images=folder / "images", captions=folder / "captions.json", out=out, config=ShardConfig(), shard_size=40, workers=2)
+    write_shards(images=folder / "images", captions=folder / "captions.json", out=out, config=ShardConfig(shard_size=40), workers=2)
     return out
 
 
@@ -311,7 +312,7 @@ def test_a_split_is_cached_where_another_ones_tars_are_gone(small: Small, tmp_pa
 def test_both_precisions_are_judged_by_the_same_photographs_whichever_split_is_cached(photographs: Path, data: Path, tmp_path: Path) -> None:
     folder, weights = data / "coco-cc", data / "weights" / "mobilenet_v2_tf2ptq-2d2ba5d1.pth"
     shutil.copytree(photographs, tmp_path / "shards")
-    write_shards(images=folder / "images", captions=folder / "captions.json", out=tmp_path / "shards", split="val", config=ShardConfig(), limit=5)
+    write_shards(images=folder / "images", captions=folder / "captions.json", out=tmp_path / "shards", split="val", config=ShardConfig(limit=5))
     common: dict[str, Any] = {"shards": tmp_path / "shards", "backbone": "mobilenet_v2", "weights": str(weights), "device": "cpu"}
     for out, splits in (("both", []), ("val", ["val"])):
         cache_features(out=tmp_path / out, splits=splits, precision="bf16", **common)

@@ -14,7 +14,8 @@ from pipeline.captions.read import CaptionSource
 from pipeline.captions.tokenizer import tokenize
 from pipeline.features.import_features import DeclaredNetwork, ImportSummary, declared_network, import_features
 from pipeline.images.decode import Resize
-from pipeline.sharding.shard import ShardConfig, write_shards
+from pipeline.sharding.config import ShardConfig
+from pipeline.sharding.shard import write_shards
 from shards.atomic import hold_lock
 from shards.digests import file_sha256
 from shards.errors import InputError, MismatchError, OccupiedError
@@ -292,7 +293,7 @@ def test_cached_features_of_real_photographs_come_back_as_those_of_the_same_netw
     shards, weights = tmp_path / "shards", str(data / "weights" / WEIGHTS)
     resize = Resize(size=256, mode="shortest", filter="bilinear")
     source = data / "coco-cc"
-    write_shards(images=source / "images", captions=source / "captions.json", out=shards, config=ShardConfig(resize=resize), limit=12)
+    write_shards(images=source / "images", captions=source / "captions.json", out=shards, config=ShardConfig(resize=resize, limit=12))
     cache_features(shards=shards, out=tmp_path / "cached", backbone="mobilenet_v2", weights=weights, device="cpu", precision="fp32")
     cached = open_features(tmp_path / "cached/train.h5")
     np.save(tmp_path / "f.npy", np.asarray(cached.features[:, 0], dtype=np.float32))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from pipeline.images import decode as images
-from pipeline.images.decode import ImageError, Resize, decode_image, decode_pixels, encode_jpeg, load_photograph, read_image_file, stored_jpeg
+from pipeline.images.decode import ImageError, Resize, decode_image, decode_pixels, encode_jpeg, load_image, read_image_file, stored_jpeg
 from shards.errors import InputError
 
 
@@ -65,7 +65,7 @@ def test_every_colour_mode_becomes_rgb(mode: str, form: str, expected: tuple[int
     assert decoded.getpixel((4, 4)) == pytest.approx(expected, abs=3)
 
 
-def test_half_transparent_pixels_are_laid_on_white() -> None:
+def test_half_transparent_pixels_are_blended_with_white() -> None:
     decoded = decode_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG"), "x").image
     assert decoded.getpixel((1, 1)) == pytest.approx((127, 127, 127), abs=1)
 
@@ -89,7 +89,7 @@ def test_webp_is_read_or_its_absence_is_explained() -> None:
             decode_image(data, "x.webp")
 
 
-def test_html_named_jpg_is_no_image() -> None:
+def test_html_named_jpg_is_not_an_image() -> None:
     with pytest.raises(ImageError) as caught:
         decode_image(b"<!doctype html><p>404", "page.jpg")
     assert caught.value.reason == "not_an_image"
@@ -124,10 +124,10 @@ def test_missing_files_and_folders_have_their_reason(tmp_path: Path) -> None:
         assert caught.value.reason == reason
 
 
-def test_a_photograph_is_squashed_to_the_square(tmp_path: Path) -> None:
+def test_an_image_is_squashed_to_the_square(tmp_path: Path) -> None:
     path = tmp_path / "ünï cöde.png"
     halves().save(path)
-    pixels = load_photograph(path, Resize(size=24))
+    pixels = load_image(path, Resize(size=24))
     assert pixels.shape == (24, 24, 3)
     assert pixels[12, 2, 0] > 250
     assert pixels[12, 21, 2] > 250
@@ -146,7 +146,7 @@ def test_each_mode_gives_its_size(mode: str, size: tuple[int, int]) -> None:
     assert not resize.made(99, 640)
 
 
-def test_a_padded_image_stands_in_the_middle_of_grey() -> None:
+def test_a_padded_image_is_centred_on_grey() -> None:
     pixels = np.asarray(decode_image(encoded(Image.new("RGB", (40, 20), "white"), "PNG"), "x", Resize(size=20, mode="pad")).image)
     assert pixels.shape == (20, 20, 3)
     assert (pixels[5:15] == 255).all()
@@ -154,7 +154,7 @@ def test_a_padded_image_stands_in_the_middle_of_grey() -> None:
     assert (pixels[15:] == images.PADDING).all()
 
 
-def test_none_enlarges_what_is_smaller_than_the_size() -> None:
+def test_mode_none_enlarges_images_below_the_size() -> None:
     assert decode_image(encoded(halves(), "PNG"), "x", Resize(size=24, mode="none")).image.size == (48, 24)
     assert decode_image(encoded(halves(), "PNG"), "x", Resize(size=16, mode="none")).image.size == (32, 16)
 
@@ -168,7 +168,7 @@ def test_every_filter_is_pillows(filter_: str) -> None:
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("mode", ["squash", "shortest", "pad"])
-def test_resizing_before_turning_equals_turning_before_resizing(orientation: int, mode: str) -> None:
+def test_resizing_before_rotating_equals_rotating_before_resizing(orientation: int, mode: str) -> None:
     smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)).resize((90, 61), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[images.ORIENTATION_TAG] = orientation
@@ -180,7 +180,7 @@ def test_resizing_before_turning_equals_turning_before_resizing(orientation: int
     assert np.abs(np.asarray(ours.image, np.int16) - np.asarray(turned.image, np.int16)).max() <= 2
 
 
-def test_an_image_too_long_and_thin_for_any_file_is_refused() -> None:
+def test_an_image_too_long_for_jpeg_is_refused() -> None:
     thin = encoded(Image.new("RGB", (4000, 2)), "PNG")
     with pytest.raises(ImageError) as caught:
         decode_image(thin, "thin.png", Resize(size=256, mode="shortest"))
@@ -196,7 +196,7 @@ def psnr(first: Image.Image, second: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("mode", ["squash", "shortest", "pad"])
-def test_scaled_decode_of_real_photographs_stays_within_its_bound(data: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+def test_scaled_decoding_of_real_photographs_stays_within_its_bound(data: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """At least 40 dB on every photograph and 47 in the median: less than what storing them as JPEG of quality 95 changes."""
     photographs = [path.read_bytes() for path in sorted((data / "coco-cc" / "images").iterdir())]
     ratios, encoding = [], []
@@ -238,9 +238,9 @@ def test_stored_images_carry_no_metadata() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"size": 15}, {"size": 5000}, {"mode": "crop"}, {"filter": "nearest"}])
-def test_impossible_sizes_are_refused_by_their_options_name(bad: dict[str, Any]) -> None:
-    option = {"size": "--size", "mode": "--resize", "filter": "--filter"}[next(iter(bad))]
-    with pytest.raises(InputError, match=f"{option} {next(iter(bad.values()))}"):
+def test_impossible_sizes_are_refused_and_the_setting_is_named(bad: dict[str, Any]) -> None:
+    setting = {"size": "`size`", "mode": "`mode`", "filter": "`filter`"}[next(iter(bad))]
+    with pytest.raises(InputError, match=f"{setting} {next(iter(bad.values()))}"):
         Resize(**bad)
 
 
@@ -250,7 +250,7 @@ def test_pixels_of_real_photographs_are_those_of_the_general_decoder(data: Path)
         np.testing.assert_array_equal(decode_pixels(jpeg, path.name), np.array(decode_image(jpeg, path.name).image))
 
 
-def test_pixels_of_a_cut_jpeg_are_refused_with_a_reason(data: Path) -> None:
+def test_a_truncated_jpeg_is_refused_by_decode_pixels_too(data: Path) -> None:
     jpeg = next((data / "coco-cc" / "images").iterdir()).read_bytes()
     with pytest.raises(ImageError, match="cut"):
         decode_pixels(jpeg[: len(jpeg) // 2], "cut.jpg")

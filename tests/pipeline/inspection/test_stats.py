@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [(n, text) for n, group in enumerate(CAPTIONS) for text in group] + [(4, "gone"), (0, " ")]
     annotations = [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(texts)]
     write_json(folder / "c.json", {"images": images, "annotations": annotations})
-    write_shards(images=folder, captions=folder / "c.json", out=folder / "shards", split="train", config=SMALL, shard_size=2)
+    write_shards(images=folder, captions=folder / "c.json", out=folder / "shards", split="train", config=replace(SMALL, shard_size=2))
     return folder / "shards"
 
 

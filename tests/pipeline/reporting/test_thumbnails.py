@@ -9,8 +9,9 @@ from PIL import Image
 
 from pipeline.images.decode import Resize
 from pipeline.reporting.thumbnails import SIDE, RequestedImage, folder_thumbnails, shard_thumbnails
+from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.read_samples import shard_samples
-from pipeline.sharding.shard import ShardConfig, write_shards
+from pipeline.sharding.shard import write_shards
 from shards.caption_table import table_of_split
 from shards.dataset import open_split, read_dataset_file
 from shards.errors import InputError

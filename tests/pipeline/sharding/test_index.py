@@ -19,7 +19,7 @@ from pipeline.captions.tokenizer import tokenize
 from pipeline.datasets.synthetic import synthesize
 from pipeline.images.decode import Resize, decode_image
 from pipeline.inspection.verify import verify
-from pipeline.sharding import index as index_module
+from pipeline.sharding import external_tars
 from pipeline.sharding.index import index_tars
 from pipeline.sharding.read_samples import read_samples, shard_samples
 from shards.caption_table import table_of_split
@@ -106,7 +106,7 @@ def test_img2datasets_tars_become_shards_and_stay_as_they_are(downloads: Path, t
     assert (report.intact, len(report.shards)) == (True, 2)
 
 
-def test_indexed_tars_go_the_whole_way(jpg: Path, run_cli: Run, tmp_path: Path) -> None:
+def test_indexed_tars_pass_through_all_commands(jpg: Path, run_cli: Run, tmp_path: Path) -> None:
     steps: list[list[object]] = [
         ["index", jpg, "--size", 64, "--resize", "shortest", "--split", "val", "--tars", "00001.tar", "--workers", 1],
         ["index", jpg, "--size", 64, "--resize", "shortest", "--workers", 1],
@@ -124,7 +124,7 @@ def test_indexed_tars_go_the_whole_way(jpg: Path, run_cli: Run, tmp_path: Path) 
     assert {name: (entry["tars"], entry["images"]) for name, entry in splits.items()} == {"train": (["00000.tar"], 8), "val": (["00001.tar"], 10)}
 
 
-def test_a_second_run_writes_nothing_and_a_changed_tar_is_read_anew(jpg: Path) -> None:
+def test_a_second_run_writes_nothing_and_a_changed_tar_is_indexed_again(jpg: Path) -> None:
     index_tars(jpg, resize=SHORTEST)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in jpg.iterdir()}
     assert index_tars(jpg, resize=SHORTEST, workers=2).kept == 2
@@ -138,7 +138,7 @@ def test_a_second_run_writes_nothing_and_a_changed_tar_is_read_anew(jpg: Path) -
     assert read_dataset_file(jpg).splits["train"]["tars"] == ["00000.tar"]
 
 
-def test_damage_in_a_tar_or_its_records_is_named_with_the_command_that_repairs_it(jpg: Path) -> None:
+def test_damage_in_a_tar_or_its_records_is_reported_with_the_repair_command(jpg: Path) -> None:
     index_tars(jpg, resize=SHORTEST)
     records = records_path(jpg / "00000.tar")
     good = records.read_bytes()
@@ -242,7 +242,7 @@ def test_samples_that_cannot_be_used_are_rejects(tmp_path: Path) -> None:
     assert [sample.key for sample, _, _ in shard_samples(shard)] == ["0001", "0002", "0013"]
 
 
-def test_a_tar_that_is_cut_anywhere_is_left_out_whole(tmp_path: Path) -> None:
+def test_a_truncated_tar_is_rejected_completely(tmp_path: Path) -> None:
     samples = [("1.jpg", picture()), ("1.txt", b"One."), ("2.jpg", picture()), ("2.txt", b"Two.")]
     write(tmp_path / "good.tar", samples)
     write(tmp_path / "cut.tar", [(name.replace("1.", "3.").replace("2.", "4."), data) for name, data in samples])
@@ -272,7 +272,7 @@ def test_hostile_tars_are_rejects_and_nothing_is_unpacked(tmp_path: Path, monkey
         tar.addfile(tarfile.TarInfo("9.jpg"))
     (folder / "noise.tar").write_bytes(np.random.default_rng(0).bytes(5000))
     write(folder / "many.tar", [(f"{number}.x", b"") for number in range(60)])
-    monkeypatch.setattr(index_module, "MAX_MEMBERS", 50)
+    monkeypatch.setattr(external_tars, "MAX_MEMBERS", 50)
     assert index_tars(folder, resize=SHORTEST).images == 1
     found = reasons(folder)
     assert {name for name, reason in found.items() if reason == "damaged_tar"} >= {
@@ -299,20 +299,20 @@ def test_mistakes_are_errors_that_name_the_file(jpg: Path, tmp_path: Path) -> No
             index_tars(options.pop("folder", jpg), **{"resize": SHORTEST, **options})
 
     refused(InputError, "none: no such folder", folder=tmp_path / "none")
-    refused(InputError, r"holds no \.tar file\. Give the folder that img2dataset wrote", folder=tmp_path)
-    refused(InputError, r"holds no \.tar file of these names \(x\*\)", tars=["x*"])
-    refused(InputError, r"no sample of these tars could be used \(18 other_size\).*Check --size and --resize", resize=Resize(size=48, mode="squash"))
+    refused(InputError, r"has no \.tar file\. Give the folder that img2dataset wrote", folder=tmp_path)
+    refused(InputError, r"has no \.tar file that matches x\*", tars=["x*"])
+    refused(InputError, r"no sample of these tars could be used \(18 other_size\).*Check `size` and `mode`", resize=Resize(size=48, mode="squash"))
     index_tars(jpg, resize=SHORTEST)
-    refused(MismatchError, "resize.size is 64 there, 32 now", resize=Resize(size=32, mode="shortest"))
+    refused(MismatchError, "resize.size was 64 and is 32 now", resize=Resize(size=32, mode="shortest"))
     refused(InputError, r"all its tars are in other splits already \(train\)", split="val")
     refused(InputError, r"00001\.tar: is in split 'train'", split="val", tars=["00001.tar"])
     shutil.copy(jpg / "00000.tar", jpg / "again.tar")
     refused(InputError, r"again\.tar: has a sample 0*0, and so has .*00000\.tar")
     (jpg / "again.tar").rename(jpg / "dataset.tar")
-    refused(InputError, r"dataset\.tar: this name cannot be a shard's")
+    refused(InputError, r"dataset\.tar: a shard cannot have this name")
     (jpg / "dataset.tar").rename(jpg / "other.tar")
     (jpg / "other.json").write_text('{"mine": 1}')
-    refused(OccupiedError, r"other\.json: is no sidecar")
+    refused(OccupiedError, r"other\.json: is not a sidecar")
     assert (jpg / "other.json").read_text() == '{"mine": 1}'
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from pipeline.captioning.captioner import CaptionerConfig
 from pipeline.captions.tokenizer import tokenize
 from pipeline.images.decode import Resize, decode_image
 from pipeline.inspection.verify import verify
+from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.read_samples import shard_samples
-from pipeline.sharding.shard import ShardConfig, write_shards
-from pipeline.sharding.splits import ShardSummary
+from pipeline.sharding.shard import write_shards
+from pipeline.sharding.splits import SplitSummary
 from pipeline.training.train import train
 from shards.dataset import open_split, read_dataset_file
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError
@@ -77,12 +79,14 @@ def test_a_second_run_rewrites_nothing(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(small.shards, out)
     before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
-    summary = write_shards(images=small.source / "images", captions=small.source / "captions_train.json", out=out, config=SMALL, shard_size=10)
+    summary = write_shards(
+        images=small.source / "images", captions=small.source / "captions_train.json", out=out, config=replace(SMALL, shard_size=10)
+    )
     assert summary.kept == summary.shards == 4
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
 
 
-def test_a_run_again_rebuilds_exactly_the_damaged_shards(small: Small, tmp_path: Path) -> None:
+def test_another_run_rewrites_only_the_damaged_shards(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(small.shards, out)
     tar = out / "train-000001.tar"
@@ -90,12 +94,14 @@ def test_a_run_again_rebuilds_exactly_the_damaged_shards(small: Small, tmp_path:
     data[5000] ^= 4
     tar.write_bytes(bytes(data))
     (out / "train-000002.json").unlink()
-    summary = write_shards(images=small.source / "images", captions=small.source / "captions_train.json", out=out, config=SMALL, shard_size=10)
+    summary = write_shards(
+        images=small.source / "images", captions=small.source / "captions_train.json", out=out, config=replace(SMALL, shard_size=10)
+    )
     assert summary.kept == 2
     assert contents(out) == contents(small.shards)
 
 
-def test_flipped_and_cut_members_are_named_when_they_are_read(small: Small, tmp_path: Path) -> None:
+def test_damaged_and_truncated_members_are_named_when_they_are_read(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(small.shards, out)
     tar = out / "train-000000.tar"
@@ -115,15 +121,15 @@ def test_flipped_and_cut_members_are_named_when_they_are_read(small: Small, tmp_
             open_split(out, "train")
 
 
-def test_every_kind_of_bad_input_is_a_line_in_the_rejects(tmp_path: Path) -> None:
-    photographs = tmp_path / "photographs"
-    (photographs / "sub.dir").mkdir(parents=True)
+def test_every_kind_of_bad_input_has_a_line_in_the_rejects(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    (images / "sub.dir").mkdir(parents=True)
     good = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
     buffer = io.BytesIO()
     good.save(buffer, "JPEG")
-    (photographs / "sub.dir" / "a.b.jpg").write_bytes(buffer.getvalue())
-    (photographs / "cut.jpg").write_bytes(buffer.getvalue()[:300])
-    (photographs / "page.jpg").write_text("<html>")
+    (images / "sub.dir" / "a.b.jpg").write_bytes(buffer.getvalue())
+    (images / "cut.jpg").write_bytes(buffer.getvalue()[:300])
+    (images / "page.jpg").write_text("<html>")
     names = ["sub.dir/a.b.jpg", "cut.jpg", "page.jpg", "missing.jpg", "../x.jpg"]
     annotation = {
         "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
@@ -131,7 +137,7 @@ def test_every_kind_of_bad_input_is_a_line_in_the_rejects(tmp_path: Path) -> Non
     }
     (tmp_path / "c.json").write_text(json.dumps(annotation))
     out = tmp_path / "out"
-    summary = write_shards(images=photographs, captions=tmp_path / "c.json", out=out, config=SMALL)
+    summary = write_shards(images=images, captions=tmp_path / "c.json", out=out, config=SMALL)
     assert summary.images == 1
     lines = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     reasons = {line["file"]: line["reason"] for line in lines}
@@ -154,12 +160,12 @@ def test_a_split_without_a_usable_image_is_an_error_that_points_to_the_rejects(t
             write_shards(images=tmp_path / "images", captions=tmp_path / "c.json", out=tmp_path / "out", config=SMALL)
 
 
-def test_another_config_or_input_on_the_same_folder_names_the_differences(small: Small) -> None:
+def test_another_config_or_input_for_the_same_folder_is_refused_with_the_differences(small: Small) -> None:
     arguments = {"images": small.source / "images", "captions": small.source / "captions_train.json", "out": small.shards}
-    with pytest.raises(MismatchError, match=r"resize\.size is 64 there, 128 now"):
-        write_shards(**arguments, config=ShardConfig(resize=Resize(size=128)), shard_size=10)  # type: ignore[arg-type]
-    with pytest.raises(MismatchError, match="limit is None there, 5 now"):
-        write_shards(**arguments, config=SMALL, shard_size=10, limit=5)  # type: ignore[arg-type]
+    with pytest.raises(MismatchError, match=r"resize\.size was 64 and is 128 now"):
+        write_shards(**arguments, config=ShardConfig(resize=Resize(size=128), shard_size=10))  # type: ignore[arg-type]
+    with pytest.raises(MismatchError, match="limit was None and is 5 now"):
+        write_shards(**arguments, config=replace(SMALL, shard_size=10, limit=5))  # type: ignore[arg-type]
 
 
 def test_a_folder_that_holds_something_else_is_refused(small: Small, tmp_path: Path) -> None:
@@ -169,7 +175,8 @@ def test_a_folder_that_holds_something_else_is_refused(small: Small, tmp_path: P
 
 
 def test_limit_takes_the_first_images(small: Small, tmp_path: Path) -> None:
-    write_shards(images=small.source / "images", captions=small.source / "captions_train.json", out=tmp_path, config=SMALL, limit=7, shard_size=3)
+    config = replace(SMALL, limit=7, shard_size=3)
+    write_shards(images=small.source / "images", captions=small.source / "captions_train.json", out=tmp_path, config=config)
     assert read_dataset_file(tmp_path).splits["train"]["images"] == 7
     assert len(open_split(tmp_path, "train").shards) == 3
 
@@ -200,13 +207,13 @@ def kill_and_compare(small: Small, folder: Path, finished: int, delay: float) ->
 
 
 @pytest.mark.parametrize("finished", [1, 9])
-def test_a_killed_run_goes_on_to_the_same_bytes(small: Small, tmp_path: Path, finished: int) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(small: Small, tmp_path: Path, finished: int) -> None:
     kill_and_compare(small, tmp_path, finished, 0)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(20))
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(small: Small, tmp_path: Path, seed: int) -> None:
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(small: Small, tmp_path: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
     kill_and_compare(small, tmp_path, int(random.integers(0, 15)), float(random.uniform(0, 0.02)))
 
@@ -248,7 +255,7 @@ def fault_points(small: Small, out: Path) -> int:
     return int(done.stdout)
 
 
-def test_a_run_killed_at_seeded_points_goes_on_to_the_same_bytes_and_leaves_nothing_over(small: Small, tmp_path: Path) -> None:
+def test_a_run_killed_at_seeded_points_resumes_to_the_same_bytes_and_leaves_nothing_else(small: Small, tmp_path: Path) -> None:
     points = fault_points(small, tmp_path / "whole")
     assert points > 50
     for fault in np.random.default_rng(5).choice(np.arange(1, points + 1), size=6, replace=False).tolist():
@@ -258,14 +265,14 @@ def test_a_run_killed_at_seeded_points_goes_on_to_the_same_bytes_and_leaves_noth
 
 
 @pytest.mark.full
-def test_a_run_killed_at_every_point_goes_on_to_the_same_bytes_and_leaves_nothing_over(small: Small, tmp_path: Path) -> None:
+def test_a_run_killed_at_every_point_resumes_to_the_same_bytes_and_leaves_nothing_else(small: Small, tmp_path: Path) -> None:
     for fault in range(1, fault_points(small, tmp_path / "whole") + 1):
         out = tmp_path / f"fault-{fault}"
         assert run_to_fault(small, out, fault).returncode == -signal.SIGKILL
         finish_and_compare(small, out)
 
 
-def test_a_full_disk_is_a_clear_error_and_what_was_finished_stays_valid(small: Small, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_clear_error_and_finished_shards_stay_valid(small: Small, tmp_path: Path) -> None:
     """The limit on the size of files is just below the largest shard; the val split is finished before."""
     sizes = [(small.shards / f"train-{index:06d}.tar").stat().st_size for index in range(4)]
     limit, grows = max(sizes) - 1, sizes.index(max(sizes))
@@ -288,7 +295,7 @@ def test_a_full_disk_is_a_clear_error_and_what_was_finished_stays_valid(small: S
     finish_and_compare(small, out)
 
 
-def test_two_runs_on_one_split_at_once_one_is_refused(small: Small, tmp_path: Path) -> None:
+def test_the_second_of_two_runs_on_one_split_is_refused(small: Small, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import pipeline.sharding.shard as s; from tests.conftest import shard_small\n"
         "write = s.write_shard\n"
@@ -309,7 +316,7 @@ def test_two_runs_on_one_split_at_once_one_is_refused(small: Small, tmp_path: Pa
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]", None])
-def test_a_damaged_dataset_file_says_what_to_do_and_that_works(small: Small, tmp_path: Path, damage: bytes | None) -> None:
+def test_the_repair_that_a_damaged_dataset_file_suggests_works(small: Small, tmp_path: Path, damage: bytes | None) -> None:
     out = tmp_path / "out"
     shutil.copytree(small.shards, out)
     path = out / "dataset.json"
@@ -322,7 +329,7 @@ def test_a_damaged_dataset_file_says_what_to_do_and_that_works(small: Small, tmp
     assert {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")} == before
 
 
-def photographs(folder: Path, count: int) -> list[Path]:
+def draw_images(folder: Path, count: int) -> list[Path]:
     """Small noisy JPEGs and their caption file."""
     (folder / "images").mkdir(parents=True)
     random = np.random.default_rng(1)
@@ -331,75 +338,76 @@ def photographs(folder: Path, count: int) -> list[Path]:
         Image.fromarray(random.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
     annotation = {
         "images": [{"id": index, "file_name": path.name} for index, path in enumerate(paths)],
-        "annotations": [{"id": index, "image_id": index, "caption": f"DecodedImage {index}."} for index in range(count)],
+        "annotations": [{"id": index, "image_id": index, "caption": f"Image {index}."} for index in range(count)],
     }
     (folder / "c.json").write_text(json.dumps(annotation))
     return paths
 
 
-def shard_photographs(folder: Path, **options: Any) -> ShardSummary:
-    return write_shards(images=folder / "images", captions=folder / "c.json", out=folder / "out", config=SMALL, shard_size=3, **options)
+def shard_images(folder: Path, **options: Any) -> SplitSummary:
+    config = replace(SMALL, shard_size=3, **options)
+    return write_shards(images=folder / "images", captions=folder / "c.json", out=folder / "out", config=config)
 
 
-def test_a_photograph_replaced_by_one_of_equal_size_is_found_by_check_sources(tmp_path: Path) -> None:
-    paths = photographs(tmp_path, 6)
-    assert shard_photographs(tmp_path).kept == 0
-    assert shard_photographs(tmp_path, check_sources=True).kept == 2
+def test_an_image_replaced_by_one_of_equal_size_is_detected_by_check_sources(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path, 6)
+    assert shard_images(tmp_path).kept == 0
+    assert shard_images(tmp_path, check_sources=True).kept == 2
     data = bytearray(paths[4].read_bytes())
     data[-10] ^= 16
     paths[4].write_bytes(bytes(data))
-    assert shard_photographs(tmp_path).kept == 2
-    assert shard_photographs(tmp_path, check_sources=True).kept == 1
-    assert shard_photographs(tmp_path, check_sources=True).kept == 2
+    assert shard_images(tmp_path).kept == 2
+    assert shard_images(tmp_path, check_sources=True).kept == 1
+    assert shard_images(tmp_path, check_sources=True).kept == 2
 
 
-def test_a_photograph_that_came_or_grew_is_noticed_by_itself(tmp_path: Path) -> None:
-    paths = photographs(tmp_path, 6)
+def test_an_added_or_larger_image_is_detected_without_options(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path, 6)
     late = paths[1].read_bytes()
     paths[1].unlink()
-    assert shard_photographs(tmp_path).rejects == {"missing_file": 1}
+    assert shard_images(tmp_path).rejects == {"missing_file": 1}
     paths[1].write_bytes(late)
-    again = shard_photographs(tmp_path)
+    again = shard_images(tmp_path)
     assert (again.kept, again.images, again.rejects) == (1, 6, {})
     assert (tmp_path / "out" / "rejects.jsonl").read_bytes() == b""
 
 
-def test_retry_rejected_makes_only_shards_with_rejects_again(tmp_path: Path) -> None:
-    paths = photographs(tmp_path, 6)
+def test_retry_rejected_rewrites_only_shards_with_rejects(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path, 6)
     good = paths[1].read_bytes()
     paths[1].write_bytes(b"<" + good[1:])  # as large as before
-    assert shard_photographs(tmp_path).rejects == {"not_an_image": 1}
+    assert shard_images(tmp_path).rejects == {"not_an_image": 1}
     paths[1].write_bytes(good)
-    assert shard_photographs(tmp_path).kept == 2
-    retried = shard_photographs(tmp_path, retry_rejected=True)
+    assert shard_images(tmp_path).kept == 2
+    retried = shard_images(tmp_path, retry_rejected=True)
     assert (retried.kept, retried.images, retried.rejects) == (1, 6, {})
-    assert shard_photographs(tmp_path, retry_rejected=True).kept == 2
+    assert shard_images(tmp_path, retry_rejected=True).kept == 2
 
 
-def test_max_rejects_stops_a_run_that_goes_wrong_and_keeps_what_was_finished(tmp_path: Path) -> None:
-    paths = photographs(tmp_path, 12)
+def test_max_rejects_stops_a_run_and_keeps_finished_shards(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path, 12)
     for path in paths[3:8]:
         path.write_text("<html>")
-    with pytest.raises(InputError, match=r"3 of 12 photographs were left out \(3 not_an_image\), --max-rejects allows 2.*rejects\.jsonl"):
-        shard_photographs(tmp_path, max_rejects=0.2)
+    with pytest.raises(InputError, match=r"3 of 12 images were rejected \(3 not_an_image\), and `max_rejects` allows 2.*rejects\.jsonl"):
+        shard_images(tmp_path, max_rejects=0.2)
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == ["3.jpg", "4.jpg", "5.jpg"]
     assert not (tmp_path / "out" / "dataset.json").exists()
-    done = shard_photographs(tmp_path, max_rejects=5 / 12)
+    done = shard_images(tmp_path, max_rejects=5 / 12)
     assert (done.kept, done.rejects) == (2, {"not_an_image": 5})
-    with pytest.raises(InputError, match=r"--max-rejects 1\.5"):
-        shard_photographs(tmp_path, max_rejects=1.5)
+    with pytest.raises(InputError, match=r"`max_rejects` 1\.5"):
+        shard_images(tmp_path, max_rejects=1.5)
 
 
 @pytest.mark.parametrize("caption", ["a\nb", "a\r\nb", "a\u2028b\u2029c\x85d", 'a "b" \\ c', "a\tb\x1fc", "\U0001f415 dog", "{}", "a, b"])
-def test_captions_that_would_break_lines_come_back_as_they_were(tmp_path: Path, caption: str) -> None:
-    photographs(tmp_path, 1)
+def test_captions_with_line_breaks_and_quotes_are_stored_unchanged(tmp_path: Path, caption: str) -> None:
+    draw_images(tmp_path, 1)
     annotation = json.loads((tmp_path / "c.json").read_text())
     annotation["annotations"][0]["caption"] = caption
     annotation["images"].append({"id": 99, "file_name": caption + ".jpg"})  # missing: its name goes into the rejects
     annotation["annotations"].append({"id": 99, "image_id": 99, "caption": caption})
     (tmp_path / "c.json").write_text(json.dumps(annotation))
-    shard_photographs(tmp_path)
+    shard_images(tmp_path)
     _, _, record = next(iter(shard_samples(open_split(tmp_path / "out", "train").shards[0])))
     assert record["captions"] == [{"id": 0, "text": caption, "tokens": tokenize(caption)}]
     (line,) = (tmp_path / "out" / "rejects.jsonl").read_text(encoding="ascii").splitlines()
@@ -407,8 +415,8 @@ def test_captions_that_would_break_lines_come_back_as_they_were(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("mode", "size"), [("squash", (32, 32)), ("shortest", (43, 32)), ("pad", (32, 32)), ("none", (43, 32))])
-def test_every_resize_mode_goes_the_whole_way(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
-    photographs(tmp_path, 4)
+def test_every_resize_mode_passes_through_all_stages(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
+    draw_images(tmp_path, 4)
     config = ShardConfig(resize=Resize(size=32, mode=mode))
     write_shards(images=tmp_path / "images", captions=tmp_path / "c.json", out=tmp_path / "shards", config=config)
     assert verify(tmp_path / "shards", deep=True)[0].intact
@@ -422,8 +430,8 @@ def test_every_resize_mode_goes_the_whole_way(tmp_path: Path, mode: str, size: t
     assert captioned[0].problem is None
 
 
-def test_none_passes_a_plain_jpeg_through_and_encodes_everything_else(tmp_path: Path) -> None:
-    paths = photographs(tmp_path, 4)
+def test_mode_none_stores_a_plain_jpeg_unchanged_and_encodes_everything_else(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path, 4)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(paths[1]).save(paths[1], exif=exif)

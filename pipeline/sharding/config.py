@@ -1,0 +1,48 @@
+"""How a shard dataset is made."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.captions.tokenizer import RULE
+from pipeline.images.decode import Resize
+from shards.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """How a split is written.
+
+    Attributes:
+        resize: The size of the stored images.
+        quality: Their JPEG quality, 1 to 100.
+        shard_size: Images per shard. Rejected images count too.
+        limit: Write the first ``limit`` images of a split only.
+        max_rejects: Stop as soon as more than this fraction of the images is rejected.
+        check_sources: Compare the source images with existing shards by their bytes, not by name and size.
+        retry_rejected: Write shards with rejected images again.
+
+    Raises:
+        InputError: A value out of range; names the setting.
+    """
+
+    resize: Resize = field(default_factory=Resize)
+    quality: int = 95
+    shard_size: int = 1000
+    limit: int | None = None
+    max_rejects: float = 1.0
+    check_sources: bool = False
+    retry_rejected: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise InputError(f"`quality` {self.quality}: must be between 1 and 100.")
+        if self.shard_size < 1:
+            raise InputError(f"`shard_size` {self.shard_size}: must be at least 1.")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"`limit` {self.limit}: must be at least 1.")
+        if not 0 <= self.max_rejects <= 1:
+            raise InputError(f"`max_rejects` {self.max_rejects}: must be a fraction between 0 and 1.")
+
+    def content(self) -> dict[str, Any]:
+        """What decides the bytes of an image's record, as ``dataset.json`` has it: the same for all splits."""
+        return {"resize": asdict(self.resize), "jpeg_quality": self.quality, "tokenizer": RULE, "key": "%09d of the position in the plan"}
