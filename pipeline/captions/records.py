@@ -1,6 +1,6 @@
 """What every caption format is read into: records of images with their captions, and rejects.
 
-Whatever cannot be used becomes a :class:`shards.manifest.Reject`; nothing is dropped silently.
+Whatever cannot be used becomes a :class:`shards.rejects.Reject`; nothing is dropped silently.
 """
 
 import contextlib

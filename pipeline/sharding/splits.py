@@ -24,7 +24,7 @@ class SplitSummary:
         shards: The number of shards.
         kept: How many of them were up to date.
         rejects: How many images were rejected, by reason.
-        digest: Identifies the content; as :func:`shards.manifest.split_digest`.
+        digest: Identifies the content; as :func:`shards.sidecar.split_digest`.
         committed: Whether ``dataset.json`` has the split. An array task does not commit it.
     """
 
