@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.workload import run_command, say, shard_photographs
+from pipeline.training.config import DataConfig, RuntimeConfig
 from pipeline.training.train import train
 
 
@@ -39,7 +40,7 @@ def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     images, shards, features, run = work / "photographs" / "images", work / "shards", work / "features", work / "run"
     cache = ("cache-features", "--shards", shards, "--out", features, "--backbone", s.backbone, "--weights", "random", "--device", s.device)
     run_command(*cache)
-    train(out=run, features=features, settings={"epochs": 1}, device=s.device, max_steps=20)
+    train(out=run, data=DataConfig(features=features), settings={"epochs": 1}, max_steps=20, runtime=RuntimeConfig(device=s.device))
     seconds: dict[str, list[float]] = {"caption": [], "cache-features": []}
     for repeat in range(s.repeats):
         seconds["caption"].append(run_command("caption", "--run", run, images, "--device", s.device).seconds)

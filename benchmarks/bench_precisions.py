@@ -22,6 +22,7 @@ from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.workload import say
 from pipeline.captions.read import CaptionSource
 from pipeline.features.import_features import import_features
+from pipeline.training.config import DataConfig, RuntimeConfig
 from pipeline.training.train import train
 from shards.json_files import write_json
 
@@ -51,7 +52,7 @@ def curves(s: argparse.Namespace, work: Path) -> dict[str, Any]:
     for seed, precision in itertools.product(range(s.seeds), PRECISIONS):
         out = work / f"{precision}-{seed}"
         settings = {"precision": precision, "seed": seed, "epochs": s.epochs, "batch_size": s.batch_size}
-        train(out=out, features=work / "features", settings=settings, device=s.device)
+        train(out=out, data=DataConfig(features=work / "features"), settings=settings, runtime=RuntimeConfig(device=s.device))
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         curve = [line["mean_loss"] for line in lines if "mean_loss" in line]
         scores = [{name: line[name] for name in ("epoch", "val_loss", "val_cider")} for line in lines if "val_loss" in line]

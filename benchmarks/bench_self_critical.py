@@ -35,8 +35,8 @@ from pipeline.runs.run import open_run
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.cross_entropy import CrossEntropyStep
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.learner import adamw
 from pipeline.training.self_critical import Reward, SelfCriticalStep
+from pipeline.training.train_state import adamw
 from shards.caption_table import CaptionTable, table_from_records
 
 DIM = 2048
@@ -87,11 +87,9 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     run, data = open_run(folder / "run", device=device), open_cached(folder / "features", device)
     source, captioner = data.source, run.captioner.train()
     said = {"self_critical": True, "batch_size": settings.batch_size, "samples": settings.samples}
-    config = TrainConfig(**chosen_settings({**said, "precision": decoder_precision("auto", device)}, start=run.config.train))
+    config = TrainConfig(**chosen_settings({**said, "precision": decoder_precision("auto", device)}, initial_run=run.config.train))
     reward = TimedReward(source.table, run.vocabulary)
-    critical = SelfCriticalStep(
-        captioner, captioner, lambda batch: batch.images, config.precision, ProcessGroup(), source.table, reward, run.vocabulary, config.samples
-    )
+    critical = SelfCriticalStep(captioner, captioner, lambda batch: batch.images, config, ProcessGroup(), reward)
     given = CrossEntropyStep(captioner, captioner, lambda batch: batch.images, config, 1, ProcessGroup())
     optimizer, encoded = adamw(captioner, config), EncodedCaptions(source.table, run.vocabulary, device)
 

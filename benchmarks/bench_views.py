@@ -29,6 +29,7 @@ from pipeline.features.cache_features import CacheConfig, cache_features
 from pipeline.runs.run import open_run
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.shard import write_shards
+from pipeline.training.config import DataConfig, RuntimeConfig
 from pipeline.training.train import train
 from shards.features import open_features
 
@@ -73,7 +74,7 @@ def measure(s: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         for views in s.views:
             run, features = work / f"run-{views.replace(':', '-')}-{seed}", work / views.replace(":", "-")
             settings = {"epochs": s.epochs, "batch_size": 64, "lr": 2e-3, "schedule": "cosine", "hidden_dim": 256, "min_count": 1, "seed": seed}
-            train(out=run, features=features, settings=settings, device="cpu")
+            train(out=run, data=DataConfig(features=features), settings=settings, runtime=RuntimeConfig(device="cpu"))
             rows.append({"views": views, "seed": seed, **scores(run, features)})
             say("seed {seed}, {views}: CIDEr {center:.3f} from the centre, {mean:.3f} from the mean".format(**rows[-1]))
     return rows

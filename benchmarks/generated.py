@@ -11,6 +11,7 @@ from benchmarks.workload import say
 from model.vocabulary import Vocabulary
 from pipeline.backbone.backbones import IMPORTED
 from pipeline.captions.vocabulary import vocabulary_of, write_vocabulary
+from pipeline.training.config import DataConfig, RuntimeConfig
 from pipeline.training.train import train
 from shards.caption_table import CaptionTable
 from shards.feature_writer import write_features
@@ -52,7 +53,8 @@ def train_a_little(folder: Path, table: CaptionTable, *, dim: int, steps: int, d
     write_words(folder / "vocab.json", table)
     write_generated(folder / "features", features, table)
     say(f"training {steps} steps on real captions")
-    train(out=folder / "run", features=folder / "features", vocab=folder / "vocab.json", device=device, max_steps=steps)
+    data = DataConfig(features=folder / "features", vocab=folder / "vocab.json")
+    train(out=folder / "run", data=data, max_steps=steps, runtime=RuntimeConfig(device=device))
     return features
 
 

@@ -33,6 +33,7 @@ from pipeline.loading.batches import EncodedCaptions, training_batches
 from pipeline.loading.order import epoch_order
 from pipeline.loading.sources import FeatureSource, ShardSource
 from pipeline.sharding.read_samples import shard_samples
+from pipeline.training.config import DataConfig, RuntimeConfig
 from pipeline.training.train import train
 from shards.caption_table import table_of_split
 from shards.dataset import Split, open_split
@@ -56,7 +57,8 @@ def logged_rate(out: Path, skip: int) -> dict[str, float]:
 def ours_cached(s: argparse.Namespace) -> dict[str, float]:
     out = Path(tempfile.mkdtemp(dir=s.work))
     settings = {"batch_size": s.batch_size, "log_every": 10}
-    train(out=out, features=s.work / "features", vocab=s.work / "vocab.json", settings=settings, device=s.device, max_steps=10 + s.cached_steps)
+    data, runtime = DataConfig(features=s.work / "features", vocab=s.work / "vocab.json"), RuntimeConfig(device=s.device)
+    train(out=out, data=data, settings=settings, max_steps=10 + s.cached_steps, runtime=runtime)
     return logged_rate(out, skip=10)
 
 
@@ -64,16 +66,8 @@ def ours_raw(s: argparse.Namespace) -> dict[str, float]:
     out = Path(tempfile.mkdtemp(dir=s.work))
     settings, warm_up = {"batch_size": s.batch_size, "log_every": 1}, 1 + s.raw_warm_up
     weights = str(s.work / "weights.safetensors")
-    train(
-        out=out,
-        shards=s.work / "shards",
-        vocab=s.work / "vocab.json",
-        backbone=s.backbone,
-        weights=weights,
-        settings=settings,
-        device=s.device,
-        max_steps=warm_up + s.raw_steps,
-    )
+    data = DataConfig(shards=s.work / "shards", vocab=s.work / "vocab.json", backbone=s.backbone, weights=weights)
+    train(out=out, data=data, settings=settings, max_steps=warm_up + s.raw_steps, runtime=RuntimeConfig(device=s.device))
     return logged_rate(out, skip=warm_up)
 
 

@@ -24,6 +24,7 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.features.cache_features import CacheConfig, cache_features
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.shard import write_shards
+from pipeline.training.config import DataConfig, RuntimeConfig
 from pipeline.training.train import train
 from shards.atomic import disk_errors
 from shards.caption_table import CaptionTable
@@ -121,20 +122,13 @@ def demo(*, out: Path, images: int | None, weights: str, workers: int, device: s
 
     say("5/7 train: from the cache, then a few steps from raw shards for comparison")
     watch.lap()
-    trained = train(out=out / "run", features=out / "features", vocab=out / "vocab.json", settings=SETTINGS, device=device, quiet=False)
+    cached_data = DataConfig(features=out / "features", vocab=out / "vocab.json")
+    trained = train(out=out / "run", data=cached_data, settings=SETTINGS, runtime=RuntimeConfig(device=device, quiet=False))
     seconds = watch.lap()
     cached_epoch = trained.seconds_per_epoch or seconds
     train_table = open_features(feature_path(out / "features", "train")).table
-    raw = train(
-        out=out / "raw",
-        shards=out / "shards",
-        vocab=out / "vocab.json",
-        backbone=backbone,
-        weights=weights,
-        settings=SETTINGS,
-        device=device,
-        max_steps=RAW_STEPS,
-    )
+    raw_data = DataConfig(shards=out / "shards", vocab=out / "vocab.json", backbone=backbone, weights=weights)
+    raw = train(out=out / "raw", data=raw_data, settings=SETTINGS, max_steps=RAW_STEPS, runtime=RuntimeConfig(device=device))
     assert raw.captions_per_second is not None
     raw_epoch = train_table.captions / raw.captions_per_second
     rows.append(("train", f"{trained.steps} steps in {seconds:,.0f} s, loss {trained.loss or math.nan:.3f}"))

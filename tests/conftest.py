@@ -19,6 +19,7 @@ from pipeline.datasets.synthetic import synthesize
 from pipeline.images.decode import Resize
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.shard import write_shards
+from pipeline.training.config import DataConfig, RuntimeConfig
 from pipeline.training.train import train
 from shards.caption_table import CaptionTable, table_from_records
 from shards.digests import file_sha256
@@ -70,7 +71,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     for split in ("train", "val"):
         shard_small(made.source, made.shards, split)
     cache_features(shards=made.shards, out=made.features, backbone="resnet18", weights="random", device="cpu")
-    train(out=made.run, features=made.features, settings={**TINY_MODEL, "epochs": 2}, device="cpu")
+    settings, runtime = {**TINY_MODEL, "epochs": 2}, RuntimeConfig(device="cpu")
+    train(out=made.run, data=DataConfig(features=made.features), settings=settings, runtime=runtime)
     return made
 
 

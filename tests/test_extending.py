@@ -12,7 +12,7 @@ from pipeline.captions.formats import CAPTION_FORMATS, CaptionFormat, CaptionInp
 from pipeline.captions.read import CaptionSource, read_splits
 from pipeline.captions.records import CaptionFile, CaptionRow, file_of_rows
 from pipeline.console.command_table import COMMANDS
-from pipeline.runs.checkpoints import find_checkpoint
+from pipeline.runs.checkpoints import latest_checkpoint
 from tests.conftest import Small
 
 TOY_COMMAND = """
@@ -102,7 +102,7 @@ def test_a_toy_decoder_is_added_through_the_registry(
         trained, resumed = run_cli(*train, "--scheduled-sampling", 0.2), run_cli("train", "--out", run, "--resume", "--epochs", 2)
         captioned = run_cli("caption", "--run", run, image, "--beam", 2, "--best", 2)
         with_another = run_cli("caption", "--run", run, "--run", run, image)
-        weights = load_file(find_checkpoint(run)[0] / "model.safetensors")
+        weights = load_file(latest_checkpoint(run)[0] / "model.safetensors")
     finally:
         DECODERS.unregister("toy")
     assert "--decoder toy: There is no decoder 'toy'. Choose one of: lstm." in " ".join(unknown.stderr.split())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.images.figures import COLOURS, check_figure_name, save_figure
-from pipeline.runs.run import CONFIG_FILE, METRICS_FILE, holds_run
+from pipeline.runs.run import CONFIG_FILE, METRICS_FILE, is_run
 from shards.errors import DamageError, InputError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def read_curves(folder: Path, name: str) -> RunCurves:
         InputError: Not a run, or nothing is logged yet.
         DamageError: A line is not a JSON object of finite numbers, or lacks a field; names file and line.
     """
-    if not holds_run(folder):
+    if not is_run(folder):
         raise InputError(f"{folder}: not a run (it has no {CONFIG_FILE}). Train one with: python cli.py train --out {folder}")
     path = folder / METRICS_FILE
     if path.is_file() and path.stat().st_size > MAX_BYTES:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.evaluation.score_file import ENDING, ScoredImage, ScoreFile, read_scores, scores_path
 from pipeline.reporting.curves import RunCurves, read_curves, short_names
-from pipeline.runs.run import CONFIG_FILE, METRICS_FILE, holds_run
+from pipeline.runs.run import CONFIG_FILE, METRICS_FILE, is_run
 from shards.errors import DamageError, InputError, MismatchError
 from shards.json_files import read_json
 
@@ -72,14 +72,14 @@ def _read_run(run: Path, name: str, split: str) -> ReportedRun:
     if not run.is_dir():
         raise InputError(f"{run}: no such run. Train one with: python cli.py train --out {run}")
     if not path.is_file():
-        if not holds_run(run):
+        if not is_run(run):
             raise InputError(f"{run}: not a run (it has no {CONFIG_FILE}), and it has no {path.name}. Give a run that was evaluated.")
         raise InputError(
             f"{path}: {run} has no scores of the split {split!r}. "
             f"Make them with: python cli.py evaluate --run {run} --features DIR --split {split} --out {path}"
         )
     scores = _read_checked(path)
-    config = read_json(run / CONFIG_FILE, what="run config", error=DamageError) if holds_run(run) else None
+    config = read_json(run / CONFIG_FILE, what="run config", error=DamageError) if is_run(run) else None
     if config is not None and not isinstance(config, dict):
         raise DamageError(f"{run / CONFIG_FILE}: not a run's config: expected a JSON object. Restore the original file.")
     log = run / METRICS_FILE

@@ -1,10 +1,10 @@
 """Checkpoints of a run: committed folders, of which the newest few and the best are kept.
 
-``RUN/checkpoints/step-00000048/{model.safetensors, training.pt, state.json}``. A folder under its final name is complete, and its
-hashes say whether it still is. ``latest.json`` and ``best.json`` point to two of them, for people and other programs.
+``RUN/checkpoints/step-00000048/{model.safetensors, training.pt, state.json}``. A folder under its final name is complete; the recorded
+SHA-256 hashes show whether its files are intact. ``latest.json`` and ``best.json`` name two of the checkpoints, for people and other programs.
 
-``model.safetensors`` is what captions are made with. Where that is a mean of weights (``--average-last``), those that the training goes
-on with are in ``training.pt``, beside the optimizer's state.
+``model.safetensors`` has the weights used for captioning. With weight averaging (``average_last``) these are an average; the weights that
+are being trained are then in ``training.pt``, next to the optimizer's state.
 """
 
 import shutil
@@ -32,7 +32,7 @@ FILES = (MODEL_FILE, TRAINING_FILE)
 
 @dataclass(frozen=True, kw_only=True)
 class BestValidation:
-    """The best validation so far: CIDEr of generated captions, after so many steps."""
+    """The best validation so far: its global step, and the CIDEr of the generated captions."""
 
     step: int
     cider: float
@@ -40,9 +40,13 @@ class BestValidation:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPosition:
-    """Where a training stands: the next batch is ``step_in_epoch`` of ``epoch``; ``step`` batches are done.
+    """The progress of a training: where the next step is, and what has been reached.
 
-    The weights that caption are the mean of those at the ends of ``averaged`` epochs; 0: they are the newest.
+    Attributes:
+        epoch, step_in_epoch: The next batch, both counted from 0.
+        step: The global step: the number of batches trained on so far.
+        averaged: How many epochs' final weights the weights used for captioning are an average of; 0: they are the newest weights.
+        best: The best validation so far.
     """
 
     epoch: int
@@ -55,7 +59,7 @@ class TrainingPosition:
         for name in ("epoch", "step_in_epoch", "step", "averaged"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
-                raise ValueError(f"{name} is {value!r}, it must be a number of at least 0")
+                raise ValueError(f"{name} is {value!r}, but must be an integer of at least 0")
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
@@ -64,43 +68,54 @@ def checkpoint_folder(folder: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer, position: TrainingPosition, *, mean: Captioner | None = None, keep: int = 3
+    folder: Path,
+    captioner: Captioner,
+    optimizer: torch.optim.Optimizer,
+    position: TrainingPosition,
+    *,
+    average: Captioner | None = None,
+    keep: int = 3,
 ) -> Path:
-    """Commit a checkpoint and the pointers, and remove older ones but for the newest ``keep`` and the best.
+    """Commit a checkpoint and its pointer files, and remove older ones except the newest ``keep`` and the best.
 
     Args:
-        captioner: What is trained.
-        mean: What captions, where that is another.
+        captioner: The weights that are being trained.
+        average: The weights used for captioning, if they differ from those.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
-        ResourceError: Disk full, not allowed.
+        ResourceError: Disk full, permission denied.
     """
     target = checkpoint_folder(folder, position.step)
     staged = target.with_name(f".{target.name}.tmp")
     with disk_errors(target):
-        for left in target.parent.glob(".step-*.tmp"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in target.parent.glob(".step-*.tmp"):  # from a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         staged.mkdir(parents=True)
         training: dict[str, Any] = {"optimizer": optimizer.state_dict()}
-        if mean is not None:
+        if average is not None:
             training["weights"] = captioner.state_dict()
-        state = {key: value.detach().cpu().clone() for key, value in (mean or captioner).state_dict().items()}  # tied weights stand there twice
+        state = {
+            key: value.detach().cpu().clone() for key, value in (average or captioner).state_dict().items()
+        }  # clone(): safetensors refuses tied weights
         with committed_file(staged / MODEL_FILE) as file:
             file.write(save(state))
         with committed_file(staged / TRAINING_FILE) as file:
             torch.save(training, file)
         hashes = {name: file_sha256(staged / name) for name in FILES}
         write_json(staged / "state.json", {"format_version": FORMAT_VERSION, "position": asdict(position), "sha256": hashes})
-        if _holds(target, hashes):  # of the same step, saved before its validation: only the position is another, and the folder is never away
+        if _has_files(target, hashes):  # this step was saved before its validation: replace its position alone, so that the folder always exists
             (staged / "state.json").replace(target / "state.json")
             shutil.rmtree(staged, ignore_errors=True)
         else:
             shutil.rmtree(target, ignore_errors=True)
             staged.rename(target)
         sync_folder(target.parent)
-    _point(folder, position)
+    _write_pointers(folder, position)
     kept = {target, *sorted(target.parent.glob("step-*"))[-keep:]}
-    # A damaged newest one leaves those before it, and what they call the best.
+    # If the newest one turns out damaged, the one before it is used: keep what that one records as the best too.
     bests = [best for path in kept if (best := _recorded_best(path)) is not None]
     kept |= {checkpoint_folder(folder, step) for step in bests}
     for old in sorted(target.parent.glob("step-*")):
@@ -110,7 +125,7 @@ def save_checkpoint(
 
 
 def _recorded_best(path: Path) -> int | None:
-    """The step of the best checkpoint, as one of them has it; None too where it cannot be read."""
+    """The step that a checkpoint records as the best; None if it records none or cannot be read."""
     try:
         best = read_versioned_json(path / "state.json", what="checkpoint", format_version=FORMAT_VERSION)["position"]["best"]
         return None if best is None else int(best["step"])
@@ -118,76 +133,76 @@ def _recorded_best(path: Path) -> int | None:
         return None
 
 
-def _point(folder: Path, position: TrainingPosition) -> None:
+def _write_pointers(folder: Path, position: TrainingPosition) -> None:
     write_json(folder / LATEST_FILE, {"format_version": FORMAT_VERSION, "checkpoint": checkpoint_folder(folder, position.step).name})
     if position.best is not None:
         best = checkpoint_folder(folder, position.best.step).name
         write_json(folder / BEST_FILE, {"format_version": FORMAT_VERSION, "checkpoint": best, "cider": position.best.cider})
 
 
-def holds_checkpoints(folder: Path) -> bool:
+def has_checkpoints(folder: Path) -> bool:
     """Whether a run has any checkpoint."""
     return any((folder / "checkpoints").glob("step-*"))
 
 
-def find_checkpoint(folder: Path) -> tuple[Path, TrainingPosition, list[str]]:
-    """The newest whole checkpoint, and a line for each damaged one that was passed over.
+def latest_checkpoint(folder: Path) -> tuple[Path, TrainingPosition, list[str]]:
+    """The newest intact checkpoint, and a message for each newer one that is damaged.
 
     Raises:
-        InputError: There is none at all.
-        DamageError: All are damaged.
+        InputError: The run has no checkpoint.
+        DamageError: All checkpoints are damaged.
     """
     notes: list[str] = []
     for candidate in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
         try:
             return candidate, _check_checkpoint(candidate), notes
         except CapstreamError as error:
-            notes.append(f"{error} The one before it is used.")
+            notes.append(f"{error} Using the checkpoint before it.")
     if notes:
-        raise DamageError(f"{folder}: every checkpoint is damaged. {notes[0]} Train again into a new folder.")
-    raise InputError(f"{folder}: holds no checkpoint yet. Go on with: python cli.py train --out {folder} --resume")
+        raise DamageError(f"{folder}: all checkpoints are damaged. {notes[0]} Train again into a new folder.")
+    raise InputError(f"{folder}: has no checkpoint yet. Resume the training with: python cli.py train --out {folder} --resume")
 
 
 def best_checkpoint(folder: Path, newest: TrainingPosition) -> tuple[Path, TrainingPosition]:
-    """The checkpoint whose captions scored best, as the newest one knows it.
+    """The checkpoint with the best validation CIDEr, as the newest checkpoint records it.
 
     Raises:
-        InputError: The run has seen no val split yet.
+        InputError: The run has not been validated yet, or the checkpoint is missing.
         DamageError: It is damaged.
     """
     if newest.best is None:
-        raise InputError(f"{folder}: holds no best checkpoint: no epoch has been scored on a val split. Take the latest one.")
+        raise InputError(f"{folder}: has no best checkpoint, because no epoch has been validated on a val split. Use the latest one.")
     path = checkpoint_folder(folder, newest.best.step)
     if not path.is_dir():
-        raise InputError(f"{path}: the best checkpoint is gone. Take the latest one.")
+        raise InputError(f"{path}: the best checkpoint is missing. Use the latest one.")
     return path, _check_checkpoint(path)
 
 
 def load_average(folder: Path, captioner: Captioner) -> None:
-    """Load the mean of the weights of all whole checkpoints that a run has kept (Vaswani et al., 2017, "Attention is all you need", section 6.1).
+    """Load the average of the weights of all intact checkpoints of a run (Vaswani et al., 2017, "Attention is all you need", section 6.1).
 
     Raises:
-        InputError, DamageError: There is none, or none that is whole.
-        MismatchError: Other names or shapes.
+        InputError, DamageError: There is no checkpoint, or no intact one.
+        MismatchError: The weights have other names or shapes.
     """
-    newest, _, _ = find_checkpoint(folder)
-    whole = [*(path for path in sorted((folder / "checkpoints").glob("step-*")) if path != newest and _is_whole(path)), newest]
+    newest, _, _ = latest_checkpoint(folder)
+    intact = [*(path for path in sorted((folder / "checkpoints").glob("step-*")) if path != newest and _is_intact(path)), newest]
     sums: dict[str, Tensor] = {}
-    for path in whole:  # what is counted, not measured, stays that of the newest
+    for path in intact:  # integer buffers (counters) keep the values of the newest, which is loaded last
         load_model(path, captioner)
         for key, value in captioner.state_dict().items():
             if value.is_floating_point():
                 sums[key] = sums.get(key, 0) + value.double()
     for key, total in sums.items():
-        captioner.state_dict()[key].copy_(total / len(whole))
+        captioner.state_dict()[key].copy_(total / len(intact))
 
 
-def _holds(path: Path, hashes: dict[str, str]) -> bool:
-    """Whether these very files are there."""
+def _has_files(path: Path, hashes: dict[str, str]) -> bool:
+    """Whether a folder has all these files, with these SHA-256 hashes."""
     return all((path / name).is_file() and file_sha256(path / name) == sha256 for name, sha256 in hashes.items())
 
 
-def _is_whole(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
         _check_checkpoint(path)
     except CapstreamError:
@@ -200,7 +215,7 @@ def _check_checkpoint(path: Path) -> TrainingPosition:
     try:
         for name in FILES:
             if not (path / name).is_file() or file_sha256(path / name) != content["sha256"][name]:
-                raise DamageError(f"{path / name}: missing or not the bytes that were saved.")
+                raise DamageError(f"{path / name}: missing, or its SHA-256 is not the recorded one.")
         position = dict(content["position"])
         best = position.pop("best")
         return TrainingPosition(**position, best=None if best is None else BestValidation(step=int(best["step"]), cider=float(best["cider"])))
@@ -211,11 +226,11 @@ def _check_checkpoint(path: Path) -> TrainingPosition:
 
 
 def load_model(path: Path, captioner: Captioner) -> None:
-    """Load a checkpoint's weights into a captioner of the same sizes.
+    """Load a checkpoint's weights, those used for captioning, into a captioner of the same architecture.
 
     Raises:
-        DamageError: Unreadable.
-        MismatchError: Other names or shapes.
+        DamageError: The file cannot be read.
+        MismatchError: The weights have other names or shapes.
     """
     try:
         state: dict[str, Tensor] = load_file(path / MODEL_FILE)
@@ -227,23 +242,26 @@ def load_model(path: Path, captioner: Captioner) -> None:
         raise MismatchError(f"{path}: the weights do not fit the run's config: {str(error)[:800]}") from None
 
 
-def load_training(path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer's state; and into ``captioner``, which has the weights that caption, those that are trained where they are others.
+def load_training_state(path: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer's state, and with weight averaging the weights that are being trained.
+
+    Args:
+        captioner: Has the weights of :func:`load_model`.
 
     Raises:
-        DamageError: Unreadable, or of another model.
+        DamageError: The file cannot be read, or belongs to another model.
     """
-    place = path / TRAINING_FILE
+    training_file = path / TRAINING_FILE
     try:
-        content: dict[str, Any] = torch.load(place, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and its unpickler raise many kinds for strangers' bytes
-        raise DamageError(f"{place}: cannot be read ({str(error)[:200]}).") from None
+        content: dict[str, Any] = torch.load(training_file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and its unpickler raise many types of exceptions for untrusted bytes
+        raise DamageError(f"{training_file}: cannot be read ({str(error)[:200]}).") from None
     try:
         if "weights" in content:
             captioner.load_state_dict(content["weights"])
         optimizer.load_state_dict(content["optimizer"])
         for parameter, state in optimizer.state.items():
             if any(isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape for value in state.values()):
-                raise ValueError(f"a moment is not of its weights' shape {tuple(parameter.shape)}")
+                raise ValueError(f"an optimizer state does not have the shape of its weights, {tuple(parameter.shape)}")
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DamageError(f"{place}: cannot be read ({str(error)[:200]}).") from None
+        raise DamageError(f"{training_file}: cannot be read ({str(error)[:200]}).") from None

@@ -1,13 +1,13 @@
-"""Recipes: settings of a training under one name, or in a TOML file; what else is said goes over them.
+"""Recipes: named sets of training settings, and settings from a TOML file. Settings given explicitly override both.
 
-The tutorial's recipe is :class:`pipeline.runs.train_config.TrainConfig` as it stands. docs/recipes.md has the measurements that chose the others.
+The tutorial's recipe is the defaults of :class:`pipeline.runs.train_config.TrainConfig`. docs/recipes.md has the measurements behind the others.
 """
 
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from pipeline.runs.train_config import KINDS, TrainConfig, kind_name, of_its_type, option
+from pipeline.runs.train_config import SETTING_TYPES, TrainConfig, has_setting_type, setting_type_name
 from shards.errors import InputError
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -37,53 +37,53 @@ RECIPES: dict[str, dict[str, Any]] = {
         "captions_per_image": 1000,
     },
 }
-# What a training that starts from another run's weights has from that run.
+# The settings that a training takes over from the run that its initial weights come from.
 ARCHITECTURE = ("decoder", "embedding_dim", "hidden_dim", "layers", "image_input", "tie_weights", "min_count")
 MAX_BYTES = 1 << 20
 
 
-def chosen_settings(said: dict[str, Any], *, config: Path | None = None, start: TrainConfig | None = None) -> dict[str, Any]:
-    """Settings of a new training: a recipe's, over them the run's whose weights it starts from, the TOML file's, and what was said.
+def chosen_settings(given: dict[str, Any], *, config: Path | None = None, initial_run: TrainConfig | None = None) -> dict[str, Any]:
+    """Settings of a new training.
+
+    Later sources override earlier ones: the recipe, the architecture of the initial run, the TOML file, ``given``.
 
     Args:
-        said: Fields of :class:`TrainConfig`, from the command line.
+        given: Fields of :class:`TrainConfig`, from the command line.
         config: A TOML file of such fields.
-        start: The settings of the run whose weights the training starts from: the architecture comes from there.
+        initial_run: The settings of the run that the initial weights come from.
 
     Raises:
-        InputError: No such recipe; or as :func:`read_settings`.
+        InputError: Unknown recipe; or as :func:`read_settings`.
     """
-    written = read_settings(config) if config is not None else {}
-    given = {**written, **said}
-    if given.get("self_critical") and "recipe" not in given:
-        given["recipe"] = "self-critical"
-    recipe = given.get("recipe", "tutorial")
+    from_file = read_settings(config) if config is not None else {}
+    explicit = {**from_file, **given}
+    if explicit.get("self_critical") and "recipe" not in explicit:
+        explicit["recipe"] = "self-critical"
+    recipe = explicit.get("recipe", "tutorial")
     if recipe not in RECIPES:
-        raise InputError(
-            f"--recipe {recipe}: there is no such recipe. There are {', '.join(RECIPES)}; or write your own in a TOML file for --config."
-        )
-    architecture = {name: getattr(start, name) for name in ARCHITECTURE} if start is not None else {}
-    return {**RECIPES[recipe], **architecture, **given}
+        raise InputError(f"`recipe` {recipe}: unknown. Choose one of {', '.join(RECIPES)}; or put settings into a TOML file and give it as `config`.")
+    architecture = {name: getattr(initial_run, name) for name in ARCHITECTURE} if initial_run is not None else {}
+    return {**RECIPES[recipe], **architecture, **explicit}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Fields of :class:`TrainConfig` from a TOML file, named as on the command line, with - or _.
+    """Fields of :class:`TrainConfig` from a TOML file. Names are those of the command line, with - or _.
 
     Raises:
-        InputError: No such file, no TOML, or a name or type that does not fit.
+        InputError: The file is missing or not TOML, or a setting has an unknown name or a wrong type.
     """
     try:
         with path.open("rb") as file:
             content = tomllib.loads(file.read(MAX_BYTES).decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file that can be read ({error}). A line is, for example: batch-size = 64") from None
+        raise InputError(f"{path}: cannot be read as a TOML file ({error}). Example of a line: batch-size = 64") from None
     settings = {}
-    for written, value in content.items():
-        name = written.replace("-", "_")
-        if name not in KINDS:
-            names = ", ".join(known.replace("_", "-") for known in KINDS)
-            raise InputError(f"{path}: there is no setting {written!r}. There are {names}.")
-        if not of_its_type(name, value):
-            raise InputError(f"{path}: {written} is {value!r}, it must be of type {kind_name(name)}, as for {option(written)}.")
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in SETTING_TYPES:
+            known = ", ".join(known.replace("_", "-") for known in SETTING_TYPES)
+            raise InputError(f"{path}: unknown setting {key!r}. The settings are {known}.")
+        if not has_setting_type(name, value):
+            raise InputError(f"{path}: {key} is {value!r}, but must be of type {setting_type_name(name)}.")
         settings[name] = value
     return settings

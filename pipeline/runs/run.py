@@ -1,4 +1,4 @@
-"""The run directory: what a training was, where it stands, and all that captioning needs of it.
+"""The run directory: a training's config, vocabulary, log and checkpoints, and everything that captioning needs.
 
 config.json  vocab.json  metrics.jsonl  events.out.tfevents.*  backbone.safetensors (random weights only)
 checkpoints/step-00000048/{model.safetensors, training.pt, state.json}    latest.json  best.json
@@ -17,20 +17,20 @@ from model.decoder_config import DecoderConfig
 from model.vocabulary import Vocabulary
 from pipeline.backbone.backbones import KEPT_FILE, Network
 from pipeline.captions.vocabulary import read_vocabulary, vocabulary_digest, write_vocabulary
-from pipeline.runs.checkpoints import CheckpointChoice, TrainingPosition, best_checkpoint, find_checkpoint, load_average, load_model
+from pipeline.runs.checkpoints import CheckpointChoice, TrainingPosition, best_checkpoint, latest_checkpoint, load_average, load_model
 from pipeline.runs.train_config import TrainConfig
 from shards.errors import DamageError, InputError, MismatchError
 from shards.json_files import read_versioned_json, write_json
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 CONFIG_FILE, VOCABULARY_FILE, METRICS_FILE = "config.json", "vocab.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """``config.json``: settings, sizes, the network, and what the run was trained on.
+    """``config.json``: the training's settings, the decoder's architecture, the backbone, and the training data.
 
-    ``start`` says where the weights came from at the first step: the run and checkpoint, and the SHA-256 of its weights; None: drawn at random.
+    ``start`` records where the initial weights came from: the run, its checkpoint, and the SHA-256 of the weights; None: random initialization.
     """
 
     train: TrainConfig
@@ -46,7 +46,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """An opened run, ready to caption; ``notes`` has a line for each damaged checkpoint that was passed over."""
+    """An opened run, ready to caption; ``notes`` has a message for each damaged checkpoint that was skipped."""
 
     folder: Path
     config: RunConfig
@@ -56,13 +56,13 @@ class Run:
     notes: tuple[str, ...] = ()
 
 
-def holds_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Whether ``folder`` is a run directory."""
     return (folder / CONFIG_FILE).is_file()
 
 
 def write_config(folder: Path, config: RunConfig, vocabulary: Vocabulary) -> None:
-    """Commit what makes a folder a run: the vocabulary, then the config."""
+    """Commit the vocabulary, then the config, which makes the folder a run."""
     write_vocabulary(folder / VOCABULARY_FILE, vocabulary)
     write_json(folder / CONFIG_FILE, {"format_version": FORMAT_VERSION, **json.loads(json.dumps(asdict(config)))})
 
@@ -71,12 +71,13 @@ def read_config(folder: Path) -> tuple[RunConfig, Vocabulary]:
     """Read a run's config and vocabulary, and check that they belong together.
 
     Raises:
-        InputError: Not a run.
-        DamageError, MismatchError: Damaged, or not of one training.
+        InputError: The folder is not a run.
+        DamageError: The config is damaged.
+        MismatchError: Config and vocabulary do not belong together, or the run has another format version.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise InputError(f"{folder}: not a run (there is no {CONFIG_FILE}). Train one with: python cli.py train --out {folder}")
+        raise InputError(f"{folder}: not a run (it has no {CONFIG_FILE}). Train one with: python cli.py train --out {folder}")
     content = read_versioned_json(path, what="run config", format_version=FORMAT_VERSION)
     try:
         config = RunConfig(
@@ -88,13 +89,13 @@ def read_config(folder: Path) -> tuple[RunConfig, Vocabulary]:
             **{name: content[name] for name in ("vocabulary_digest", "source", "data", "data_digest")},
         )
     except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
-        raise DamageError(f"{path}: not a run's config ({error!r}).") from None
+        raise DamageError(f"{path}: not a valid run config ({error!r}).") from None
     vocabulary = read_vocabulary(folder / VOCABULARY_FILE)
     found = vocabulary_digest(vocabulary)
     if found != config.vocabulary_digest or len(vocabulary) != config.decoder.vocabulary_size:
         raise MismatchError(
             f"{folder / VOCABULARY_FILE}: this vocabulary ({len(vocabulary)} words, digest {found}) is not the one that the run was trained "
-            f"with ({config.decoder.vocabulary_size} words, digest {config.vocabulary_digest}). Put the original file back."
+            f"with ({config.decoder.vocabulary_size} words, digest {config.vocabulary_digest}). Restore the original file."
         )
     return config, vocabulary
 
@@ -103,14 +104,14 @@ def open_run(folder: Path, *, device: torch.device, checkpoint: CheckpointChoice
     """Open a run in eval mode on ``device``.
 
     Args:
-        checkpoint: ``latest``: the newest whole one; ``best``: the one whose captions scored best on the val split; ``average``: the mean of
-            the weights of all that are kept.
+        checkpoint: ``latest``: the newest intact one; ``best``: the one with the best validation CIDEr; ``average``: the average of the
+            weights of all intact ones.
 
     Raises:
-        InputError, DamageError, MismatchError: As the parts say.
+        InputError, DamageError, MismatchError: The run, or its checkpoint, is missing, damaged or inconsistent.
     """
     config, vocabulary = read_config(folder)
-    path, position, notes = find_checkpoint(folder)
+    path, position, notes = latest_checkpoint(folder)
     captioner = Captioner(config.decoder)
     if checkpoint == "average":
         load_average(folder, captioner)
@@ -145,20 +146,21 @@ def open_caption_model(run: Run, others: Sequence[Path], *, checkpoint: Checkpoi
 
 
 def refuse_differences(sides: Sequence[tuple[str, object, object]], what: str, advice: str) -> None:
-    """Refuse two things that do not fit together.
+    """Raise if two artefacts do not belong together.
 
     Args:
-        sides: What is compared, and its value on either side.
-        what: The message up to the name of what differs.
+        sides: Tuples (name, expected value, value found) to compare.
+        what: The beginning of the message, up to the name of what differs.
+        advice: The end of the message: what to do.
 
     Raises:
-        MismatchError: Names both values of the first that differs.
+        MismatchError: Names both values of the first difference.
     """
-    for name, there, now in sides:
-        if there != now:
-            raise MismatchError(f"{what} {name}: {there} there, {now} now. {advice}")
+    for name, expected, found in sides:
+        if expected != found:
+            raise MismatchError(f"{what} {name}: expected {expected}, found {found}. {advice}")
 
 
 def kept_weights(folder: Path) -> Path:
-    """Where a run keeps weights that cannot be had again."""
+    """The backbone's weights in a run's folder, which has them if they were random."""
     return folder / KEPT_FILE

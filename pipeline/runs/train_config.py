@@ -1,7 +1,7 @@
-"""What a training can be told: each setting once, with its default, its limits and what it is for.
+"""The settings of a training: each one once, with its default, its valid values and its help text.
 
-The command line makes its options of this, :mod:`pipeline.runs.recipes` reads files of it, runs record it. Imports nothing heavy, so that ``--help``
-answers at once.
+The command line makes its options from these fields, :mod:`pipeline.runs.recipes` reads them from files, and runs record them. This module
+imports nothing heavy, so that ``--help`` answers at once.
 """
 
 import math
@@ -15,176 +15,181 @@ from shards.errors import InputError, OnError
 
 MAX_LR = 1e6
 MAX_COUNT = 2**31 - 1
-OF_CROSS_ENTROPY = ("label_smoothing", "scheduled_sampling", "accumulate")
+CROSS_ENTROPY_ONLY = ("label_smoothing", "scheduled_sampling", "accumulate")
 
 
-class Limits(NamedTuple):
-    """What a number has to be, as a test and in words."""
+class ValueRange(NamedTuple):
+    """The valid values of a number: a test, and a description for error messages."""
 
-    hold: Callable[[float], bool]
-    words: str
-
-
-COUNT = Limits(lambda value: 1 <= value <= MAX_COUNT, f"at least 1, and at most {MAX_COUNT}")
-AMOUNT = Limits(lambda value: 0 <= value <= MAX_COUNT, f"at least 0, and at most {MAX_COUNT}")
-SHARE = Limits(lambda value: 0 <= value < 1, "at least 0 and below 1")
-FACTOR = Limits(lambda value: 0 < value <= 1, "greater than 0, and at most 1")
-RATE = Limits(lambda value: 0 < value <= MAX_LR, f"greater than 0, and at most {MAX_LR:g}")
-MINUTES = Limits(lambda value: 0 <= value < math.inf, "0 (never by the clock) or more")
-# BatchNorm cannot normalise a single image.
-BATCH = Limits(lambda value: 2 <= value <= MAX_COUNT, f"at least 2, for BatchNorm to normalise, and at most {MAX_COUNT}")
+    contains: Callable[[float], bool]
+    description: str
 
 
-def setting(default: Any, purpose: str, limits: Limits | None = None, *, absent: str | None = None, opposite: str | None = None) -> Any:
+POSITIVE_INTEGER = ValueRange(lambda value: 1 <= value <= MAX_COUNT, f"at least 1, and at most {MAX_COUNT}")
+NON_NEGATIVE = ValueRange(lambda value: 0 <= value <= MAX_COUNT, f"at least 0, and at most {MAX_COUNT}")
+PROBABILITY = ValueRange(lambda value: 0 <= value < 1, "at least 0 and below 1")
+DECAY_FACTOR = ValueRange(lambda value: 0 < value <= 1, "greater than 0, and at most 1")
+LEARNING_RATE = ValueRange(lambda value: 0 < value <= MAX_LR, f"greater than 0, and at most {MAX_LR:g}")
+MINUTES = ValueRange(lambda value: 0 <= value < math.inf, "at least 0 (0: no time-based checkpoints)")
+# BatchNorm cannot normalize a single image.
+BATCH_SIZE = ValueRange(lambda value: 2 <= value <= MAX_COUNT, f"at least 2, because BatchNorm needs two images, and at most {MAX_COUNT}")
+
+
+def setting(default: Any, purpose: str, valid: ValueRange | None = None, *, none_means: str | None = None, off_option: str | None = None) -> Any:
     """A field of :class:`TrainConfig`.
 
     Args:
-        purpose: One sentence for ``--help``.
-        absent: Where the default is None: what that comes to.
-        opposite: Of a switch: the option that says no.
+        purpose: The help text, one sentence.
+        none_means: For a default of None: what None means, as the help text shows it.
+        off_option: For a boolean: the option that turns it off.
     """
-    return field(default=default, metadata={"purpose": purpose, "limits": limits, "absent": absent, "opposite": opposite})
+    return field(default=default, metadata={"purpose": purpose, "valid": valid, "none_means": none_means, "off_option": off_option})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training's settings; the defaults are the tutorial's recipe. docs/recipes.md has the sources of those that come from papers.
+    """The settings of a training; the defaults are the tutorial's recipe. docs/recipes.md has the sources of those that come from papers.
 
     Attributes:
-        recipe: The recipe that the settings came from; what else was said stands in its field.
+        recipe: The recipe that supplied the defaults; settings given explicitly have replaced them.
         batch_size: Units per step, over all processes.
-        lr: The learning rate of Adam (Kingma and Ba, 2015); with ``weight_decay`` that of AdamW (Loshchilov and Hutter, 2019).
-        schedule: ``constant``; ``step``: times ``lr_decay`` after every ``lr_decay_epochs`` epochs; ``cosine``: down to 0 (Loshchilov and
-            Hutter, 2017, without restarts).
-        warmup_steps: Steps in which the rate rises to what the schedule says (Goyal et al., 2017).
-        weight_decay: What all weights of matrices lose each step, times the learning rate; biases and BatchNorm's scales lose nothing.
-        clip_norm: The gradients' norm is cut to this (Pascanu et al., 2013).
-        label_smoothing, scheduled_sampling: As for :meth:`model.captioner.Captioner.forward`. The share of own words rises evenly from 0 over the
-            first ``scheduled_sampling_epochs`` epochs.
-        average_last: As in Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization"; see
+        lr: Learning rate of Adam (Kingma and Ba, 2015); with ``weight_decay`` of AdamW (Loshchilov and Hutter, 2019).
+        schedule: ``constant``; ``step``: multiplied by ``lr_decay`` after every ``lr_decay_epochs`` epochs; ``cosine``: annealed to 0
+            (Loshchilov and Hutter, 2017, without restarts).
+        warmup_steps: Steps of linear warmup to the scheduled learning rate (Goyal et al., 2017).
+        weight_decay: Decoupled weight decay of all weight matrices; biases and BatchNorm's parameters are not decayed.
+        clip_norm: Maximum gradient norm (Pascanu et al., 2013).
+        label_smoothing, scheduled_sampling: As for :meth:`model.captioner.Captioner.forward`. The scheduled-sampling probability rises linearly
+            from 0 over the first ``scheduled_sampling_epochs`` epochs.
+        average_last: Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization"; see
             :mod:`pipeline.training.averaging`.
         self_critical: Rennie et al., 2017; see :mod:`pipeline.training.self_critical`.
-        precision: What ``auto`` came to is what a run records.
-        val_images: Spread over all of the split.
+        precision: A run records the precision that ``auto`` selected.
+        val_images: Spread evenly over the split.
         decoder ... tie_weights: As for :class:`model.decoder_config.DecoderConfig`.
+
+    Raises:
+        InputError: A value has the wrong type or is out of range.
     """
 
-    recipe: str = setting("tutorial", "tutorial, strong, or self-critical: what the options below are, where they are not given.")
+    recipe: str = setting("tutorial", "Named set of defaults for the options below: tutorial, strong or self-critical.")
     self_critical: bool = setting(
         False,
-        "Train for CIDEr-D of drawn captions, from a run that speaks already (--from), instead of for the captions' words.",
-        opposite="--cross-entropy",
+        "Maximize CIDEr-D of sampled captions instead of minimizing the cross-entropy; needs a trained run (--from).",
+        off_option="--cross-entropy",
     )
-    samples: int = setting(5, "With --self-critical: captions drawn of each image.", COUNT)
-    min_count: int = setting(4, "Without --vocab: keep words that occur this often.", COUNT)
-    epochs: int = setting(5, "Passes over all captions.", COUNT)
-    batch_size: int = setting(128, "Units per step: images with up to --captions-per-image captions.", BATCH)
-    lr: float = setting(1e-3, "Adam's learning rate.", RATE)
+    samples: int = setting(5, "With --self-critical: captions sampled per image.", POSITIVE_INTEGER)
+    min_count: int = setting(4, "Without --vocab: keep words that occur at least this often.", POSITIVE_INTEGER)
+    epochs: int = setting(5, "Passes over all captions.", POSITIVE_INTEGER)
+    batch_size: int = setting(128, "Units per step; a unit is an image with up to --captions-per-image of its captions.", BATCH_SIZE)
+    lr: float = setting(1e-3, "Learning rate of Adam.", LEARNING_RATE)
     schedule: Literal["constant", "step", "cosine"] = setting(
-        "constant", "How the rate changes: step: by --lr-decay every --lr-decay-epochs; cosine: down to 0 at the end."
+        "constant", "Learning-rate schedule. step: multiply by --lr-decay every --lr-decay-epochs; cosine: anneal to 0."
     )
-    lr_decay: float = setting(0.8, "With --schedule step: what the rate is multiplied by.", FACTOR)
-    lr_decay_epochs: int = setting(3, "With --schedule step: epochs between two falls.", COUNT)
-    warmup_steps: int = setting(0, "Steps in which the rate rises from nearly 0.", AMOUNT)
-    weight_decay: float = setting(0.0, "AdamW's decay of matrices.", AMOUNT)
-    clip_norm: float = setting(0.0, "Cut the gradients' norm to this; 0: never.", AMOUNT)
-    label_smoothing: float = setting(0.0, "Share of each target that all words have in common.", SHARE)
-    scheduled_sampling: float = setting(0.0, "Scheduled sampling: share of input words that the model draws itself.", SHARE)
-    scheduled_sampling_epochs: int = setting(10, "Epochs in which that share rises from 0.", COUNT)
-    patience: int | None = setting(None, "End after so many epochs without better captions of val.", COUNT, absent="never")
-    average_last: int | None = setting(None, "Caption with the mean of the weights at the ends of so many last epochs.", COUNT, absent="never")
+    lr_decay: float = setting(0.8, "With --schedule step: factor of each learning-rate decay.", DECAY_FACTOR)
+    lr_decay_epochs: int = setting(3, "With --schedule step: epochs between two decays.", POSITIVE_INTEGER)
+    warmup_steps: int = setting(0, "Steps of linear learning-rate warmup.", NON_NEGATIVE)
+    weight_decay: float = setting(0.0, "AdamW's weight decay of weight matrices; biases and BatchNorm are not decayed.", NON_NEGATIVE)
+    clip_norm: float = setting(0.0, "Clip the gradient norm to this value; 0: no clipping.", NON_NEGATIVE)
+    label_smoothing: float = setting(0.0, "Label smoothing of the cross-entropy.", PROBABILITY)
+    scheduled_sampling: float = setting(0.0, "Probability of replacing an input word by one sampled from the model.", PROBABILITY)
+    scheduled_sampling_epochs: int = setting(10, "Epochs over which --scheduled-sampling rises linearly from 0.", POSITIVE_INTEGER)
+    patience: int | None = setting(None, "Stop after N epochs without a better validation CIDEr.", POSITIVE_INTEGER, none_means="never")
+    average_last: int | None = setting(
+        None, "Caption with the average of the weights after each of the last N epochs.", POSITIVE_INTEGER, none_means="no averaging"
+    )
     decoder: str = setting(DecoderConfig.decoder, f"The decoder: {', '.join(DECODERS)}.")
-    embedding_dim: int = setting(DecoderConfig.embedding_dim, "Size of word and image embeddings.", COUNT)
-    hidden_dim: int = setting(DecoderConfig.hidden_dim, "Size of the LSTM's state.", COUNT)
-    layers: int = setting(DecoderConfig.layers, "LSTM layers.", COUNT)
-    feature_dropout: float = setting(DecoderConfig.feature_dropout, "Share of an image's features that a step leaves out.", SHARE)
-    input_dropout: float = setting(DecoderConfig.input_dropout, "Share of the LSTM's inputs that a step leaves out.", SHARE)
-    output_dropout: float = setting(DecoderConfig.output_dropout, "Share of the LSTM's outputs that a step leaves out, between layers too.", SHARE)
-    image_input: ImageInput = setting(DecoderConfig.image_input, "The image is the LSTM's first input, or stands beside every word too.")
-    tie_weights: bool = setting(DecoderConfig.tie_weights, "Scores of words are products with their own embeddings.", opposite="--no-tie-weights")
-    captions_per_image: int = setting(1, "Captions that share one image in a step.", COUNT)
-    precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "ComputedBackbone of the decoder, and of the network beside it; auto: bf16 where the device does it well."
+    embedding_dim: int = setting(DecoderConfig.embedding_dim, "Size of word and image embeddings.", POSITIVE_INTEGER)
+    hidden_dim: int = setting(DecoderConfig.hidden_dim, "Hidden size of the LSTM.", POSITIVE_INTEGER)
+    layers: int = setting(DecoderConfig.layers, "Number of LSTM layers.", POSITIVE_INTEGER)
+    feature_dropout: float = setting(DecoderConfig.feature_dropout, "Dropout probability on image features.", PROBABILITY)
+    input_dropout: float = setting(DecoderConfig.input_dropout, "Dropout probability on the LSTM's inputs.", PROBABILITY)
+    output_dropout: float = setting(DecoderConfig.output_dropout, "Dropout probability on the LSTM's outputs, and between its layers.", PROBABILITY)
+    image_input: ImageInput = setting(
+        DecoderConfig.image_input, "once: the image is the LSTM's first input; every_step: it is also concatenated to every word's embedding."
     )
-    accumulate: int = setting(1, "Pieces of a batch that go through the decoder one by one, for memory.", COUNT)
-    checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints; 0: only by steps and at the end.", MINUTES)
-    checkpoint_every: int | None = setting(None, "Steps between checkpoints, beside those by the clock.", COUNT, absent="by the clock alone")
-    keep_checkpoints: int = setting(3, "How many of the newest are kept, beside the best.", COUNT)
-    val_images: int = setting(5000, "Val images that are captioned and scored after each epoch.", COUNT)
-    log_every: int = setting(10, "Steps between lines of metrics.jsonl.", COUNT)
-    seed: int = setting(0, "Of initial weights and of the order of training.", AMOUNT)
-    augment: Literal["tutorial", "none"] = setting("tutorial", "With --shards: random crop and flip, or none.")
-    on_error: OnError = setting("fail", "With --shards: what to do about damaged samples; skipped ones are counted and named.")
+    tie_weights: bool = setting(
+        DecoderConfig.tie_weights, "Share the weights of the word embedding and of the output layer.", off_option="--no-tie-weights"
+    )
+    captions_per_image: int = setting(1, "Captions of one image that share its features in a step, at most.", POSITIVE_INTEGER)
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "Precision of the decoder, and with --shards of the backbone; auto: bf16 where the device supports it well."
+    )
+    accumulate: int = setting(1, "Chunks in which the decoder processes a batch, accumulating gradients, to save memory.", POSITIVE_INTEGER)
+    checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints; 0: no time-based checkpoints.", MINUTES)
+    checkpoint_every: int | None = setting(
+        None, "Steps between checkpoints, in addition to the time-based ones.", POSITIVE_INTEGER, none_means="only time-based checkpoints"
+    )
+    keep_checkpoints: int = setting(3, "Newest checkpoints to keep, in addition to the best one.", POSITIVE_INTEGER)
+    val_images: int = setting(5000, "Validation images to caption and score after each epoch.", POSITIVE_INTEGER)
+    log_every: int = setting(10, "Steps between two lines of metrics.jsonl.", POSITIVE_INTEGER)
+    seed: int = setting(0, "Random seed of the initial weights and of the order of the data.", NON_NEGATIVE)
+    augment: Literal["tutorial", "none"] = setting("tutorial", "With --shards: random crops and flips, or none.")
+    on_error: OnError = setting("fail", "With --shards: what to do about damaged samples; skipped ones are counted and reported.")
 
     def __post_init__(self) -> None:
-        for known in fields(self):
-            value, limits, kind = getattr(self, known.name), known.metadata["limits"], KINDS[known.name]
-            if value is None and known.default is None:
-                continue
-            if not of_its_type(known.name, value):
-                raise InputError(f"{option(known.name)} {value!r}: must be of type {kind_name(known.name)}.")
-            if not isinstance(kind, type) and value not in kind:
-                raise InputError(f"{option(known.name)} {value}: must be {', '.join(kind[:-1])} or {kind[-1]}.")
-            if limits is not None and not limits.hold(value):
-                raise InputError(f"{option(known.name)} {value}: must be {limits.words}.")
+        for setting_field in fields(self):
+            if getattr(self, setting_field.name) is not None or setting_field.default is not None:
+                _check_value(setting_field.name, getattr(self, setting_field.name), setting_field.metadata["valid"])
         if self.decoder not in DECODERS:
             raise InputError(f"`decoder` {self.decoder}: {DECODERS.unknown(self.decoder)}")
-        for name in OF_CROSS_ENTROPY if self.self_critical else ():
+        for name in CROSS_ENTROPY_ONLY if self.self_critical else ():
             if getattr(self, name) != getattr(type(self), name):
-                raise InputError(f"{option(name)} {getattr(self, name)}: --self-critical would not use it. Leave it away.")
+                raise InputError(f"`{name}` {getattr(self, name)}: has no effect with `self_critical`. Omit it.")
         if self.self_critical and self.samples < 2:
-            raise InputError(f"--samples {self.samples}: must be at least 2; each caption is compared with the others of its image.")
+            raise InputError(f"`samples` {self.samples}: must be at least 2; each caption is compared with the others of its image.")
 
-    def lr_at(self, step: int, per_epoch: int) -> float:
-        """The learning rate of step ``step``, counted from 0, of ``per_epoch`` in an epoch."""
-        warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
+    def lr_at(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate at global step ``step``, counted from 0."""
+        warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
         if self.schedule == "step":
-            return self.lr * warm * self.lr_decay ** (step // per_epoch // self.lr_decay_epochs)
+            return self.lr * warmup * self.lr_decay ** (step // steps_per_epoch // self.lr_decay_epochs)
         if self.schedule == "cosine":
-            return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / (per_epoch * self.epochs)))
-        return self.lr * warm
+            return self.lr * warmup * 0.5 * (1 + math.cos(math.pi * step / (steps_per_epoch * self.epochs)))
+        return self.lr * warmup
 
-    def scheduled_sampling_at(self, step: int, per_epoch: int) -> float:
-        """The share of own words at a step."""
-        return self.scheduled_sampling * min(1.0, step / (per_epoch * self.scheduled_sampling_epochs))
-
-
-def option(name: str) -> str:
-    """A setting as it is written on the command line.
-
-    >>> option("batch_size")
-    '--batch-size'
-    """
-    return f"--{name.replace('_', '-')}"
+    def scheduled_sampling_at(self, step: int, steps_per_epoch: int) -> float:
+        """The scheduled-sampling probability at global step ``step``, counted from 0."""
+        return self.scheduled_sampling * min(1.0, step / (steps_per_epoch * self.scheduled_sampling_epochs))
 
 
-def _type(name: str) -> type:
-    kind = KINDS[name]
-    return kind if isinstance(kind, type) else str
+def _check_value(name: str, value: object, valid: ValueRange | None) -> None:
+    setting_type = SETTING_TYPES[name]
+    if not has_setting_type(name, value):
+        raise InputError(f"`{name}` {value!r}: must be of type {setting_type_name(name)}.")
+    if not isinstance(setting_type, type) and value not in setting_type:
+        raise InputError(f"`{name}` {value}: must be {', '.join(setting_type[:-1])} or {setting_type[-1]}.")
+    if valid is not None and isinstance(value, (int, float)) and not valid.contains(value):
+        raise InputError(f"`{name}` {value}: must be {valid.description}.")
 
 
-def of_its_type(name: str, value: object) -> bool:
-    """Whether a value can be this setting's, as far as its type goes; a whole number will do for a float.
+def _value_type(name: str) -> type:
+    setting_type = SETTING_TYPES[name]
+    return setting_type if isinstance(setting_type, type) else str
 
-    >>> of_its_type("lr", 1), of_its_type("epochs", 1.0), of_its_type("epochs", True), of_its_type("schedule", "never")
+
+def has_setting_type(name: str, value: object) -> bool:
+    """Whether a value has the type of this setting; an int is accepted for a float.
+
+    >>> has_setting_type("lr", 1), has_setting_type("epochs", 1.0), has_setting_type("epochs", True), has_setting_type("schedule", "never")
     (True, False, False, True)
     """
-    return type(value) is _type(name) or (type(value) is int and _type(name) is float)  # not isinstance(): a bool is an int
+    return type(value) is _value_type(name) or (type(value) is int and _value_type(name) is float)  # not isinstance(): a bool is an int
 
 
-def kind_name(name: str) -> str:
-    """The type of a setting's value, in a word."""
-    return _type(name).__name__
+def setting_type_name(name: str) -> str:
+    """The name of a setting's type, such as ``int``."""
+    return _value_type(name).__name__
 
 
-def _kind(hint: Any) -> type | tuple[str, ...]:
+def _type_or_choices(hint: Any) -> type | tuple[str, ...]:
     if get_origin(hint) is Literal:
         return get_args(hint)
     if isinstance(hint, UnionType):
-        return _kind(next(one for one in get_args(hint) if one is not NoneType))
-    kind: type = hint
-    return kind
+        return _type_or_choices(next(one for one in get_args(hint) if one is not NoneType))
+    value_type: type = hint
+    return value_type
 
 
-# Of each setting the type of its value, where there is one, or the texts that it may be.
-KINDS = {name: _kind(hint) for name, hint in get_type_hints(TrainConfig).items()}
+# The type of each setting's value, or its choices.
+SETTING_TYPES = {name: _type_or_choices(hint) for name, hint in get_type_hints(TrainConfig).items()}

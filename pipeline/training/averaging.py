@@ -1,7 +1,7 @@
-"""The mean of the weights at the ends of a training's last epochs: what captions, where ``--average-last`` asks for it.
+"""Weight averaging: with ``average_last``, the weights used for captioning are the average of those after each of the last epochs.
 
-Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization". The training itself goes on with its own
-weights. How many epochs' ends the mean has is in :attr:`pipeline.runs.checkpoints.TrainingPosition.averaged`.
+Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization". The training itself continues with the
+unaveraged weights. :attr:`pipeline.runs.checkpoints.TrainingPosition.averaged` counts the epochs in the average.
 """
 
 from dataclasses import replace
@@ -13,8 +13,8 @@ from pipeline.runs.checkpoints import TrainingPosition
 from pipeline.runs.train_config import TrainConfig
 
 
-def without_stale_average(position: TrainingPosition, settings: TrainConfig, per_epoch: int) -> TrainingPosition:
-    """Where a training stands, without a mean that has ends of epochs in it that are not among the last: ``--epochs`` was raised.
+def without_stale_average(position: TrainingPosition, settings: TrainConfig, steps_per_epoch: int) -> TrainingPosition:
+    """Discard an average that contains epochs which are no longer among the last ones, because ``epochs`` was raised on resuming.
 
     >>> position = TrainingPosition(epoch=4, step_in_epoch=0, step=48, averaged=3)
     >>> without_stale_average(position, TrainConfig(epochs=4, average_last=3), 12).averaged
@@ -22,19 +22,19 @@ def without_stale_average(position: TrainingPosition, settings: TrainConfig, per
     >>> without_stale_average(position, TrainConfig(epochs=5, average_last=3), 12).averaged
     0
     """
-    most = max(0, position.step // per_epoch - _first(settings))
-    return position if position.averaged <= most else replace(position, averaged=0)
+    averageable = max(0, position.step // steps_per_epoch - _first_averaged_epoch(settings))
+    return position if position.averaged <= averageable else replace(position, averaged=0)
 
 
-def average_epoch(mean: AveragedModel, captioner: Captioner, position: TrainingPosition, settings: TrainConfig) -> TrainingPosition:
-    """At the end of epoch ``position.epoch``: take its weights into the mean, BatchNorm's running averages too, if it is one of the last."""
-    if position.epoch < _first(settings):
+def average_epoch(average: AveragedModel, captioner: Captioner, position: TrainingPosition, settings: TrainConfig) -> TrainingPosition:
+    """After the last step of epoch ``position.epoch``: add its weights and BatchNorm statistics to the average, if it is one of the last epochs."""
+    if position.epoch < _first_averaged_epoch(settings):
         return position
-    mean.n_averaged.fill_(position.averaged)
-    mean.update_parameters(captioner)
+    average.n_averaged.fill_(position.averaged)
+    average.update_parameters(captioner)
     return replace(position, averaged=position.averaged + 1)
 
 
-def _first(settings: TrainConfig) -> int:
-    """The first epoch, from 0, whose end is wanted; without ``--average-last`` there is none."""
+def _first_averaged_epoch(settings: TrainConfig) -> int:
+    """The first epoch, counted from 0, in the average; without ``average_last`` none is."""
     return max(0, settings.epochs - (settings.average_last or 0))

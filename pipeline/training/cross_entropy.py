@@ -1,4 +1,4 @@
-"""A training step for the captions' own words: gradients of the cross-entropy, piece after piece where memory is short."""
+"""The gradients of the cross-entropy of a batch's captions, accumulated over chunks of the batch to save memory."""
 
 import contextlib
 from dataclasses import dataclass
@@ -17,59 +17,62 @@ from pipeline.training.distributed import ProcessGroup
 
 @dataclass(frozen=True)
 class CrossEntropyStep:
-    """Forward and backward of one batch: gradients of its mean cross-entropy per token, over all processes, in the parameters.
+    """Forward and backward pass of one batch: the gradients of its mean cross-entropy per token, over all processes.
 
     Args:
-        captioner: The model.
-        model: What computes its loss: itself, or DistributedDataParallel around it.
-        features_of: What turns a batch into features.
-        settings: Of these ``accumulate``: how many pieces of the batch go through the decoder one after the other (the projection sees the
-            whole batch at once, so that BatchNorm's statistics and all gradients stay the same; only the decoder's memory becomes smaller);
-            ``precision``: ``bf16``: matrix products of the decoder in bfloat16 (weights, sums and the optimizer stay float32); and
-            ``label_smoothing`` and ``scheduled_sampling``.
-        per_epoch: Steps of an epoch.
+        captioner: The captioner that is trained.
+        model: The module that computes its loss: the captioner, or DistributedDataParallel around it.
+        extract_features: Computes a batch's features.
+        settings: The settings ``label_smoothing``, ``scheduled_sampling`` and
+            ``accumulate``: the number of chunks that go through the decoder one after the other. The projection gets the whole batch at once,
+            so that BatchNorm's statistics and all gradients stay the same; only the decoder's memory shrinks.
+            ``precision``: ``bf16`` computes the decoder's matrix products in bfloat16; weights, sums and the optimizer stay in float32.
     """
 
     captioner: Captioner
     model: torch.nn.Module
-    features_of: FeatureExtractor
+    extract_features: FeatureExtractor
     settings: TrainConfig
-    per_epoch: int
+    steps_per_epoch: int
     processes: ProcessGroup
 
     def __call__(self, batch: CaptionBatch) -> Tensor:
-        """Of the loss, in nats per token, the part of this process, float32 (); the parts of all processes add up to it."""
-        images = self.captioner.projection(self.features_of(batch))
-        # DistributedDataParallel takes the mean over processes, and a sum is wanted.
-        weight = self.processes.size / batch.batch_tokens
-        scheduled_sampling = self.settings.scheduled_sampling_at(batch.epoch * self.per_epoch + batch.step, self.per_epoch)
-        first, *others = self._pieces(batch)
-        early, loss = images.detach().requires_grad_(), torch.zeros((), device=images.device)
-        for piece in others:
-            with self._unshared():
-                part = self._loss(early, piece, scheduled_sampling) * weight
-                part.backward()  # type: ignore[no-untyped-call]
-            loss += part.detach()
-        part = self._loss(images, first, scheduled_sampling) * weight
-        torch.autograd.backward([part, images] if others else [part], [None, early.grad] if others else None)
-        loss += part.detach()
-        loss /= self.processes.size
+        """Compute the gradients; return this process's part of the loss in nats per token, float32 (). The parts of all processes add up to it."""
+        images = self.captioner.projection(self.extract_features(batch))
+        # DistributedDataParallel averages gradients over the processes; the sum is needed here.
+        weight = self.processes.world_size / batch.batch_tokens
+        scheduled_sampling = self.settings.scheduled_sampling_at(batch.epoch * self.steps_per_epoch + batch.step, self.steps_per_epoch)
+        # The first chunk goes last: its backward pass continues into the projection, with the gradients of all chunks.
+        last_chunk, *earlier_chunks = self._chunks(batch)
+        detached, loss = images.detach().requires_grad_(), torch.zeros((), device=images.device)
+        for chunk in earlier_chunks:
+            with self._without_gradient_sync():
+                chunk_loss = self._loss(detached, chunk, scheduled_sampling) * weight
+                chunk_loss.backward()  # type: ignore[no-untyped-call]
+            loss += chunk_loss.detach()
+        chunk_loss = self._loss(images, last_chunk, scheduled_sampling) * weight
+        if earlier_chunks:
+            torch.autograd.backward([chunk_loss, images], [None, detached.grad])
+        else:
+            torch.autograd.backward([chunk_loss])
+        loss += chunk_loss.detach()
+        loss /= self.processes.world_size
         return loss
 
-    def _loss(self, images: Tensor, piece: tuple[Tensor, Tensor, Tensor], scheduled_sampling: float) -> Tensor:
+    def _loss(self, images: Tensor, chunk: tuple[Tensor, Tensor, Tensor], scheduled_sampling: float) -> Tensor:
         with decoder_autocast(self.settings.precision, images.device):
-            loss: Tensor = self.model(images, *piece, label_smoothing=self.settings.label_smoothing, scheduled_sampling=scheduled_sampling)
+            loss: Tensor = self.model(images, *chunk, label_smoothing=self.settings.label_smoothing, scheduled_sampling=scheduled_sampling)
         return loss
 
-    def _pieces(self, batch: CaptionBatch) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Pieces of about the same number of tokens: every ``pieces``-th caption of those sorted by length."""
+    def _chunks(self, batch: CaptionBatch) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(unit_rows, tokens, caption_lengths) of each chunk: every n-th caption, sorted by length, so that chunks have similar numbers of tokens."""
         count = max(1, min(self.settings.accumulate, len(batch.caption_lengths)))
-        pieces = []
+        chunks = []
         for start in range(count):
             lengths = batch.caption_lengths[start::count]
             longest = int(lengths[0]) if len(lengths) else 0
-            pieces.append((batch.unit_rows[start::count], batch.tokens[start::count, :longest], lengths))
-        return pieces
+            chunks.append((batch.unit_rows[start::count], batch.tokens[start::count, :longest], lengths))
+        return chunks
 
-    def _unshared(self) -> contextlib.AbstractContextManager[None]:
+    def _without_gradient_sync(self) -> contextlib.AbstractContextManager[None]:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()

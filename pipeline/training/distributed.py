@@ -1,6 +1,6 @@
-"""The processes that train together: one alone, or those that torchrun has started, on one machine or several.
+"""The processes of a training: a single one, or those that torchrun started on one or several machines.
 
-Every process works on its share of the same batches (:class:`pipeline.loading.order.Part`); only the first writes.
+Every process works on its slice of the same batches (:class:`pipeline.loading.order.RankSlice`); only the main process (rank 0) writes files.
 """
 
 import datetime
@@ -18,130 +18,133 @@ from pipeline.loading.order import RankSlice
 from shards.errors import CapstreamError, InputError, ReportedElsewhereError, ResourceError
 
 R = TypeVar("R")
-# How long a process waits for the others: validation and checkpoints of the first one have to fit.
-PATIENCE = datetime.timedelta(minutes=30)
-LAUNCHED_BY = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-# How gloo, which has no error of its own, says that another process is gone.
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Read timeout", "Timed out waiting", "Connection refused")
+# How long a process waits for the others. The main process's scoring and checkpoints have to fit.
+TIMEOUT = datetime.timedelta(minutes=30)
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+# Parts of the RuntimeErrors that gloo raises when another process is gone; it has no exception type for this.
+CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Read timeout", "Timed out waiting", "Connection refused")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessGroup:
-    """A process among those that train together."""
+    """The processes of a training, seen from one of them: its rank, and their number. The default is a single process."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @property
-    def is_main(self) -> bool:
-        """Whether this process is the one that writes."""
+    def is_main_process(self) -> bool:
+        """Whether this is the process of rank 0, which writes files and messages."""
         return self.rank == 0
 
     @property
     def rank_slice(self) -> RankSlice:
-        return RankSlice(rank=self.rank, size=self.size)
+        """The slice of every batch that this process works on."""
+        return RankSlice(rank=self.rank, size=self.world_size)
 
     def barrier(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            distributed.all_reduce(torch.zeros(1))  # on CPUs, whatever computes: a barrier of NCCL would want a device of its own
+        """Wait until all processes have reached this call."""
+        if self.world_size > 1:
+            distributed.all_reduce(torch.zeros(1))  # with gloo, on CPUs: NCCL's barrier needs a GPU per process
 
     def sum(self, *values: float) -> list[float]:
-        """Sums over all processes."""
-        if self.size == 1:
+        """Sums over all processes, on every process."""
+        if self.world_size == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64)
         distributed.all_reduce(sums)
-        found: list[float] = sums.tolist()
-        return found
+        result: list[float] = sums.tolist()
+        return result
 
-    def gather(self, mine: Sequence[R]) -> list[R]:
-        """Every process's items, in order of rank; on all processes."""
-        if self.size == 1:
-            return list(mine)
-        # Token strings and numbers from our own processes, as torch's object collectives send them.
-        everyone: list[Any] = [None] * self.size
-        distributed.all_gather_object(everyone, list(mine))
-        return [item for items in everyone for item in items]
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum ``tensor`` over all processes, in place and without gradients, and return it."""
+        if self.world_size > 1:
+            distributed.all_reduce(tensor)
+        return tensor
 
-    def main_first(self, function: Callable[[], R]) -> R:
-        """Run ``function`` in the first process, then in the others: what it makes is there when they look."""
-        if not self.is_main:
+    def all_gather(self, items: Sequence[R]) -> list[R]:
+        """The items of all processes, in order of rank, on every process."""
+        if self.world_size == 1:
+            return list(items)
+        # Object collectives unpickle what they receive; here it comes from our own processes.
+        gathered: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(gathered, list(items))
+        return [item for rank_items in gathered for item in rank_items]
+
+    def main_process_first(self, function: Callable[[], R]) -> R:
+        """Run ``function`` in the main process, then in the others, which find the files that it has written."""
+        if not self.is_main_process:
             self.barrier()
         result = function()
-        if self.is_main:
+        if self.is_main_process:
             self.barrier()
         return result
 
-    def run_all(self, function: Callable[[], R]) -> R:
-        """Run ``function`` in all processes; if it fails in any, all end, and one of them says why.
+    def run_on_all(self, function: Callable[[], R]) -> R:
+        """Run ``function`` in all processes. If it fails in any of them, it fails in all, and the lowest of these ranks reports the error.
 
         Raises:
-            CapstreamError: Of this process, or :class:`ReportedElsewhereError`.
+            CapstreamError: The error of this process, or :class:`ReportedElsewhereError`.
         """
-        result, problem = None, None
+        result, own_error = None, None
         try:
             result = function()
         except CapstreamError as error:
-            problem = error
-        failed = self.gather([self.rank] if problem is not None else [])
-        if problem is not None and failed[0] == self.rank:
-            raise problem
-        if failed:
-            raise ReportedElsewhereError(f"Process {failed[0]} says what went wrong.")
-        assert problem is None
+            own_error = error
+        failed_ranks = self.all_gather([self.rank] if own_error is not None else [])
+        if own_error is not None and failed_ranks[0] == self.rank:
+            raise own_error
+        if failed_ranks:
+            raise ReportedElsewhereError(f"Process {failed_ranks[0]} reports the error.")
+        assert own_error is None
         return result  # type: ignore[return-value]
 
 
-def launched() -> bool:
-    """Whether torchrun, or something like it, has started this process as one of several."""
-    return all(name in os.environ for name in LAUNCHED_BY) and int(os.environ["WORLD_SIZE"]) > 1
+def is_distributed() -> bool:
+    """Whether torchrun, or a compatible launcher, started this process as one of several."""
+    return all(name in os.environ for name in TORCHRUN_VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def own_device(device: str) -> str:
-    """The device of this process: with several on one machine, each takes the GPU of its number.
+def local_device(device: str) -> str:
+    """The device of this process: under torchrun, each process of a machine uses the GPU of its local rank.
 
     Raises:
-        InputError: There are fewer GPUs than processes.
+        InputError: The machine has fewer GPUs than processes, or ``device`` names a single GPU.
     """
-    if not launched() or device == "cpu" or not torch.cuda.is_available():
+    if not is_distributed() or device == "cpu" or not torch.cuda.is_available():
         return device
-    local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if device not in ("auto", "cuda"):
-        raise InputError(f"--device {device}: under torchrun each process takes the GPU of its number. Leave --device away, or say cuda or cpu.")
-    if local >= there:
-        raise InputError(f"torchrun started a process number {local} on a machine with {there} GPUs. Give --nproc-per-node={there}, or --device cpu.")
-    return f"cuda:{local}"
+        raise InputError(f"`device` {device}: under torchrun each process uses the GPU of its local rank. Omit it, or choose cuda or cpu.")
+    if local_rank >= gpus:
+        raise InputError(
+            f"torchrun started a process with local rank {local_rank} on a machine with {gpus} GPUs. Start it with --nproc-per-node={gpus}, "
+            "or choose `device` cpu."
+        )
+    return f"cuda:{local_rank}"
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[ProcessGroup]:
-    """The :class:`ProcessGroup` of this process while the block runs.
+    """Join the other processes, and yield the :class:`ProcessGroup` of this one.
 
     Raises:
-        ResourceError: The others cannot be reached, or one of them ended.
+        ResourceError: The other processes cannot be reached, or one of them ended.
     """
-    if not launched():
+    if not is_distributed():
         yield ProcessGroup()
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        distributed.init_process_group(backend, timeout=PATIENCE)
-        yield ProcessGroup(rank=distributed.get_rank(), size=distributed.get_world_size())
+        distributed.init_process_group(backend, timeout=TIMEOUT)
+        yield ProcessGroup(rank=distributed.get_rank(), world_size=distributed.get_world_size())
     except (DistError, RuntimeError) as error:
-        if not isinstance(error, DistError) and not any(sign in str(error) for sign in LOST):
+        if not isinstance(error, DistError) and not any(sign in str(error) for sign in CONNECTION_LOST):
             raise
         raise ResourceError(
-            "Another process of this training ended or cannot be reached; its own message says why. What was saved is kept: start all of "
-            "them again with --resume."
+            "Another process of this training ended or cannot be reached; its own message says why. The checkpoints are kept: start all "
+            "processes again with `resume`."
         ) from error
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
-
-
-def all_reduce_sum(value: Tensor, processes: ProcessGroup) -> Tensor:
-    """``value`` added up over all processes, in place, without gradients."""
-    if processes.size > 1:
-        distributed.all_reduce(value)
-    return value

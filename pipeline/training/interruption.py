@@ -1,4 +1,4 @@
-"""Ctrl-C during a training: the step is finished, what was done is saved, and all processes end together."""
+"""Ctrl-C during a training: all processes finish the current step, a checkpoint is saved, and they end together."""
 
 import signal
 import time
@@ -10,42 +10,42 @@ import torch
 
 from pipeline.training.distributed import ProcessGroup
 
-# Presses of Ctrl-C in so short a time are one: torchrun hands the terminal's on.
-ONE_PRESS_SECONDS = 2.0
-# Steps of a GPU are so short that asking the others at each would be felt.
-GPU_STEPS_BETWEEN_QUESTIONS = 16
+# Under torchrun one Ctrl-C arrives several times: from the terminal, and forwarded by torchrun. Signals this close together count as one.
+SAME_PRESS_SECONDS = 2.0
+# A GPU's steps are so short that an all-reduce at every one would slow training down.
+GPU_STEPS_BETWEEN_CHECKS = 16
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """Ctrl-C was pressed; everything up to now is saved."""
+    """The training was interrupted by Ctrl-C or SIGTERM, after a checkpoint was saved."""
 
 
 @contextmanager
 def interruptible(processes: ProcessGroup, device: torch.device) -> Iterator[Callable[[int], bool]]:
-    """Yield a function that tells, at a step, whether Ctrl-C was pressed or the process told to end, in any process of the training.
+    """Yield a function that takes a global step and tells whether any process has received Ctrl-C or SIGTERM.
 
-    The step is finished first. A second Ctrl-C, two seconds later or more, ends at once.
+    All processes have to call it at the same steps. A second Ctrl-C, under torchrun two seconds later or more, ends the process at once.
     """
-    pressed: float | None = None
-    between = GPU_STEPS_BETWEEN_QUESTIONS if device.type == "cuda" and processes.size > 1 else 1
+    signalled_at: float | None = None
+    check_every = GPU_STEPS_BETWEEN_CHECKS if device.type == "cuda" and processes.world_size > 1 else 1
 
-    def remember(_number: int, _frame: FrameType | None) -> None:
-        nonlocal pressed
+    def handle_signal(_number: int, _frame: FrameType | None) -> None:
+        nonlocal signalled_at
         now = time.monotonic()
-        if pressed is not None and now - pressed > (ONE_PRESS_SECONDS if processes.size > 1 else 0):
+        if signalled_at is not None and now - signalled_at > (SAME_PRESS_SECONDS if processes.world_size > 1 else 0):
             raise KeyboardInterrupt
-        pressed = now if pressed is None else pressed
+        signalled_at = now if signalled_at is None else signalled_at
 
-    def asked(step: int) -> bool:
-        return step % between == 0 and processes.sum(float(pressed is not None))[0] > 0
+    def is_interrupted(step: int) -> bool:
+        return step % check_every == 0 and processes.sum(float(signalled_at is not None))[0] > 0
 
     try:
-        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever runs us there answers Ctrl-C
+        previous_handlers = {number: signal.signal(number, handle_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread, where signals cannot be handled: the caller handles Ctrl-C
         yield lambda _: False
         return
     try:
-        yield asked
+        yield is_interrupted
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

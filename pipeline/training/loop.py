@@ -1,43 +1,44 @@
-"""The training loop: one for raw shards and for cached features, alone or among several processes.
+"""The training loop: the same for raw shards and cached features, in one process or several.
 
-The stream's state is (epoch, step), the model's is in the checkpoint: a resumed training goes on with the very batch that comes next.
+The state of the data stream is (epoch, step), the state of the model is in the checkpoint: a resumed training continues with exactly the next batch.
 """
 
 import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from model.captioner import Captioner
-from model.vocabulary import Vocabulary
 from pipeline.execution.progress import Progress
 from pipeline.loading.batches import CaptionBatch, EncodedCaptions, to_device, training_batches
 from pipeline.loading.order import steps_per_epoch
-from pipeline.loading.training_data import FeatureExtractor, TrainingData, feature_extractor
-from pipeline.runs.checkpoints import BestValidation, TrainingPosition
-from pipeline.runs.run import RunConfig
-from pipeline.runs.train_config import TrainConfig
+from pipeline.loading.training_data import FeatureExtractor, feature_extractor
+from pipeline.runs.checkpoints import BestValidation
 from pipeline.training.cross_entropy import CrossEntropyStep
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.interruption import Interrupted, interruptible
-from pipeline.training.learner import Learner
-from pipeline.training.metrics_log import Meter, MetricsLog
+from pipeline.training.metrics_log import AverageMeter, MetricsLog
+from pipeline.training.prepare import PreparedRun
 from pipeline.training.self_critical import Reward, SelfCriticalStep
-from pipeline.training.validation import Validation
+from pipeline.training.train_state import TrainState
+from pipeline.training.validation import Validator
 from shards.errors import DamageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSummary:
-    """How a training ended.
+    """The result of a training; values that this process has not measured are None.
 
-    ``loss`` is of the last step that this process logged, ``captions_per_second`` of its last steps, ``seconds_per_epoch`` of the epochs that it did
-    whole; None where there was none.
+    Attributes:
+        steps: The global step that was reached.
+        loss, val_loss: Of the last logged step, and of the last validation.
+        best: The best validation, of earlier processes of the run too.
+        seconds_per_epoch: Median over the epochs that were trained from their first step.
+        captions_per_second, data_wait: Of the last line of the log; ``data_wait`` is the fraction of the time spent waiting for data.
+        notes: Messages about the data, and about damaged checkpoints.
     """
 
     steps: int
@@ -46,161 +47,181 @@ class TrainSummary:
     best: BestValidation | None
     seconds_per_epoch: float | None
     captions_per_second: float | None
-    waited_share: float
+    data_wait: float
     notes: tuple[str, ...]
 
 
-def run_training(
-    out: Path,
-    config: RunConfig,
-    data: TrainingData,
-    vocabulary: Vocabulary,
-    device: torch.device,
-    processes: ProcessGroup,
-    *,
-    quiet: bool,
-    max_steps: int | None = None,
-    start: Path | None = None,
-) -> TrainSummary:
-    """Train from the newest checkpoint of ``out``, or from the start, to the last epoch.
+class Trainer:
+    """Trains a prepared run: epochs of steps, with log, checkpoints, and validation after each epoch.
 
     Args:
-        start: A checkpoint's folder, whose weights are those of the first step; by default they are drawn at random.
+        quiet: Show no progress bars.
+        max_steps: Stop at this global step.
 
     Raises:
-        Interrupted: Ctrl-C, after a checkpoint.
-        InputError: The loss is not finite any more, or there are too few images.
-        DamageError, ResourceError: As the parts say.
+        DamageError, MismatchError: The latest checkpoint is damaged, or does not fit the run.
     """
-    settings = config.train
-    per_epoch = steps_per_epoch(data.source.table, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image)
-    learner = Learner(out, config, device, processes, per_epoch=per_epoch, start=start)
-    processes.barrier()  # nobody removes a checkpoint that another is reading
-    encoded, features_of = EncodedCaptions(data.source.table, vocabulary, device), feature_extractor(data)
-    validation = _validation(data, vocabulary, features_of, settings, device, processes, quiet=quiet)
-    gradients = _gradients(learner.captioner, data, vocabulary, features_of, settings, per_epoch, processes)
-    total = per_epoch * settings.epochs if max_steps is None else min(per_epoch * settings.epochs, max_steps)
-    position = learner.position
-    if position.step != position.epoch * per_epoch + position.step_in_epoch or position.step_in_epoch > per_epoch:
-        raise DamageError(f"{out}: the newest checkpoint says epoch {position.epoch}, step {position.step}, which no training of it reaches.")
-    log = MetricsLog(out, position, validated=position.step_in_epoch < per_epoch) if processes.is_main else None
-    loss = val_loss = None
-    epoch_seconds: list[float] = []
-    meter = Meter(processes, rewarded=settings.self_critical)
 
-    def rest_of_epoch(progress: Progress, interrupted: Callable[[int], bool]) -> None:
-        """Train on what is left of the epoch, up to the last step."""
-        nonlocal loss
+    def __init__(self, run: PreparedRun, device: torch.device, processes: ProcessGroup, *, quiet: bool, max_steps: int | None = None) -> None:
+        settings, table = run.config.train, run.data.source.table
+        self.run, self.settings, self.device, self.processes = run, settings, device, processes
+        self.quiet = quiet or not processes.is_main_process
+        self.steps_per_epoch = steps_per_epoch(table, batch_size=settings.batch_size, captions_per_image=settings.captions_per_image)
+        self.state = TrainState(
+            run.out, run.config, device, processes, steps_per_epoch=self.steps_per_epoch, initial_checkpoint=run.initial_checkpoint
+        )
+        processes.barrier()  # no process removes a checkpoint while another one reads it
+        self.encoded, extract_features = EncodedCaptions(table, run.vocabulary, device), feature_extractor(run.data)
+        self.validator = self._open_validator(extract_features)
+        self.compute_gradients = self._gradient_function(extract_features)
+        last_step = self.steps_per_epoch * settings.epochs
+        self.total_steps = last_step if max_steps is None else min(last_step, max_steps)
+        self._check_position()
+        after_validation = self.state.position.step_in_epoch < self.steps_per_epoch
+        self.log = MetricsLog(run.out, self.state.position, after_validation=after_validation) if processes.is_main_process else None
+        self.meter = AverageMeter(processes, self_critical=settings.self_critical)
+        self.loss: float | None = None
+        self.val_loss: float | None = None
+        self.epoch_seconds: list[float] = []
+
+    def fit(self) -> TrainSummary:
+        """Train from the current position to the last epoch.
+
+        Raises:
+            Interrupted: Ctrl-C, after a checkpoint was saved.
+            InputError: The training diverged.
+            DamageError, ResourceError: The data are damaged; a file cannot be written.
+        """
+        state = self.state
+        state.start()
+        with (
+            contextlib.closing(self.log) if self.log is not None else contextlib.nullcontext(),
+            interruptible(self.processes, self.device) as is_interrupted,
+            Progress("Training", total=max(self.total_steps - state.position.step, 0), unit="steps", quiet=self.quiet) as progress,
+        ):
+            while not self._is_finished():
+                started, is_complete = time.perf_counter(), state.position.step_in_epoch == 0
+                self._train_epoch(progress, is_interrupted)
+                if state.position.step_in_epoch < self.steps_per_epoch:
+                    break  # max_steps
+                if is_complete:
+                    self.epoch_seconds.append(time.perf_counter() - started)
+                self._end_epoch()
+            if not state.is_saved:
+                state.save()
+        self.processes.barrier()  # the others would take a process that ends earlier for a failed one
+        return self._summary()
+
+    def _train_epoch(self, progress: Progress, is_interrupted: Callable[[int], bool]) -> None:
+        """Train on the remaining batches of the epoch, up to ``total_steps``."""
+        state, settings = self.state, self.settings
         batches = training_batches(
-            data.source,
-            encoded,
+            self.run.data.source,
+            self.encoded,
             seed=settings.seed,
-            epoch=learner.position.epoch,
+            epoch=state.position.epoch,
             batch_size=settings.batch_size,
             captions_per_image=settings.captions_per_image,
-            first_step=learner.position.step_in_epoch,
-            rank_slice=processes.rank_slice,
+            first_step=state.position.step_in_epoch,
+            rank_slice=self.processes.rank_slice,
         )
         with contextlib.closing(batches):
-            while learner.position.step_in_epoch < per_epoch and learner.position.step < total:
-                asked = time.perf_counter()
-                batch = to_device(next(batches), device)
-                came = time.perf_counter()
-                lr = settings.lr_at(learner.position.step, per_epoch)
-                step_loss = learner.learn(gradients, batch, lr)
-                step = learner.position.step
-                meter.add(step_loss, batch.batch_captions, waited=came - asked, seconds=time.perf_counter() - asked)
-                progress.advance(1, note=meter.note)
-                if step % settings.log_every == 0 or step == total:
-                    line = meter.line(learner.position, lr, per_epoch)
-                    loss = line["loss"]
-                    if log is not None:
-                        log.write(line)
-                stop = interrupted(step)
-                # After the epoch's last step it is validated first: a checkpoint of this step is saved once.
-                if stop or (learner.position.step_in_epoch < per_epoch and learner.save_is_due):
-                    learner.save()
-                if stop:
-                    raise Interrupted(f"Stopped after step {step} of {total}; all of it is saved.")
+            while state.position.step_in_epoch < self.steps_per_epoch and state.position.step < self.total_steps:
+                started = time.perf_counter()
+                batch = to_device(next(batches), self.device)
+                loaded = time.perf_counter()
+                lr = settings.lr_at(state.position.step, self.steps_per_epoch)
+                loss = state.train_step(self.compute_gradients, batch, lr)
+                self.meter.update(loss, batch.batch_captions, data_seconds=loaded - started, seconds=time.perf_counter() - started)
+                progress.advance(1, note=self.meter.progress_note)
+                self._log_step(lr)
+                self._save_step(interrupted=is_interrupted(state.position.step))
 
-    learner.begin()
-    with (
-        contextlib.closing(log) if log is not None else contextlib.nullcontext(),
-        interruptible(processes, device) as interrupted,
-        Progress("Training", total=max(total - position.step, 0), unit="steps", quiet=quiet or not processes.is_main) as progress,
-    ):
-        while not _is_over(learner.position, settings, per_epoch, total):
-            began, whole = time.perf_counter(), learner.position.step_in_epoch == 0
-            rest_of_epoch(progress, interrupted)
-            if learner.position.step_in_epoch < per_epoch:
-                break
-            if whole:
-                epoch_seconds.append(time.perf_counter() - began)
-            learner.check_finite()
-            found = validation.measure(learner.captioning_model) if validation is not None else None
-            if found is not None:
-                val_loss = found.loss
-                if log is not None:
-                    log.validated(learner.position, found)
-            learner.begin_next_epoch(found.cider if found is not None else None)
-            if learner.save_is_due:
-                learner.save()
-        if not learner.is_saved:
-            learner.save()
-    processes.barrier()  # a process that ended sooner would be missed
-    return TrainSummary(
-        steps=learner.position.step,
-        loss=loss,
-        val_loss=val_loss,
-        best=learner.position.best,
-        seconds_per_epoch=sorted(epoch_seconds)[len(epoch_seconds) // 2] if epoch_seconds else None,
-        captions_per_second=meter.captions_per_second,
-        waited_share=meter.waited_share,
-        notes=(*data.notes, *learner.notes),
-    )
+    def _log_step(self, lr: float) -> None:
+        """Write a line of the log every ``log_every`` steps, and after the last step."""
+        position = self.state.position
+        if position.step % self.settings.log_every == 0 or position.step == self.total_steps:
+            line = self.meter.log_line(position, lr, self.steps_per_epoch)
+            self.loss = line["loss"]
+            if self.log is not None:
+                self.log.write(line)
 
+    def _save_step(self, *, interrupted: bool) -> None:
+        """Save a checkpoint if one is due, or the training was interrupted."""
+        state = self.state
+        # After an epoch's last step the validation comes first, so that this step is saved once.
+        if interrupted or (state.position.step_in_epoch < self.steps_per_epoch and state.checkpoint_is_due):
+            state.save()
+        if interrupted:
+            raise Interrupted(f"Stopped after step {state.position.step} of {self.total_steps}; a checkpoint was saved.")
 
-def _validation(
-    data: TrainingData,
-    vocabulary: Vocabulary,
-    features_of: FeatureExtractor,
-    settings: TrainConfig,
-    device: torch.device,
-    processes: ProcessGroup,
-    *,
-    quiet: bool,
-) -> Validation | None:
-    if data.val is None:
-        return None
-    images = settings.val_images
-    return Validation(data.val, vocabulary, features_of, data.val_pictures, images=images, device=device, processes=processes, quiet=quiet)
+    def _end_epoch(self) -> None:
+        """Validate, and save a checkpoint if one is due."""
+        state = self.state
+        state.check_finite()
+        result = self.validator.validate(state.captioning_model) if self.validator is not None else None
+        if result is not None:
+            self.val_loss = result.loss
+            if self.log is not None:
+                self.log.write_validation(state.position, result)
+        state.end_epoch(result.cider if result is not None else None)
+        if state.checkpoint_is_due:
+            state.save()
 
+    def _is_finished(self) -> bool:
+        """Whether the last epoch or step is done, or patience has run out.
 
-def _gradients(
-    captioner: Captioner,
-    data: TrainingData,
-    vocabulary: Vocabulary,
-    features_of: FeatureExtractor,
-    settings: TrainConfig,
-    per_epoch: int,
-    processes: ProcessGroup,
-) -> Callable[[CaptionBatch], Tensor]:
-    """What fills the parameters' gradients from a batch, and gives its loss."""
-    model = captioner if processes.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
-    if not settings.self_critical:
-        return CrossEntropyStep(captioner, model, features_of, settings, per_epoch, processes)
-    table = data.source.table
-    reward = Reward(table, vocabulary)
-    return SelfCriticalStep(captioner, model, features_of, settings.precision, processes, table, reward, vocabulary, settings.samples)
+        An epoch that was interrupted after its last step has still to be validated.
+        """
+        position, settings = self.state.position, self.settings
+        if position.epoch >= settings.epochs or (position.step >= self.total_steps and position.step_in_epoch < self.steps_per_epoch):
+            return True
+        if settings.patience is None or position.best is None:
+            return False
+        return position.epoch - position.best.step // self.steps_per_epoch >= settings.patience
 
+    def _check_position(self) -> None:
+        position = self.state.position
+        expected_step = position.epoch * self.steps_per_epoch + position.step_in_epoch
+        if position.step != expected_step or position.step_in_epoch > self.steps_per_epoch:
+            raise DamageError(
+                f"{self.run.out}: the latest checkpoint has an impossible position: epoch {position.epoch}, step {position.step_in_epoch} of "
+                f"{self.steps_per_epoch} in it, global step {position.step}."
+            )
 
-def _is_over(position: TrainingPosition, settings: TrainConfig, per_epoch: int, total: int) -> bool:
-    """Whether nothing is left to do: the last epoch or step is done, or so many epochs have passed without better captions that patience ends.
+    def _open_validator(self, extract_features: FeatureExtractor) -> Validator | None:
+        data = self.run.data
+        if data.val is None:
+            return None
+        return Validator(
+            data.val,
+            self.run.vocabulary,
+            extract_features,
+            data.val_pictures,
+            images=self.settings.val_images,
+            device=self.device,
+            processes=self.processes,
+            quiet=self.quiet,
+        )
 
-    An epoch that was stopped after its last step has still to be validated.
-    """
-    if position.epoch >= settings.epochs or (position.step >= total and position.step_in_epoch < per_epoch):
-        return True
-    if settings.patience is None or position.best is None:
-        return False
-    return position.epoch - position.best.step // per_epoch >= settings.patience
+    def _gradient_function(self, extract_features: FeatureExtractor) -> Callable[[CaptionBatch], Tensor]:
+        """The function that computes the gradients of a batch, and returns its loss."""
+        captioner, processes = self.state.captioner, self.processes
+        model = captioner if processes.world_size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
+        if not self.settings.self_critical:
+            return CrossEntropyStep(captioner, model, extract_features, self.settings, self.steps_per_epoch, processes)
+        reward = Reward(self.run.data.source.table, self.run.vocabulary)
+        return SelfCriticalStep(captioner, model, extract_features, self.settings, processes, reward)
+
+    def _summary(self) -> TrainSummary:
+        seconds = sorted(self.epoch_seconds)
+        return TrainSummary(
+            steps=self.state.position.step,
+            loss=self.loss,
+            val_loss=self.val_loss,
+            best=self.state.position.best,
+            seconds_per_epoch=seconds[len(seconds) // 2] if seconds else None,
+            captions_per_second=self.meter.captions_per_second,
+            data_wait=self.meter.data_wait,
+            notes=(*self.run.data.notes, *self.state.notes),
+        )

@@ -1,4 +1,4 @@
-"""A training's log: ``metrics.jsonl`` for programs, TensorBoard events for looking at."""
+"""The log of a training: ``metrics.jsonl`` for programs, and TensorBoard events."""
 
 import json
 import math
@@ -9,26 +9,27 @@ import torch
 from pipeline.images.figures import image_grid
 from pipeline.runs.checkpoints import TrainingPosition
 from pipeline.runs.run import METRICS_FILE
-from pipeline.training.distributed import ProcessGroup, all_reduce_sum
+from pipeline.training.distributed import ProcessGroup
 from pipeline.training.validation import ValidationResult
 from shards.atomic import committed_file
 from shards.errors import InputError
 
 
 def perplexity(loss: float) -> float:
-    """Exp of a loss in nats per token; finite, so that it can be written as JSON."""
+    """The exponential of a loss in nats per token, limited to exp(100) so that it is finite and can be written as JSON."""
     return math.exp(min(loss, 100.0))
 
 
 class MetricsLog:
-    """``metrics.jsonl`` and TensorBoard events; lines beyond the checkpoint that a training goes on from are taken back.
+    """Writes ``metrics.jsonl`` and TensorBoard events. On resuming, the lines after the checkpoint are removed first.
 
     Args:
-        position: Of that checkpoint.
-        validated: Whether it was saved after its step's validation, if there was one.
+        out: The run's folder.
+        position: The checkpoint's position.
+        after_validation: Whether the checkpoint was saved after the validation of its step, if there was one.
     """
 
-    def __init__(self, out: Path, position: TrainingPosition, *, validated: bool) -> None:
+    def __init__(self, out: Path, position: TrainingPosition, *, after_validation: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / METRICS_FILE
@@ -37,7 +38,7 @@ class MetricsLog:
             for line in path.read_bytes().splitlines():
                 try:
                     content = json.loads(line)
-                    if content["step"] < position.step or (content["step"] == position.step and (validated or "val_loss" not in content)):
+                    if content["step"] < position.step or (content["step"] == position.step and (after_validation or "val_loss" not in content)):
                         kept.append(line + b"\n")
                 except (ValueError, KeyError, TypeError):
                     break  # a line that was being written when the process was killed
@@ -47,26 +48,26 @@ class MetricsLog:
         self._events = SummaryWriter(str(out), purge_step=position.step + 1)
 
     def write(self, line: dict[str, float | int]) -> None:
-        """Add one line."""
+        """Append one line, and add its values to the TensorBoard events."""
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
         for name, value in line.items():
             if name not in ("step", "epoch", "epochs"):
                 self._events.add_scalar(name, value, line["step"])
 
-    def validated(self, position: TrainingPosition, found: ValidationResult) -> None:
-        """A line of scores, and a picture of some captions."""
+    def write_validation(self, position: TrainingPosition, result: ValidationResult) -> None:
+        """Append a line with the scores, and add the example captions, with their images, to the TensorBoard events."""
         line = {
             "step": position.step,
             "epoch": position.epoch,
             "epochs": position.epoch + 1.0,
-            "val_loss": found.loss,
-            "val_perplexity": perplexity(found.loss),
+            "val_loss": result.loss,
+            "val_perplexity": perplexity(result.loss),
         }
-        self.write(line if found.cider is None else {**line, "val_cider": found.cider})
-        for number, shown in enumerate(found.shown):
-            self._events.add_text(f"val/caption {number}", f"{shown.caption}\n\n(reference: {shown.reference})", position.step)
-        pictures = [(s.pixels, f"{s.caption}\n({s.reference})") for s in found.shown if s.pixels is not None]
+        self.write(line if result.cider is None else {**line, "val_cider": result.cider})
+        for number, example in enumerate(result.examples):
+            self._events.add_text(f"val/caption {number}", f"{example.caption}\n\n(reference: {example.reference})", position.step)
+        pictures = [(e.pixels, f"{e.caption}\n({e.reference})") for e in result.examples if e.pixels is not None]
         if pictures:
             self._events.add_figure("val/captions", image_grid(pictures), position.step, close=False)
         self._events.flush()
@@ -76,54 +77,65 @@ class MetricsLog:
         self._events.close()
 
 
-class Meter:
-    """Means over the steps since the last line of the log; ``captions_per_second`` and ``note`` are of that line.
+class AverageMeter:
+    """Averages over the steps since the last line of the log.
 
     Args:
-        rewarded: The losses are minus rewards, as in self-critical training, and no entropies.
+        self_critical: Whether the losses are negative rewards, as in self-critical training, instead of cross-entropies.
+
+    Attributes:
+        progress_note, captions_per_second, data_wait: Of the last line; ``data_wait`` is the fraction of the time spent waiting for data.
     """
 
-    def __init__(self, processes: ProcessGroup, *, rewarded: bool = False) -> None:
-        self._rewarded = rewarded
-        self.note = ""
+    def __init__(self, processes: ProcessGroup, *, self_critical: bool = False) -> None:
+        self._processes = processes
+        self._self_critical = self_critical
+        self.progress_note = ""
         self.captions_per_second: float | None = None
-        self.waited_share = 0.0
-        self._world = processes
+        self.data_wait = 0.0
         self._reset()
 
     def _reset(self) -> None:
-        self.losses: list[torch.Tensor] = []
-        self.captions, self.waited, self.seconds = 0, 0.0, 1e-9
+        self._losses: list[torch.Tensor] = []
+        self._captions, self._data_seconds, self._seconds = 0, 0.0, 1e-9
 
-    def add(self, loss: torch.Tensor, captions: int, *, waited: float, seconds: float) -> None:
-        """One step: this process's part of its loss, and the captions of all processes."""
-        self.losses.append(loss)
-        self.captions += captions
-        self.waited += waited
-        self.seconds += seconds
+    def update(self, loss: torch.Tensor, captions: int, *, data_seconds: float, seconds: float) -> None:
+        """Add one step.
 
-    def line(self, position: TrainingPosition, lr: float, steps_per_epoch: int) -> dict[str, float | int]:
-        """A line of the log, the same in all processes, after which the means start anew.
+        Args:
+            loss: This process's part of the step's loss, float32 ().
+            captions: Captions of the batch, over all processes.
+            data_seconds: Seconds spent waiting for the batch, part of ``seconds``.
+            seconds: Duration of the step.
+        """
+        self._losses.append(loss)
+        self._captions += captions
+        self._data_seconds += data_seconds
+        self._seconds += seconds
+
+    def log_line(self, position: TrainingPosition, lr: float, steps_per_epoch: int) -> dict[str, float | int]:
+        """The line of ``metrics.jsonl`` for the steps since the last one, the same in all processes; then reset the averages.
 
         Raises:
-            InputError: The loss is not finite.
+            InputError: The loss is NaN or inf.
         """
-        values = all_reduce_sum(torch.stack(self.losses).double().cpu(), self._world).tolist()
-        loss, rate, waiting = sum(values) / len(values), self.captions / self.seconds, self.waited / self.seconds
-        if not math.isfinite(loss):
-            raise InputError(f"The loss became {loss} by step {position.step}: the training diverged. Start again with a smaller --lr than {lr}.")
-        shown = f"reward {-loss:.3f}" if self._rewarded else f"loss {loss:.3f}"
-        self.note = f"{shown}, {rate:,.0f} captions/s, {100 * waiting:.0f}% waiting for data"
-        self.captions_per_second, self.waited_share = rate, waiting
+        losses = self._processes.all_reduce(torch.stack(self._losses).double().cpu()).tolist()
+        mean_loss = sum(losses) / len(losses)
+        rate, data_wait = self._captions / self._seconds, self._data_seconds / self._seconds
+        if not math.isfinite(mean_loss):
+            raise InputError(f"The loss is {mean_loss} at step {position.step}: the training diverged. Start again with a smaller `lr` than {lr}.")
+        objective = f"reward {-mean_loss:.3f}" if self._self_critical else f"loss {mean_loss:.3f}"
+        self.progress_note = f"{objective}, {rate:,.0f} captions/s, {100 * data_wait:.0f}% waiting for data"
+        self.captions_per_second, self.data_wait = rate, data_wait
         self._reset()
         return {
             "step": position.step,
             "epoch": position.epoch,
             "epochs": round(position.epoch + position.step_in_epoch / steps_per_epoch, 6),
-            "loss": values[-1],
-            "mean_loss": loss,
-            **({"reward": -loss} if self._rewarded else {"perplexity": perplexity(values[-1])}),
+            "loss": losses[-1],
+            "mean_loss": mean_loss,
+            **({"reward": -mean_loss} if self._self_critical else {"perplexity": perplexity(losses[-1])}),
             "lr": lr,
             "captions_per_second": round(rate, 1),
-            "data_wait": round(waiting, 4),
+            "data_wait": round(data_wait, 4),
         }

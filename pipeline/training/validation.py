@@ -1,7 +1,7 @@
-"""The val split, looked at after each epoch: loss of its captions, CIDEr of generated ones, and some of these beside their pictures.
+"""Validation after each epoch: loss of the val captions, CIDEr of generated captions, and a few examples with their images.
 
-The processes of a training share the images; the first one scores. What does not change from epoch to epoch, the features, is computed
-once and kept.
+The processes of a training divide the images among them; the main process computes the scores. The features, which do not change from
+epoch to epoch, are computed once and kept.
 """
 
 import math
@@ -27,8 +27,8 @@ from shards.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownCaption:
-    """A val image with what was generated for it: its pixels, uint8 (height, width, 3), where they are at hand."""
+class ExampleCaption:
+    """A val image with its generated caption and one reference; ``pixels``, uint8 (height, width, 3), where they are available."""
 
     pixels: NDArray[np.uint8] | None
     caption: str
@@ -37,28 +37,35 @@ class ShownCaption:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationResult:
-    """What a validation found; ``shown`` in the first process alone, ``cider`` None where there are no images."""
+    """The scores of one validation.
+
+    Attributes:
+        loss: Nats per token.
+        cider: CIDEr of the greedy captions, on a scale of 0 to 10; None if the split has no captioned images.
+        examples: In the main process only.
+    """
 
     loss: float
     cider: float | None
-    shown: tuple[ShownCaption, ...]
+    examples: tuple[ExampleCaption, ...]
 
 
-class Validation:
-    """Measures a captioner on up to ``images`` images of the val split, spread evenly over it.
+class Validator:
+    """Validates a captioner on images of the val split, spread evenly over it.
 
     Args:
         source: The val split.
-        features_of: What turns a batch into features.
+        extract_features: Computes a batch's features.
+        pictures: Returns the pixels of the example images.
+        images: The maximum number of images; the example images are added to them.
         quiet: Show no progress while the features are computed.
-        pictures: Gives the pixels of some images.
     """
 
     def __init__(
         self,
         source: Source,
         vocabulary: Vocabulary,
-        features_of: FeatureExtractor,
+        extract_features: FeatureExtractor,
         pictures: Pictures,
         *,
         images: int,
@@ -70,25 +77,39 @@ class Validation:
         captioned = source.table.caption_counts > 0
         chosen = np.union1d(spread_rows(source.table.images, images), spread_rows(source.table.images, PREVIEWS))
         self.rows = chosen[captioned[chosen]]
-        # As evaluate scores: the CIDEr of a training is that of its greedy captions there.
-        self.references = [[ptb_tokens(text) for text in texts] for texts in source.table.reference_texts(self.rows)] if processes.is_main else []
+        # The same references as in `evaluate`, which finds the same CIDEr for greedy captions.
+        references = source.table.reference_texts(self.rows) if processes.is_main_process else []
+        self.references = [[ptb_tokens(text) for text in texts] for texts in references]
         start, stop = processes.rank_slice.of(0, len(self.rows))
         self.batches: list[CaptionBatch] = []
         encoded = EncodedCaptions(source.table, vocabulary, device)
-        with torch.no_grad(), Progress("Preparing val", total=stop - start, unit="images", quiet=quiet or not processes.is_main) as progress:
+        quiet = quiet or not processes.is_main_process
+        with torch.no_grad(), Progress("Preparing val", total=stop - start, unit="images", quiet=quiet) as progress:
             for read in table_batches(source, encoded, self.rows[start:stop]):
                 batch = to_device(read, device)
-                self.batches.append(replace(batch, images=features_of(batch)))
+                self.batches.append(replace(batch, images=extract_features(batch)))
                 progress.advance(len(batch.images))
 
     @torch.no_grad()
-    def measure(self, captioner: Captioner) -> ValidationResult:
-        """Loss in nats per token, CIDEr of greedy captions, and a few captions to look at.
+    def validate(self, captioner: Captioner) -> ValidationResult:
+        """Loss in nats per token, CIDEr of greedy captions, and a few examples. All processes return the same scores.
 
         Raises:
-            InputError: The loss is not finite, in all processes alike.
+            InputError: The loss is NaN or inf, in all processes alike.
         """
         captioner.eval()
+        loss = self._mean_loss(captioner)
+        own_captions = [words for batch in self.batches for words in greedy(captioner, batch.images, self.vocabulary)]
+        captioner.train()
+        captions = self.processes.all_gather(own_captions)
+        if not captions:
+            return ValidationResult(loss=loss, cider=None, examples=())
+        is_main = self.processes.is_main_process
+        main_score = cider([ptb_tokens(sentence(words)) for words in captions], self.references) if is_main else 0.0
+        (score,) = self.processes.sum(main_score)  # all processes need it: they have to agree on the best epoch and on when patience runs out
+        return ValidationResult(loss=loss, cider=score, examples=tuple(self._examples(captions)) if is_main else ())
+
+    def _mean_loss(self, captioner: Captioner) -> float:
         total = tokens = 0.0
         for batch in self.batches:
             images = captioner.projection(batch.images)
@@ -96,18 +117,11 @@ class Validation:
             tokens += batch.batch_tokens
         total, tokens = self.processes.sum(total, tokens)
         if not math.isfinite(total):
-            raise InputError(f"The loss on the val split became {total}: the training diverged. Start again with a smaller --lr.")
-        mine = [words for batch in self.batches for words in greedy(captioner, batch.images, self.vocabulary)]
-        captioner.train()
-        words = self.processes.gather(mine)
-        if not words:
-            return ValidationResult(loss=total / max(tokens, 1), cider=None, shown=())
-        mine_alone = cider([ptb_tokens(sentence(caption)) for caption in words], self.references) if self.processes.is_main else 0.0
-        (scored,) = self.processes.sum(mine_alone)  # all have to agree on which captions are the best, and when patience ends
-        return ValidationResult(loss=total / max(tokens, 1), cider=scored, shown=tuple(self._shown(words)) if self.processes.is_main else ())
+            raise InputError(f"The loss on the val split is {total}: the training diverged. Start again with a smaller `lr`.")
+        return total / max(tokens, 1)
 
-    def _shown(self, words: list[list[str]]) -> Iterator[ShownCaption]:
+    def _examples(self, captions: list[list[str]]) -> Iterator[ExampleCaption]:
         rows = [row for row in spread_rows(self.table.images, PREVIEWS).tolist() if self.table.caption_counts[row]]
-        first = np.cumsum(self.table.caption_counts) - self.table.caption_counts
-        for row, place, pixels in zip(rows, np.searchsorted(self.rows, rows), self.pictures(rows), strict=True):
-            yield ShownCaption(pixels=pixels, caption=sentence(words[place]), reference=self.table.texts[first[row]])
+        first_captions = np.cumsum(self.table.caption_counts) - self.table.caption_counts
+        for row, index, pixels in zip(rows, np.searchsorted(self.rows, rows), self.pictures(rows), strict=True):
+            yield ExampleCaption(pixels=pixels, caption=sentence(captions[index]), reference=self.table.texts[first_captions[row]])

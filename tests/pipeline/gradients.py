@@ -1,6 +1,6 @@
-"""Computes one batch's gradients as a training does, in one process or in several: what test_world.py compares.
+"""Computes one batch's gradients as a training does, in one process or in several: for test_distributed.py to compare.
 
-Usage: gradients.py OUT KIND DATA PIECES UNITS, where KIND is features or shards, and OUT gets what the first process found.
+Usage: gradients.py OUT KIND DATA CHUNKS UNITS, where KIND is features or shards; the main process writes the gradients to OUT.
 """
 
 import sys
@@ -18,8 +18,8 @@ from pipeline.loading.batches import EncodedCaptions, to_device, training_batche
 from pipeline.loading.training_data import RawConfig, TrainingData, feature_extractor, open_cached, open_raw
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.cross_entropy import CrossEntropyStep
-from pipeline.training.distributed import ProcessGroup, all_reduce_sum, process_group
-from pipeline.training.validation import Validation
+from pipeline.training.distributed import ProcessGroup, process_group
+from pipeline.training.validation import Validator
 
 CPU = torch.device("cpu")
 
@@ -32,31 +32,32 @@ def open_data(kind: str, data: Path) -> TrainingData:
     return open_raw(data, kept, RawConfig(backbone="resnet18", weights="random", augment="tutorial", precision="fp32", threads=1), CPU)
 
 
-def gradients(kind: str, path: Path, *, pieces: int, units: int, processes: ProcessGroup) -> dict[str, torch.Tensor]:
-    """Gradients, BatchNorm's averages, the loss and the validation's, of one batch of so many units."""
+def gradients(kind: str, path: Path, *, chunks: int, units: int, processes: ProcessGroup) -> dict[str, torch.Tensor]:
+    """Gradients, BatchNorm statistics, loss and validation scores of one batch of ``units`` units."""
     data = open_data(kind, path)
     torch.manual_seed(0)
     vocabulary = vocabulary_of(data.source.table, min_count=1).vocabulary
     captioner = Captioner(DecoderConfig(feature_dim=data.feature_dim, vocabulary_size=len(vocabulary), embedding_dim=16, hidden_dim=24))
-    model = captioner if processes.size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
-    features_of = feature_extractor(data)
-    step = CrossEntropyStep(captioner, model, features_of, TrainConfig(accumulate=pieces, precision="fp32"), 1, processes)
+    model = captioner if processes.world_size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
+    extract_features = feature_extractor(data)
+    step = CrossEntropyStep(captioner, model, extract_features, TrainConfig(accumulate=chunks, precision="fp32"), 1, processes)
     encoded = EncodedCaptions(data.source.table, vocabulary)
     batch = next(training_batches(data.source, encoded, seed=1, epoch=0, batch_size=units, captions_per_image=2, rank_slice=processes.rank_slice))
-    loss = all_reduce_sum(step(to_device(batch, CPU)), processes)
+    loss = processes.all_reduce(step(to_device(batch, CPU)))
     assert data.val is not None
-    validated = Validation(data.val, vocabulary, features_of, data.val_pictures, images=3, device=CPU, processes=processes).measure(captioner)
+    validator = Validator(data.val, vocabulary, extract_features, data.val_pictures, images=3, device=CPU, processes=processes)
+    validation = validator.validate(captioner)
     found = {name: parameter.grad for name, parameter in captioner.named_parameters() if parameter.grad is not None}
     found |= {name: buffer.float() for name, buffer in captioner.named_buffers()}
-    return found | {"loss": loss, "val_loss": torch.tensor(validated.loss), "val_cider": torch.tensor(validated.cider or 0.0)}
+    return found | {"loss": loss, "val_loss": torch.tensor(validation.loss), "val_cider": torch.tensor(validation.cider or 0.0)}
 
 
 def main() -> None:
-    out, kind, data, pieces, units = sys.argv[1:]
+    out, kind, data, chunks, units = sys.argv[1:]
     torch.set_num_threads(1)
     with process_group(CPU) as processes:
-        found = gradients(kind, Path(data), pieces=int(pieces), units=int(units), processes=processes)
-        if processes.is_main:
+        found = gradients(kind, Path(data), chunks=int(chunks), units=int(units), processes=processes)
+        if processes.is_main_process:
             save_file({name: value.contiguous() for name, value in found.items()}, out)
         processes.barrier()
 

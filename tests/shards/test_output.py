@@ -15,7 +15,6 @@ import pytest
 from click.testing import Result
 
 from pipeline.execution.array_tasks import ArrayTask
-from pipeline.training.train import train
 from shards import fetch as fetch_module
 from shards.dataset import open_split
 from shards.errors import InputError, OccupiedError, ResourceError
@@ -26,6 +25,7 @@ from shards.remote import localize
 from tests import ROOT
 from tests.caching import cache_features
 from tests.conftest import TINY_MODEL
+from tests.pipeline.short_runs import train_on_cpu
 from tests.servers import contents, draw, objects, s3_bucket, shard
 
 NAMES = [f"{number}.jpg" for number in range(10)]
@@ -60,7 +60,7 @@ def test_shards_written_to_s3_are_those_of_a_folder_and_are_trained_on(place: Pl
     assert objects(client, url) == contents(drawn / "whole")
     folder = localize(url, cache=tmp_path / "cache")
     assert open_split(folder, "train").images == 10
-    train(out=tmp_path / "run", shards=folder, settings={**TINY_MODEL, "epochs": 1}, device="cpu", backbone="squeezenet1_1", weights="random")
+    train_on_cpu(out=tmp_path / "run", shards=folder, settings={**TINY_MODEL, "epochs": 1}, backbone="squeezenet1_1", weights="random")
     assert json.loads((tmp_path / "run/config.json").read_text())["data"] == url
 
 

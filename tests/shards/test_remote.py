@@ -24,7 +24,6 @@ from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.features.pixel_batches import _without_samples
 from pipeline.loading.batches import CaptionBatch, EncodedCaptions, training_batches
 from pipeline.loading.sources import ShardSource
-from pipeline.training.train import train
 from shards.caption_table import table_of_split
 from shards.dataset import DatasetFile, Split, open_split, read_dataset_file
 from shards.errors import CapstreamError, DamageError, InputError, ResourceError
@@ -34,6 +33,7 @@ from shards.remote import check_cache_holds, localize, mirror_name, origin
 from shards.tar import open_readable_split
 from tests import ROOT
 from tests.conftest import Small
+from tests.pipeline.short_runs import train_on_cpu
 from tests.shards.shard_server import LARGE, Server, largest, opened, tar_bytes, wait_until
 
 Run = Callable[..., Result]
@@ -321,7 +321,7 @@ def test_a_cache_too_small_for_a_window_is_refused_with_the_size_it_needs(server
     check_cache_holds(open_split(fine, "train"), 17)
     check_cache_holds(dataclasses.replace(split, shards=split.shards[:3]), 17)
     with pytest.raises(InputError, match=rf"`shard_cache_gb` 0\.0001 .* {sum(sizes[:17])} bytes\. Give at least 0\.001"):
-        train(out=tmp_path / "run", shards=localize(server.url, cache=tmp_path, cache_bytes=100_000), device="cpu")
+        train_on_cpu(out=tmp_path / "run", shards=localize(server.url, cache=tmp_path, cache_bytes=100_000))
     with pytest.raises(InputError, match=r"more than `shard_cache_gb` 1e-06 allows"):
         opened(server, tmp_path, 1000).shards[0].open()
 

@@ -72,26 +72,27 @@ def train(
     settings: dict[str, Any],
 ) -> None:
     """Train a captioning model. It is trained on cached features, or on raw images from shards."""
+    from pipeline.training.config import DataConfig, RuntimeConfig
     from pipeline.training.interruption import Interrupted
     from pipeline.training.train import train
 
     try:
         summary = train(
             out=out,
-            features=features,
-            shards=shard_cache.local_or_none(shards),
-            vocab=vocab,
-            backbone=backbone,
-            weights=weights,
+            data=DataConfig(
+                features=features,
+                shards=shard_cache.local_or_none(shards),
+                vocab=vocab,
+                backbone=backbone,
+                weights=weights,
+                shard_cache=shard_cache.folder,
+                shard_cache_bytes=shard_cache.max_bytes,
+            ),
             settings=settings,
             config_file=config_file,
-            start=init_from,
+            init_from=init_from,
             resume=resume,
-            workers=workers,
-            device=device,
-            quiet=False,
-            shard_cache=shard_cache.folder,
-            shard_cache_bytes=shard_cache.max_bytes,
+            runtime=RuntimeConfig(device=device, workers=workers, quiet=False),
         )
     except Interrupted as interrupted:
         if _is_main_process():

@@ -22,10 +22,10 @@ from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.evaluation.evaluate_results import score_results
 from pipeline.evaluation.score_file import read_scores
 from pipeline.runs.run import open_run
-from pipeline.training.train import train
 from shards.errors import InputError, MismatchError
 from shards.features import FeatureFile, open_features
 from tests.conftest import TINY_MODEL, Small, diverged
+from tests.pipeline.short_runs import train_on_cpu
 
 
 def cached(small: Small, out: Path, split: str = "val", **options: object) -> Evaluation:
@@ -203,7 +203,7 @@ def test_what_is_missing_is_named(small: Small, tmp_path: Path) -> None:
 
 def test_runs_caption_together_and_what_does_not_fit_is_refused(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
     settings = {**TINY_MODEL, "epochs": 1, "seed": 7, "hidden_dim": 40}
-    train(out=tmp_path / "second", features=small.features, vocab=small.run / "vocab.json", settings=settings, device="cpu")
+    train_on_cpu(out=tmp_path / "second", features=small.features, vocab=small.run / "vocab.json", settings=settings)
     together = cached(small, tmp_path / "both.json", others=[tmp_path / "second"])
     assert together.scores.made_by["others"] == [str(tmp_path / "second")]
     runs = [open_run(folder, device=torch.device("cpu")) for folder in (small.run, tmp_path / "second")]
@@ -220,14 +220,14 @@ def test_runs_caption_together_and_what_does_not_fit_is_refused(small: Small, tm
     one, both = (run_cli("caption", *photographs, *runs, "--device", "cpu") for runs in (ours[1:3], ours[1:5]))
     assert one.exit_code == both.exit_code == 0
 
-    train(out=tmp_path / "third", features=small.features, settings={**settings, "min_count": 40}, device="cpu", max_steps=1)
+    train_on_cpu(out=tmp_path / "third", features=small.features, settings={**settings, "min_count": 40}, max_steps=1)
     with pytest.raises(MismatchError, match=r"cannot caption together.*digest of the vocabulary: \w+ there, \w+ now"):
         cached(small, tmp_path / "x.json", others=[tmp_path / "third"])
 
 
 def test_the_average_is_the_mean_of_all_kept_checkpoints_weights(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 4, "keep_checkpoints": 2}
-    train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
+    train_on_cpu(out=tmp_path / "run", features=small.features, settings=settings)
     kept = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert len(kept) >= 2
     states = [load_file(path / "model.safetensors") for path in kept]

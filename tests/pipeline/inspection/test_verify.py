@@ -18,7 +18,6 @@ from model.vocabulary import build_vocabulary
 from pipeline.inspection.verify import verify
 from pipeline.loading.batches import CaptionBatch, EncodedCaptions, training_batches
 from pipeline.loading.sources import ShardSource
-from pipeline.training.train import train
 from shards.caption_table import table_of_split
 from shards.dataset import open_split
 from shards.digests import json_digest
@@ -28,6 +27,7 @@ from shards.sidecar import Sample, read_sidecar
 from shards.tar import open_readable_split
 from tests.caching import cache_features
 from tests.conftest import TINY_MODEL, Small, shard_small
+from tests.pipeline.short_runs import train_on_cpu
 
 TAR = "train-000001.tar"
 BLOCK = 512
@@ -222,10 +222,10 @@ def test_skipping_trains_on_the_intact_samples_and_reports_the_count(shards: Pat
     content[sidecar.samples[3].jpg.offset + 40] ^= 1
     tar.write_bytes(bytes(content))
 
-    raw: dict[str, Any] = {"shards": shards, "backbone": "resnet18", "weights": "random", "device": "cpu", "max_steps": 2}
+    raw: dict[str, Any] = {"shards": shards, "backbone": "resnet18", "weights": "random", "max_steps": 2}
     with pytest.raises(DamageError, match=f"{TAR}: sample 000000013"):
-        train(out=tmp_path / "fail", settings=TINY_MODEL, **raw)
-    summary = train(out=tmp_path / "skip", settings={**TINY_MODEL, "on_error": "skip"}, **raw)
+        train_on_cpu(out=tmp_path / "fail", settings=TINY_MODEL, **raw)
+    summary = train_on_cpu(out=tmp_path / "skip", settings={**TINY_MODEL, "on_error": "skip"}, **raw)
     assert summary.steps == 2
     assert any(f"skipped 1 damaged samples of split 'train' ({TAR} 000000013)" in note for note in summary.notes)
     assert sum(len(batch.captions) for batch in batches(shards, "skip")) == 180 - sidecar.samples[3].captions

@@ -8,9 +8,9 @@ from click.testing import Result
 from PIL import Image
 
 from pipeline.reporting.curves import POINTS, draw_curves, read_curves, short_names
-from pipeline.training.train import train
 from shards.errors import DamageError, InputError
 from tests.conftest import TINY_MODEL, Small
+from tests.pipeline.short_runs import train_on_cpu
 
 
 def training_line(step: int, **values: float) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def run_with(folder: Path, lines: list[dict[str, Any]], tail: bytes = b"") -> Pa
 
 
 def test_a_plot_compares_runs_and_a_line_summarizes_each(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
-    train(out=tmp_path / "other", features=small.features, settings={**TINY_MODEL, "epochs": 1, "lr": 0.01}, device="cpu")
+    train_on_cpu(out=tmp_path / "other", features=small.features, settings={**TINY_MODEL, "epochs": 1, "lr": 0.01})
     result = run_cli("curves", small.run, tmp_path / "other", "--out", tmp_path / "curves.png")
     assert result.exit_code == 0, result.output
     logged = [json.loads(line) for line in (small.run / "metrics.jsonl").read_text().splitlines()]

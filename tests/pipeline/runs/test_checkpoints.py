@@ -10,34 +10,33 @@ import pytest
 import torch
 from click.testing import Result
 
-from pipeline.runs.checkpoints import BestValidation, TrainingPosition, best_checkpoint, checkpoint_folder, find_checkpoint, save_checkpoint
+from pipeline.runs.checkpoints import BestValidation, TrainingPosition, best_checkpoint, checkpoint_folder, latest_checkpoint, save_checkpoint
 from pipeline.runs.run import open_run
-from pipeline.training.train import train
 from shards.digests import file_sha256
 from tests.conftest import TINY_MODEL, Small
-from tests.pipeline.short_runs import lines, same
+from tests.pipeline.short_runs import lines, same, train_on_cpu
 
 SETTINGS = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 3}
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(small: Small, tmp_path: Path) -> None:
-    train(out=tmp_path / "run", features=small.features, settings=SETTINGS, device="cpu", max_steps=8)
-    newest, position, _ = find_checkpoint(tmp_path / "run")
+    train_on_cpu(out=tmp_path / "run", features=small.features, settings=SETTINGS, max_steps=8)
+    newest, position, _ = latest_checkpoint(tmp_path / "run")
     assert position.step == 8
     data = bytearray((newest / "model.safetensors").read_bytes())
     data[-5] ^= 1
     (newest / "model.safetensors").write_bytes(bytes(data))
-    summary = train(out=tmp_path / "run", resume=True, device="cpu")
+    summary = train_on_cpu(out=tmp_path / "run", resume=True)
     assert any("step-00000008" in note and "before it" in note for note in summary.notes)
-    train(out=tmp_path / "whole", features=small.features, settings=SETTINGS, device="cpu")
+    train_on_cpu(out=tmp_path / "whole", features=small.features, settings=SETTINGS)
     same(tmp_path / "whole", tmp_path / "run")
 
 
 def test_the_best_captions_and_the_newest_checkpoints_are_kept(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = {**TINY_MODEL, "epochs": 6, "keep_checkpoints": 2, "checkpoint_every": 5, "lr": 0.01}
-    summary = train(out=out, features=small.features, settings=settings, device="cpu")
+    summary = train_on_cpu(out=out, features=small.features, settings=settings)
     scores = {line["step"]: line["val_cider"] for line in lines(out) if "val_cider" in line}
     assert summary.best is not None
     assert summary.best.cider == max(scores.values()) == scores[summary.best.step]
@@ -51,16 +50,16 @@ def test_the_best_captions_and_the_newest_checkpoints_are_kept(small: Small, tmp
 
 def test_checkpoints_come_by_the_clock_too(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "keep_checkpoints": 100, "checkpoint_minutes": 1e-9}
-    train(out=tmp_path / "clock", features=small.features, settings=settings, device="cpu", max_steps=5)
+    train_on_cpu(out=tmp_path / "clock", features=small.features, settings=settings, max_steps=5)
     assert len(list((tmp_path / "clock" / "checkpoints").iterdir())) == 5
-    train(out=tmp_path / "never", features=small.features, settings={**settings, "checkpoint_minutes": 0}, device="cpu", max_steps=5)
+    train_on_cpu(out=tmp_path / "never", features=small.features, settings={**settings, "checkpoint_minutes": 0}, max_steps=5)
     assert len(list((tmp_path / "never" / "checkpoints").iterdir())) == 1
 
 
 def test_a_checkpoint_that_is_due_by_the_clock_at_an_epochs_end_comes_after_its_validation(small: Small, tmp_path: Path) -> None:
     # At so small a rate captions stay the same: the second epoch's are not the best.
     settings = {**TINY_MODEL, "keep_checkpoints": 100, "checkpoint_minutes": 1e-9, "lr": 1e-12}
-    train(out=tmp_path, features=small.features, settings=settings, device="cpu", max_steps=26)
+    train_on_cpu(out=tmp_path, features=small.features, settings=settings, max_steps=26)
     assert sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir()) == list(range(1, 27))
     state = json.loads((checkpoint_folder(tmp_path, 24) / "state.json").read_text())["position"]
     assert (state["epoch"], state["step_in_epoch"], state["best"]["step"]) == (2, 0, 12)
@@ -78,7 +77,7 @@ def test_what_an_older_checkpoint_calls_the_best_is_kept_with_it(small: Small, t
             keep=2,
         )
     (checkpoint_folder(tmp_path, 30) / "model.safetensors").write_bytes(b"damaged")
-    _, position, notes = find_checkpoint(tmp_path)
+    _, position, notes = latest_checkpoint(tmp_path)
     assert position.step == 20
     assert len(notes) == 1
     assert best_checkpoint(tmp_path, position)[1].step == 10
@@ -86,8 +85,8 @@ def test_what_an_older_checkpoint_calls_the_best_is_kept_with_it(small: Small, t
 
 def test_a_damaged_newest_checkpoint_is_named_to_whoever_captions(small: Small, tmp_path: Path) -> None:
     shutil.copytree(small.run, tmp_path / "run")
-    train(out=tmp_path / "run", resume=True, settings={"epochs": 3}, device="cpu")
-    newest, _, _ = find_checkpoint(tmp_path / "run")
+    train_on_cpu(out=tmp_path / "run", resume=True, settings={"epochs": 3})
+    newest, _, _ = latest_checkpoint(tmp_path / "run")
     (newest / "model.safetensors").write_bytes(b"damaged")
     (note,) = open_run(tmp_path / "run", device=torch.device("cpu")).notes
     assert newest.name in note
@@ -117,7 +116,7 @@ def test_a_hostile_optimizer_state_is_refused_and_nothing_of_it_runs(
     small: Small, tmp_path: Path, run_cli: Callable[..., Result], content: object
 ) -> None:
     shutil.copytree(small.run, tmp_path / "run")
-    path, _, _ = find_checkpoint(tmp_path / "run")
+    path, _, _ = latest_checkpoint(tmp_path / "run")
     torch.save(content, path / "training.pt")
     state = json.loads((path / "state.json").read_text())
     state["sha256"]["training.pt"] = file_sha256(path / "training.pt")

@@ -31,7 +31,7 @@ def test_what_is_said_goes_over_the_file_and_the_file_over_the_recipe(tmp_path: 
 
 def test_a_training_that_starts_from_a_run_has_its_sizes_and_its_own_rest() -> None:
     start = TrainConfig(**chosen_settings({"recipe": "strong", "hidden_dim": 77, "seed": 9}))
-    settings = chosen_settings({"self_critical": True}, start=start)
+    settings = chosen_settings({"self_critical": True}, initial_run=start)
     assert settings["recipe"] == "self-critical"
     assert settings["hidden_dim"] == 77
     assert settings["tie_weights"] == start.tie_weights

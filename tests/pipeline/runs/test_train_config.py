@@ -8,8 +8,9 @@ import pytest
 
 from cli import cli
 from pipeline.console.settings import options_of
+from pipeline.console.training_options import option
 from pipeline.runs.run import read_config
-from pipeline.runs.train_config import KINDS, TrainConfig, option
+from pipeline.runs.train_config import SETTING_TYPES, TrainConfig
 from shards.errors import DamageError, InputError
 from tests import ROOT
 from tests.conftest import Small
@@ -88,7 +89,7 @@ def test_a_runs_config_with_values_that_no_training_has_is_damaged(small: Small,
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "recipe"])
+@pytest.mark.parametrize("name", [name for name in SETTING_TYPES if name != "recipe"])
 def test_the_reference_lists_every_setting_with_its_default(name: str) -> None:
     default = getattr(TrainConfig, name)
     rows = re.findall(rf"^\| `{option(name)}[ `].*", SECTION, flags=re.MULTILINE)
@@ -98,8 +99,8 @@ def test_the_reference_lists_every_setting_with_its_default(name: str) -> None:
 
 def test_every_setting_is_an_option_of_train_that_is_not_given_unless_somebody_types_it() -> None:
     options = {str(option.name): option for option in options_of(cli.commands["train"])}
-    assert set(KINDS) < set(options)
-    assert {options[name].default for name in KINDS} == {None}
+    assert set(SETTING_TYPES) < set(options)
+    assert {options[name].default for name in SETTING_TYPES} == {None}
     assert "[default: 0.001]" in str(options["lr"].help)
     assert options["patience"].show_default == "never"
     assert "[default: cross-entropy]" in str(options["self_critical"].help)
@@ -114,4 +115,4 @@ def test_every_setting_is_an_option_of_train_that_is_not_given_unless_somebody_t
 )
 def test_settings_that_are_typed_are_told_from_those_that_are_not(typed: str, settings: dict[str, Any]) -> None:
     given = cli.commands["train"].make_context("train", ["--out", "run", *typed.split()]).params
-    assert {name: given[name] for name in KINDS if given[name] is not None} == settings
+    assert {name: given[name] for name in SETTING_TYPES if given[name] is not None} == settings

@@ -25,12 +25,12 @@ from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.read_samples import shard_samples
 from pipeline.sharding.shard import write_shards
 from pipeline.sharding.splits import SplitSummary
-from pipeline.training.train import train
 from shards.dataset import open_split, read_dataset_file
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError
 from tests import ROOT
 from tests.caching import cache_features
 from tests.conftest import SMALL, TINY_MODEL, Small, shard_small
+from tests.pipeline.short_runs import train_on_cpu
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -425,7 +425,7 @@ def test_every_resize_mode_passes_through_all_stages(tmp_path: Path, mode: str, 
     cached = cache_features(shards=tmp_path / "shards", out=tmp_path / "f", backbone="resnet18", weights="random", device="cpu")
     assert cached[0].images == 4
     raw = {"shards": tmp_path / "shards", "backbone": "resnet18", "weights": "random"}
-    train(out=tmp_path / "raw", settings={**TINY_MODEL, "epochs": 1}, device="cpu", **raw)  # type: ignore[arg-type]
+    train_on_cpu(out=tmp_path / "raw", settings={**TINY_MODEL, "epochs": 1}, **raw)  # type: ignore[arg-type]
     captioned = list(caption_images(CaptionerConfig(run=tmp_path / "raw", device="cpu"), [str(tmp_path / "images" / "0.jpg")]))
     assert captioned[0].problem is None
 

@@ -8,15 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from model.captioner import Captioner
-from pipeline.runs.checkpoints import TrainingPosition, checkpoint_folder, find_checkpoint, load_model, load_training, save_checkpoint
+from pipeline.runs.checkpoints import TrainingPosition, checkpoint_folder, latest_checkpoint, load_model, load_training_state, save_checkpoint
 from pipeline.runs.run import open_run
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.interruption import Interrupted
-from pipeline.training.learner import adamw
-from pipeline.training.train import train
+from pipeline.training.train_state import adamw
 from tests.conftest import TINY_MODEL, Small
 from tests.model.lstm import lstm_of
-from tests.pipeline.short_runs import interrupted_at, lines
+from tests.pipeline.short_runs import interrupted_at, lines, train_on_cpu
 
 
 def weights_at(out: Path, step: int) -> dict[str, torch.Tensor]:
@@ -32,7 +31,7 @@ def assert_mean(found: dict[str, torch.Tensor], members: list[dict[str, torch.Te
 def test_what_captions_is_the_mean_of_the_weights_at_the_epochs_ends(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "epochs": 4, "keep_checkpoints": 100, "checkpoint_every": 6, "lr": 0.01}  # 12 steps an epoch
     for name, more in (("plain", {}), ("mean", {"average_last": 3})):
-        train(out=tmp_path / name, features=small.features, settings={**settings, **more}, device="cpu")
+        train_on_cpu(out=tmp_path / name, features=small.features, settings={**settings, **more})
     ends = [weights_at(tmp_path / "plain", step) for step in (24, 36, 48)]
     assert_mean(weights_at(tmp_path / "mean", 12), [weights_at(tmp_path / "plain", 12)])
     for step, epochs in ((24, 1), (30, 1), (36, 2), (42, 2), (48, 3)):
@@ -47,9 +46,9 @@ def test_what_captions_is_the_mean_of_the_weights_at_the_epochs_ends(small: Smal
 @pytest.mark.parametrize("stop", [30, 36, 40])
 def test_a_training_that_averages_goes_on_as_if_it_had_not_stopped(small: Small, tmp_path: Path, stop: int) -> None:
     settings = {**TINY_MODEL, "epochs": 4, "lr": 0.01, "average_last": 3}
-    train(out=tmp_path / "whole", features=small.features, settings=settings, device="cpu")
-    train(out=tmp_path / "stopped", features=small.features, settings=settings, device="cpu", max_steps=stop)
-    train(out=tmp_path / "stopped", resume=True, device="cpu")
+    train_on_cpu(out=tmp_path / "whole", features=small.features, settings=settings)
+    train_on_cpu(out=tmp_path / "stopped", features=small.features, settings=settings, max_steps=stop)
+    train_on_cpu(out=tmp_path / "stopped", resume=True)
     whole, stopped = (weights_at(tmp_path / name, 48) for name in ("whole", "stopped"))
     assert all(torch.equal(stopped[key], value) for key, value in whole.items())
     scores = [[line["val_cider"] for line in lines(tmp_path / name) if "val_cider" in line] for name in ("whole", "stopped")]
@@ -60,12 +59,12 @@ def test_a_training_that_averages_goes_on_as_if_it_had_not_stopped(small: Small,
 @pytest.mark.parametrize(("epochs", "of"), [(3, {3: 1}), (5, {3: 1, 4: 1, 5: 2})])
 def test_a_mean_begins_anew_when_a_run_goes_on_for_more_epochs(small: Small, tmp_path: Path, epochs: int, of: dict[int, int]) -> None:
     settings = {**TINY_MODEL, "keep_checkpoints": 100, "checkpoint_every": 12, "lr": 0.01}
-    train(out=tmp_path / "plain", features=small.features, settings={**settings, "epochs": 5}, device="cpu")
+    train_on_cpu(out=tmp_path / "plain", features=small.features, settings={**settings, "epochs": 5})
     out = tmp_path / "mean"
-    train(out=out, features=small.features, settings={**settings, "epochs": 2, "average_last": 2}, device="cpu")
+    train_on_cpu(out=out, features=small.features, settings={**settings, "epochs": 2, "average_last": 2})
     ends = [weights_at(tmp_path / "plain", 12 * epoch) for epoch in range(1, 6)]
     assert_mean(weights_at(out, 24), ends[:2])
-    train(out=out, resume=True, settings={"epochs": epochs}, device="cpu")
+    train_on_cpu(out=out, resume=True, settings={"epochs": epochs})
     for epoch, count in of.items():  # at most two, and none of those that were the last before
         assert_mean(weights_at(out, 12 * epoch), ends[epoch - count : epoch])
 
@@ -79,13 +78,13 @@ def test_a_step_that_is_saved_again_with_a_mean_captions_with_it(small: Small, t
     ended = TrainingPosition(epoch=0, step_in_epoch=12, step=12)
     save_checkpoint(tmp_path, run.captioner, optimizer, ended)
     validated = TrainingPosition(epoch=1, step_in_epoch=0, step=12, averaged=1)
-    save_checkpoint(tmp_path, run.captioner, optimizer, validated, mean=mean)
-    path, position, notes = find_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, run.captioner, optimizer, validated, average=mean)
+    path, position, notes = latest_checkpoint(tmp_path)
     assert (position, notes) == (validated, [])
     found = Captioner(run.config.decoder)
     load_model(path, found)
     assert torch.equal(lstm_of(found).output.bias, lstm_of(mean).output.bias)
-    load_training(path, found, adamw(found, TrainConfig()))
+    load_training_state(path, found, adamw(found, TrainConfig()))
     assert torch.equal(lstm_of(found).output.bias, lstm_of(run.captioner).output.bias)
 
 
@@ -97,12 +96,12 @@ def test_a_training_stopped_in_its_last_step_captions_with_the_mean_after_it_wen
     with monkeypatch.context() as patched:
         interrupted_at(36, patched)
         with pytest.raises(Interrupted):
-            train(out=tmp_path, features=small.features, settings=settings, device="cpu")
-    assert find_checkpoint(tmp_path)[1].averaged == 2
+            train_on_cpu(out=tmp_path, features=small.features, settings=settings)
+    assert latest_checkpoint(tmp_path)[1].averaged == 2
     before = weights_at(tmp_path, 36)
-    train(out=tmp_path, resume=True, device="cpu")
+    train_on_cpu(out=tmp_path, resume=True)
     assert all(torch.equal(value, before[key]) for key, value in weights_at(tmp_path, 36).items())
-    position = find_checkpoint(tmp_path)[1]
+    position = latest_checkpoint(tmp_path)[1]
     assert (position.epoch, position.averaged) == (3, 2)
     assert position.best is not None
     assert position.best.step < position.step

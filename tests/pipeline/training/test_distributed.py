@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.runs.checkpoints import find_checkpoint
+from pipeline.runs.checkpoints import latest_checkpoint
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.train import train
 from tests import ROOT
 from tests.conftest import TINY_MODEL, Small
 from tests.pipeline.gradients import gradients
+from tests.pipeline.short_runs import train_on_cpu
 
 
 def torchrun(processes: int, *arguments: object) -> "subprocess.Popen[str]":
@@ -67,14 +67,14 @@ def test_pieces_of_a_batch_give_the_same_gradients(small: Small) -> None:
 
 def test_torchrun_trains_like_one_process_and_either_goes_on_with_the_others_run(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "precision": "fp32", "log_every": 1, "accumulate": 2}
-    train(out=tmp_path / "alone", features=small.features, settings={**settings, "epochs": 3}, device="cpu")
+    train_on_cpu(out=tmp_path / "alone", features=small.features, settings={**settings, "epochs": 3})
     start = ["cli.py", "train", "--features", small.features, "--out", tmp_path / "run", "--device", "cpu"]
     child = torchrun(2, *start, *options(**settings, epochs=2))
     output, errors = finished(child)
     assert child.returncode == 0, errors
     assert output.count("trained to step 24") == 1
     assert output.count("Next: ") == 1
-    train(out=tmp_path / "run", resume=True, settings={"epochs": 3}, device="cpu")
+    train_on_cpu(out=tmp_path / "run", resume=True, settings={"epochs": 3})
     runs = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("alone", "run")]
     for one, other in zip(*runs, strict=True):
         assert one.keys() == other.keys()
@@ -113,8 +113,8 @@ def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(small: Small,
     assert child.returncode != 0
     assert time.monotonic() - started < 50
     assert "Traceback" not in errors.split("elastic")[0]
-    step = find_checkpoint(tmp_path / "run")[1].step
-    assert train(out=tmp_path / "run", resume=True, device="cpu", max_steps=step + 3).steps == step + 3
+    step = latest_checkpoint(tmp_path / "run")[1].step
+    assert train_on_cpu(out=tmp_path / "run", resume=True, max_steps=step + 3).steps == step + 3
 
 
 def test_patience_ends_all_processes_in_the_same_epoch(small: Small, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_ctrl_c_ends_all_processes_after_a_checkpoint(small: Small, tmp_path: Pa
     assert child.returncode != 0
     assert errors.count("Resume with: python cli.py train") == 1, errors
     stopped = int(errors.split("Stopped after step ")[1].split()[0])
-    assert find_checkpoint(tmp_path / "run")[1].step == stopped
+    assert latest_checkpoint(tmp_path / "run")[1].step == stopped
 
 
 def test_a_mistake_is_reported_once(small: Small) -> None:

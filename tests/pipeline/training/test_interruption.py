@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.runs.checkpoints import find_checkpoint
+from pipeline.runs.checkpoints import latest_checkpoint
 from pipeline.training.interruption import Interrupted
-from pipeline.training.train import train
 from tests import ROOT
 from tests.conftest import TINY_MODEL, Small
-from tests.pipeline.short_runs import interrupted_at, lines, same
+from tests.pipeline.short_runs import interrupted_at, lines, same, train_on_cpu
 
 SETTINGS = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 3}
 STRONG = {
@@ -35,9 +34,9 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 @pytest.mark.parametrize("stop", [1, 12, 17])
 def test_a_training_stopped_anywhere_and_resumed_equals_one_that_was_not(small: Small, tmp_path: Path, stop: int) -> None:
-    train(out=tmp_path / "whole", features=small.features, settings=SETTINGS, device="cpu")
-    train(out=tmp_path / "parts", features=small.features, settings=SETTINGS, device="cpu", max_steps=stop)
-    train(out=tmp_path / "parts", resume=True, device="cpu")
+    train_on_cpu(out=tmp_path / "whole", features=small.features, settings=SETTINGS)
+    train_on_cpu(out=tmp_path / "parts", features=small.features, settings=SETTINGS, max_steps=stop)
+    train_on_cpu(out=tmp_path / "parts", resume=True)
     same(tmp_path / "whole", tmp_path / "parts")
     assert lines(tmp_path / "parts")[-1] == lines(tmp_path / "whole")[-1]
 
@@ -47,7 +46,9 @@ def start(small: Small, out: Path, source: str) -> "subprocess.Popen[bytes]":
     data = {"features": "features=Path(sys.argv[2])", "shards": "shards=Path(sys.argv[3]), backbone='resnet18', weights='random'"}
     code = (
         "import sys, torch; torch.set_num_threads(2); from pathlib import Path; from pipeline.training.train import train\n"
-        f"train(out=Path(sys.argv[1]), {data[source]}, settings={settings!r}, resume=True, device='cpu')"
+        "from pipeline.training.config import DataConfig, RuntimeConfig\n"
+        f"data, runtime = DataConfig({data[source]}), RuntimeConfig(device='cpu')\n"
+        f"train(out=Path(sys.argv[1]), data=data, settings={settings!r}, resume=True, runtime=runtime)"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(out), str(small.features), str(small.shards)], cwd=ROOT)
 
@@ -101,15 +102,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(small: Small, tmp_path: Path) -> Non
     assert child.returncode == 130
     assert f"python cli.py train --out {out} --resume" in errors
     assert "Traceback" not in errors
-    assert find_checkpoint(out)[1].step > 0
+    assert latest_checkpoint(out)[1].step > 0
 
 
 def test_dropout_and_own_words_do_not_depend_on_where_a_training_was_stopped(small: Small, tmp_path: Path) -> None:
     for name, stops in (("whole", []), ("parts", [5, 9])):
         for stop in stops:
-            train(out=tmp_path / name, features=small.features, settings=STRONG, resume=True, device="cpu", max_steps=stop)
+            train_on_cpu(out=tmp_path / name, features=small.features, settings=STRONG, resume=True, max_steps=stop)
             torch.rand(stop)  # whatever else was drawn
-        train(out=tmp_path / name, features=small.features, settings=STRONG, resume=True, device="cpu")
+        train_on_cpu(out=tmp_path / name, features=small.features, settings=STRONG, resume=True)
     # Where it stopped, the first line of the log after it is a mean of fewer steps.
     whole, parts = ([{k: v for k, v in line.items() if k != "mean_loss"} for line in lines(tmp_path / name)] for name in ("whole", "parts"))
     assert [line for line in parts if line["step"] not in (5, 9)] == whole
@@ -124,12 +125,12 @@ def test_an_epoch_that_was_stopped_in_its_last_step_is_validated_once(
     with monkeypatch.context() as patched:
         interrupted_at(step, patched)
         with pytest.raises(Interrupted):
-            train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
-    train(out=tmp_path / "whole", features=small.features, settings=settings, device="cpu")
+            train_on_cpu(out=tmp_path / "run", features=small.features, settings=settings)
+    train_on_cpu(out=tmp_path / "whole", features=small.features, settings=settings)
     for _ in range(2):  # the second time there is nothing left to do
-        summary = train(out=tmp_path / "run", resume=True, device="cpu")
+        summary = train_on_cpu(out=tmp_path / "run", resume=True)
         assert [line for line in lines(tmp_path / "run") if "val_loss" in line] == [line for line in lines(tmp_path / "whole") if "val_loss" in line]
-        assert (find_checkpoint(tmp_path / "run")[1].best is None) == (find_checkpoint(tmp_path / "whole")[1].best is None)
-        assert find_checkpoint(tmp_path / "run")[1].best == find_checkpoint(tmp_path / "whole")[1].best
+        assert (latest_checkpoint(tmp_path / "run")[1].best is None) == (latest_checkpoint(tmp_path / "whole")[1].best is None)
+        assert latest_checkpoint(tmp_path / "run")[1].best == latest_checkpoint(tmp_path / "whole")[1].best
     assert summary.loss is None
     same(tmp_path / "run", tmp_path / "whole")

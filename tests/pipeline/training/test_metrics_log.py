@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.runs.checkpoints import TrainingPosition
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.metrics_log import Meter
+from pipeline.training.metrics_log import AverageMeter
 from shards.errors import InputError
 from tests.conftest import Small
 
@@ -24,13 +24,13 @@ def test_tensorboard_shows_scores_and_captions_with_their_images(small: Small) -
 
 
 def test_a_line_holds_means_since_the_last_one_and_the_last_loss() -> None:
-    meter = Meter(ProcessGroup())
+    meter = AverageMeter(ProcessGroup())
     for loss, waited in ((2.0, 0.1), (4.0, 0.3)):
-        meter.add(torch.tensor(loss), 50, waited=waited, seconds=1.0)
-    line = meter.line(TrainingPosition(epoch=1, step_in_epoch=5, step=17), lr=0.5, steps_per_epoch=20)
+        meter.update(torch.tensor(loss), 50, data_seconds=waited, seconds=1.0)
+    line = meter.log_line(TrainingPosition(epoch=1, step_in_epoch=5, step=17), lr=0.5, steps_per_epoch=20)
     assert (line["step"], line["epoch"], line["epochs"], line["lr"]) == (17, 1, 1.25, 0.5)
     assert (line["loss"], line["mean_loss"], line["captions_per_second"], line["data_wait"]) == (4.0, 3.0, 50.0, 0.2)
     assert line["perplexity"] == pytest.approx(54.598150033)
-    meter.add(torch.tensor(float("nan")), 50, waited=0, seconds=1.0)
+    meter.update(torch.tensor(float("nan")), 50, data_seconds=0, seconds=1.0)
     with pytest.raises(InputError, match="diverged"):
-        meter.line(TrainingPosition(epoch=1, step_in_epoch=5, step=18), lr=0.5, steps_per_epoch=20)
+        meter.log_line(TrainingPosition(epoch=1, step_in_epoch=5, step=18), lr=0.5, steps_per_epoch=20)

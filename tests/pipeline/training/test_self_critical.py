@@ -22,13 +22,13 @@ from pipeline.loading.batches import EncodedCaptions, to_device, training_batche
 from pipeline.loading.training_data import open_cached
 from pipeline.reporting.curves import draw_curves
 from pipeline.runs.run import read_config
+from pipeline.runs.train_config import TrainConfig
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.self_critical import Reward, SelfCriticalStep, advantages
-from pipeline.training.train import train
 from shards.caption_table import table_from_records
 from shards.errors import InputError, MismatchError
 from tests.conftest import Small
-from tests.pipeline.short_runs import lines, same
+from tests.pipeline.short_runs import lines, same, train_on_cpu
 
 CPU = torch.device("cpu")
 TEXTS = [["A dog runs .", "The brown dog is running, fast!"], ["A cat sleeps", "the cat's asleep ."], ["Two men on a boat", "A boat with two men ."]]
@@ -74,7 +74,7 @@ def test_a_steps_gradient_is_that_of_drawn_captions_weighted_by_their_advantage(
     )
     assert len(batch.images) == 7
     reward = Reward(table, vocabulary)
-    step = SelfCriticalStep(captioner, captioner, lambda batch: batch.images, "fp32", ProcessGroup(), table, reward, vocabulary, 4)
+    step = SelfCriticalStep(captioner, captioner, lambda batch: batch.images, TrainConfig(precision="fp32", samples=4), ProcessGroup(), reward)
     torch.manual_seed(5)
     value = step(batch)
     gradients = [parameter.grad.clone() for parameter in captioner.parameters() if parameter.grad is not None]
@@ -104,7 +104,7 @@ def test_rewards_rise_and_a_stopped_training_goes_on_bit_for_bit(small: Small, t
     settings = {"self_critical": True, "epochs": 5, "batch_size": 6, "lr": 1e-2, "schedule": "constant", "log_every": 1, "input_dropout": 0.0}
 
     def trained(name: str, **more: object) -> Path:
-        train(out=tmp_path / name, features=small.features, settings=settings, start=small.run, device="cpu", **more)  # type: ignore[arg-type]
+        train_on_cpu(out=tmp_path / name, features=small.features, settings=settings, init_from=small.run, **more)  # type: ignore[arg-type]
         return tmp_path / name
 
     whole = trained("whole")
@@ -117,13 +117,13 @@ def test_rewards_rise_and_a_stopped_training_goes_on_bit_for_bit(small: Small, t
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
     trained("parts", max_steps=5)
-    train(out=tmp_path / "parts", resume=True, device="cpu")
+    train_on_cpu(out=tmp_path / "parts", resume=True)
     assert lines(tmp_path / "parts") == lines(whole)
     same(tmp_path / "parts", whole)
 
 
 def test_a_run_says_where_its_first_weights_came_from_and_has_its_vocabulary(small: Small, tmp_path: Path) -> None:
-    train(out=tmp_path / "run", features=small.features, settings={"self_critical": True}, start=small.run, device="cpu", max_steps=1)
+    train_on_cpu(out=tmp_path / "run", features=small.features, settings={"self_critical": True}, init_from=small.run, max_steps=1)
     (config, vocabulary), (before, words) = read_config(tmp_path / "run"), read_config(small.run)
     assert config.start is not None
     assert config.start["run"] == str(small.run.resolve())
@@ -134,13 +134,13 @@ def test_a_run_says_where_its_first_weights_came_from_and_has_its_vocabulary(sma
 
 def test_self_critical_training_without_a_start_or_from_another_is_refused(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
     with pytest.raises(InputError, match="--from RUN"):
-        train(out=tmp_path / "a", features=small.features, settings={"self_critical": True}, device="cpu")
+        train_on_cpu(out=tmp_path / "a", features=small.features, settings={"self_critical": True})
     with pytest.raises(MismatchError, match="--hidden-dim 99"):
-        train(out=tmp_path / "b", features=small.features, settings={"hidden_dim": 99}, start=small.run, device="cpu")
-    train(out=tmp_path / "c", features=small.features, settings={"self_critical": True}, start=small.run, device="cpu", max_steps=1)
+        train_on_cpu(out=tmp_path / "b", features=small.features, settings={"hidden_dim": 99}, init_from=small.run)
+    train_on_cpu(out=tmp_path / "c", features=small.features, settings={"self_critical": True}, init_from=small.run, max_steps=1)
     shutil.copytree(small.run, tmp_path / "other")
     with pytest.raises(MismatchError, match="--from"):
-        train(out=tmp_path / "c", start=tmp_path / "other", resume=True, device="cpu")
+        train_on_cpu(out=tmp_path / "c", init_from=tmp_path / "other", resume=True)
     result = run_cli("train", "--features", small.features, "--out", tmp_path / "d", "--self-critical", "--from", tmp_path / "none")
     assert result.exit_code == 1
     assert "none: not a run" in result.output
@@ -148,16 +148,16 @@ def test_self_critical_training_without_a_start_or_from_another_is_refused(small
     config["network"]["weights_sha256"] = "1" * 64
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
     with pytest.raises(MismatchError, match="digest of the backbone's weights"):
-        train(out=tmp_path / "e", features=small.features, start=tmp_path / "other", device="cpu")
+        train_on_cpu(out=tmp_path / "e", features=small.features, init_from=tmp_path / "other")
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_with_the_same_weights(small: Small, tmp_path: Path) -> None:
     shutil.copytree(small.run, tmp_path / "start")
     for name in ("whole", "killed"):
         settings = {"self_critical": True, "batch_size": 12, "epochs": 1}
-        train(out=tmp_path / name, features=small.features, settings=settings, start=tmp_path / "start", device="cpu")
+        train_on_cpu(out=tmp_path / name, features=small.features, settings=settings, init_from=tmp_path / "start")
     shutil.rmtree(tmp_path / "killed" / "checkpoints")
-    train(out=tmp_path / "killed", resume=True, device="cpu")
+    train_on_cpu(out=tmp_path / "killed", resume=True)
     same(tmp_path / "killed", tmp_path / "whole")
 
     shutil.rmtree(tmp_path / "killed" / "checkpoints")
@@ -165,4 +165,4 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_with_the
     assert recorded is not None
     (tmp_path / "start" / "checkpoints" / recorded["checkpoint"] / "model.safetensors").write_bytes(b"others")
     with pytest.raises(MismatchError, match=rf"no checkpoint yet.*{recorded['checkpoint']}"):
-        train(out=tmp_path / "killed", resume=True, device="cpu")
+        train_on_cpu(out=tmp_path / "killed", resume=True)

@@ -12,19 +12,18 @@ from model.captioner import Captioner
 from model.vocabulary import Vocabulary
 from pipeline.captions.vocabulary import write_vocabulary
 from pipeline.loading.batches import CaptionBatch
-from pipeline.runs.checkpoints import TrainingPosition, checkpoint_folder, find_checkpoint, load_training, save_checkpoint
+from pipeline.runs.checkpoints import TrainingPosition, checkpoint_folder, latest_checkpoint, load_training_state, save_checkpoint
 from pipeline.runs.run import open_run
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.cross_entropy import CrossEntropyStep
-from pipeline.training.learner import adamw
-from pipeline.training.train import train
+from pipeline.training.train_state import adamw
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.feature_writer import write_features
 from shards.features import open_features
 from tests.caching import cache_features
 from tests.conftest import TINY_MODEL, Small, table_with
 from tests.model.lstm import lstm_of
-from tests.pipeline.short_runs import lines, weights
+from tests.pipeline.short_runs import lines, train_on_cpu, weights
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -44,14 +43,13 @@ def test_raw_and_cached_losses_agree_without_augmentation(small: Small, tmp_path
     settings = {**TINY_MODEL, "epochs": 2, "seed": 4, "precision": "fp32"}
     cache_features(shards=small.shards, out=tmp_path / "f", backbone="resnet18", weights="random", precision="fp32", device="cpu")
     shutil.copytree(tmp_path / "f", tmp_path / "raw", ignore=shutil.ignore_patterns("*.h5", "*.tar"))  # the very same random weights
-    train(out=tmp_path / "cached", features=tmp_path / "f", settings=settings, device="cpu", max_steps=20)
-    train(
+    train_on_cpu(out=tmp_path / "cached", features=tmp_path / "f", settings=settings, max_steps=20)
+    train_on_cpu(
         out=tmp_path / "raw",
         shards=small.shards,
         backbone="resnet18",
         weights="random",
         settings={**settings, "augment": "none"},
-        device="cpu",
         max_steps=20,
     )
     raw, cached = ([line["mean_loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("raw", "cached"))
@@ -65,23 +63,23 @@ def test_augmentation_changes_raw_training(small: Small, tmp_path: Path) -> None
     losses = []
     for augment in ("tutorial", "none"):
         settings = {**TINY_MODEL, "augment": augment}
-        train(out=tmp_path / augment, shards=small.shards, backbone="resnet18", weights="random", settings=settings, device="cpu", max_steps=10)
+        train_on_cpu(out=tmp_path / augment, shards=small.shards, backbone="resnet18", weights="random", settings=settings, max_steps=10)
         losses.append(lines(tmp_path / augment)[0]["loss"])
     assert losses[0] != losses[1]
 
 
 def test_epochs_may_be_raised_on_resuming_and_nothing_else_changed(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(out=out, features=small.features, settings={**TINY_MODEL, "epochs": 1}, device="cpu")
-    assert train(out=out, resume=True, settings={"epochs": 2}, device="cpu").steps == 24
+    train_on_cpu(out=out, features=small.features, settings={**TINY_MODEL, "epochs": 1})
+    assert train_on_cpu(out=out, resume=True, settings={"epochs": 2}).steps == 24
     for setting, message in (({"lr": 0.5}, r"--lr 0\.001, now 0\.5"), ({"hidden_dim": 33}, "--hidden-dim 32, now 33")):
         with pytest.raises(MismatchError, match=message):
-            train(out=out, resume=True, settings=setting, device="cpu")
+            train_on_cpu(out=out, resume=True, settings=setting)
 
 
 def test_a_run_without_a_val_split_has_no_best_and_says_so(small: Small, tmp_path: Path) -> None:
     shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("val.*"))
-    summary = train(out=tmp_path / "run", features=tmp_path / "features", settings={**TINY_MODEL, "epochs": 1}, device="cpu")
+    summary = train_on_cpu(out=tmp_path / "run", features=tmp_path / "features", settings={**TINY_MODEL, "epochs": 1})
     assert summary.best is None
     with pytest.raises(InputError, match="no best checkpoint"):
         open_run(tmp_path / "run", device=torch.device("cpu"), checkpoint="best")
@@ -91,7 +89,7 @@ def test_bf16_trains_as_fp32_does_within_rounding(small: Small, tmp_path: Path) 
     losses = []
     for precision in ("fp32", "bf16"):
         settings = {**TINY_MODEL, "epochs": 4, "lr": 0.01, "precision": precision, "log_every": 1}
-        train(out=tmp_path / precision, features=small.features, settings=settings, device="cpu")
+        train_on_cpu(out=tmp_path / precision, features=small.features, settings=settings)
         losses.append([line["loss"] for line in lines(tmp_path / precision) if "loss" in line])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
@@ -100,12 +98,12 @@ def test_bf16_trains_as_fp32_does_within_rounding(small: Small, tmp_path: Path) 
 
 def test_a_folder_with_a_run_or_something_else_is_refused(small: Small, tmp_path: Path) -> None:
     with pytest.raises(OccupiedError, match="--resume"):
-        train(out=small.run, features=small.features)
+        train_on_cpu(out=small.run, features=small.features)
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(OccupiedError, match=r"thesis\.tex"):
-        train(out=tmp_path, features=small.features)
+        train_on_cpu(out=tmp_path, features=small.features)
     with pytest.raises(InputError, match="one of --features DIR"):
-        train(out=tmp_path / "new")
+        train_on_cpu(out=tmp_path / "new")
 
 
 def test_resuming_with_another_vocabulary_or_data_is_refused_naming_both_sides(small: Small, tmp_path: Path) -> None:
@@ -115,9 +113,9 @@ def test_resuming_with_another_vocabulary_or_data_is_refused_naming_both_sides(s
     other = Vocabulary((*run.vocabulary.words, "zebra"))
     write_vocabulary(tmp_path / "other.json", other)
     with pytest.raises(MismatchError, match=run.config.vocabulary_digest):
-        train(out=out, vocab=tmp_path / "other.json", resume=True, device="cpu")
+        train_on_cpu(out=out, vocab=tmp_path / "other.json", resume=True)
     with pytest.raises(MismatchError, match="source: features there, shards now"):
-        train(out=out, shards=small.shards, backbone="resnet18", weights="random", resume=True, device="cpu")
+        train_on_cpu(out=out, shards=small.shards, backbone="resnet18", weights="random", resume=True)
     write_vocabulary(out / "vocab.json", other)
     with pytest.raises(MismatchError, match=r"vocab\.json.*not the one that the run was trained"):
         open_run(out, device=torch.device("cpu"))
@@ -129,21 +127,21 @@ def test_resuming_with_features_made_otherwise_is_refused_with_both_digests(smal
     cache_features(shards=small.shards, out=tmp_path / "features", backbone="resnet18", weights="random", views="flip", device="cpu")
     before, now = (open_features(folder / "train.h5").digest for folder in (small.features, tmp_path / "features"))
     with pytest.raises(MismatchError, match=f"digest of the training data: {before} there, {now} now"):
-        train(out=tmp_path / "run", features=tmp_path / "features", resume=True, device="cpu")
-    assert train(out=tmp_path / "views", features=tmp_path / "features", settings={**TINY_MODEL, "epochs": 1}, device="cpu").steps == 12
+        train_on_cpu(out=tmp_path / "run", features=tmp_path / "features", resume=True)
+    assert train_on_cpu(out=tmp_path / "views", features=tmp_path / "features", settings={**TINY_MODEL, "epochs": 1}).steps == 12
 
 
 def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(out=out, features=small.features, settings={**TINY_MODEL, "lr": 1e6}, device="cpu", max_steps=2)
+    train_on_cpu(out=out, features=small.features, settings={**TINY_MODEL, "lr": 1e6}, max_steps=2)
     captioner = open_run(out, device=torch.device("cpu")).captioner
     with torch.no_grad():
         lstm_of(captioner).output.bias.fill_(float("inf"))  # what a step too far leaves behind
     optimizer = adamw(captioner, TrainConfig())
-    load_training(find_checkpoint(out)[0], captioner, optimizer)
+    load_training_state(latest_checkpoint(out)[0], captioner, optimizer)
     save_checkpoint(out, captioner, optimizer, TrainingPosition(epoch=0, step_in_epoch=3, step=3))
     with pytest.raises(InputError, match=r"the training diverged.*smaller --lr than 1000000"):
-        train(out=out, resume=True, device="cpu")
+        train_on_cpu(out=out, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -161,26 +159,26 @@ def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path
 )
 def test_impossible_settings_are_refused_by_their_options_name(small: Small, tmp_path: Path, setting: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"--{next(iter(setting)).replace('_', '-')}"):
-        train(out=tmp_path / "run", features=small.features, settings=setting)
+        train_on_cpu(out=tmp_path / "run", features=small.features, settings=setting)
 
 
 def test_a_training_ends_when_captions_have_not_got_better_for_its_patience(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "epochs": 9, "lr": 1e-7, "patience": 2}  # nothing is learned
-    summary = train(out=tmp_path / "run", features=small.features, settings=settings, device="cpu")
+    summary = train_on_cpu(out=tmp_path / "run", features=small.features, settings=settings)
     scores = [line["val_cider"] for line in lines(tmp_path / "run") if "val_cider" in line]
     best = scores.index(max(scores))
     assert len(scores) == best + 3
     assert summary.steps == 12 * len(scores)
-    again = train(out=tmp_path / "run", resume=True, device="cpu")
+    again = train_on_cpu(out=tmp_path / "run", resume=True)
     assert again.steps == summary.steps
-    longer = train(out=tmp_path / "run", resume=True, settings={"patience": 3}, device="cpu")
+    longer = train_on_cpu(out=tmp_path / "run", resume=True, settings={"patience": 3})
     assert longer.steps > summary.steps
 
 
 def test_gradients_are_cut_to_their_norm_and_weights_of_matrices_decay(small: Small, tmp_path: Path) -> None:
     plain = {**TINY_MODEL, "epochs": 1, "precision": "fp32"}
     for name, more in (("plain", {}), ("cut", {"clip_norm": 1e-12}), ("decayed", {"weight_decay": 0.5, "clip_norm": 1e-12})):
-        train(out=tmp_path / name, features=small.features, settings={**plain, **more}, device="cpu", max_steps=1)
+        train_on_cpu(out=tmp_path / name, features=small.features, settings={**plain, **more}, max_steps=1)
     before = Captioner(open_run(tmp_path / "plain", device=torch.device("cpu")).config.decoder)
     torch.manual_seed(0)
     before = Captioner(before.config)
@@ -209,7 +207,7 @@ def test_weights_that_are_no_numbers_are_neither_kept_nor_scored(small: Small, t
     compute = CrossEntropyStep.__call__
 
     def call(self: CrossEntropyStep, batch: CaptionBatch) -> torch.Tensor:
-        loss, number = compute(self, batch), batch.epoch * self.per_epoch + batch.step
+        loss, number = compute(self, batch), batch.epoch * self.steps_per_epoch + batch.step
         if number == 11 or (number == 5 and self.settings.checkpoint_every == 1):
             lstm_of(self.captioner).output.bias.grad.fill_(torch.nan)  # type: ignore[union-attr]
         return loss
@@ -218,8 +216,8 @@ def test_weights_that_are_no_numbers_are_neither_kept_nor_scored(small: Small, t
     for name, every, newest in (("at a checkpoint", 1, 5), ("at the epoch's end", 5, 10)):
         settings = {**TINY_MODEL, "epochs": 2, "checkpoint_every": every, "log_every": 100}
         with pytest.raises(InputError, match="training diverged"):
-            train(out=tmp_path / name, features=small.features, settings=settings, device="cpu")
-        assert find_checkpoint(tmp_path / name)[1].step == newest
+            train_on_cpu(out=tmp_path / name, features=small.features, settings=settings)
+        assert latest_checkpoint(tmp_path / name)[1].step == newest
         assert all(value.isfinite().all() for value in weights(tmp_path / name).values())
 
 
@@ -230,5 +228,5 @@ def test_features_with_fewer_than_two_captioned_images_are_refused_before_a_run_
     pieces = [(np.zeros((3, 1, file.dim), np.float16), table_with([counts]))]
     write_features(tmp_path / "features" / "train.h5", lambda: pieces, dim=file.dim, provenance=file.provenance)
     with pytest.raises(InputError, match="at least two captioned images"):
-        train(out=tmp_path / "run", features=tmp_path / "features", vocab=small.run / "vocab.json", settings=TINY_MODEL, device="cpu")
+        train_on_cpu(out=tmp_path / "run", features=tmp_path / "features", vocab=small.run / "vocab.json", settings=TINY_MODEL)
     assert not (tmp_path / "run" / "config.json").exists()

@@ -16,7 +16,7 @@ from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.loading.training_data import TrainingData, feature_extractor, open_cached
 from pipeline.training.distributed import ProcessGroup
-from pipeline.training.validation import Validation
+from pipeline.training.validation import Validator
 from shards.errors import InputError
 from tests.conftest import Small
 
@@ -34,9 +34,9 @@ def test_scores_are_those_of_the_split_captioned_and_scored_by_hand(small: Small
     data, vocabulary, captioner = opened(small)
     assert data.val is not None
     table = data.val.table
-    measured = Validation(
+    measured = Validator(
         data.val, vocabulary, feature_extractor(data), data.val_pictures, images=5000, device=CPU, processes=ProcessGroup()
-    ).measure(captioner)
+    ).validate(captioner)
     assert captioner.training  # as it was
 
     captioner.eval()
@@ -52,20 +52,20 @@ def test_scores_are_those_of_the_split_captioned_and_scored_by_hand(small: Small
         losses.append(functional.cross_entropy(logits, tokens[0], reduction="none"))
     assert measured.loss == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
 
-    assert [shown.caption for shown in measured.shown] == [sentence(caption) for caption in words]
-    assert all(shown.pixels is not None and shown.pixels.shape == (64, 64, 3) for shown in measured.shown)
-    assert measured.shown[0].reference == table.texts[0]
+    assert [example.caption for example in measured.examples] == [sentence(caption) for caption in words]
+    assert all(example.pixels is not None and example.pixels.shape == (64, 64, 3) for example in measured.examples)
+    assert measured.examples[0].reference == table.texts[0]
 
 
 def test_a_training_that_has_diverged_says_so_before_it_captions(small: Small) -> None:
     data, vocabulary, captioner = opened(small)
     assert data.val is not None
-    validation = Validation(data.val, vocabulary, feature_extractor(data), data.val_pictures, images=5000, device=CPU, processes=ProcessGroup())
+    validation = Validator(data.val, vocabulary, feature_extractor(data), data.val_pictures, images=5000, device=CPU, processes=ProcessGroup())
     with torch.no_grad():
         for parameter in captioner.parameters():
             parameter.fill_(torch.nan)
     with pytest.raises(InputError, match=r"loss on the val split became nan.*smaller --lr"):
-        validation.measure(captioner)
+        validation.validate(captioner)
 
 
 def test_a_trainings_last_cider_is_the_one_that_evaluate_finds(small: Small, tmp_path: Path) -> None:
@@ -77,6 +77,6 @@ def test_a_trainings_last_cider_is_the_one_that_evaluate_finds(small: Small, tmp
 def test_of_many_images_some_are_looked_at_spread_over_all(small: Small) -> None:
     data, vocabulary, _ = opened(small)
     features_of = feature_extractor(data)
-    validation = Validation(data.source, vocabulary, features_of, lambda rows: [None] * len(rows), images=4, device=CPU, processes=ProcessGroup())
+    validation = Validator(data.source, vocabulary, features_of, lambda rows: [None] * len(rows), images=4, device=CPU, processes=ProcessGroup())
     # 4 of 36, and the 8 that are shown
     assert validation.rows.tolist() == [0, 4, 9, 13, 18, 22, 27, 31]
