@@ -1,4 +1,4 @@
-"""Which checkpoints there are and are kept; damaged and hostile ones."""
+"""When checkpoints are saved and which are kept; damaged and hostile ones."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ SETTINGS = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 3}
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(small: Small, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(small: Small, tmp_path: Path) -> None:
     train_on_cpu(out=tmp_path / "run", features=small.features, settings=SETTINGS, max_steps=8)
     newest, position, _ = latest_checkpoint(tmp_path / "run")
     assert position.step == 8
@@ -28,12 +28,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(small: Small, 
     data[-5] ^= 1
     (newest / "model.safetensors").write_bytes(bytes(data))
     summary = train_on_cpu(out=tmp_path / "run", resume=True)
-    assert any("step-00000008" in note and "before it" in note for note in summary.notes)
+    assert any("step-00000008" in note and "the checkpoint before it" in note for note in summary.notes)
     train_on_cpu(out=tmp_path / "whole", features=small.features, settings=SETTINGS)
     same(tmp_path / "whole", tmp_path / "run")
 
 
-def test_the_best_captions_and_the_newest_checkpoints_are_kept(small: Small, tmp_path: Path) -> None:
+def test_the_best_and_the_newest_checkpoints_are_kept(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = {**TINY_MODEL, "epochs": 6, "keep_checkpoints": 2, "checkpoint_every": 5, "lr": 0.01}
     summary = train_on_cpu(out=out, features=small.features, settings=settings)
@@ -48,7 +48,7 @@ def test_the_best_captions_and_the_newest_checkpoints_are_kept(small: Small, tmp
     assert open_run(out, device=torch.device("cpu")).position.step == 72
 
 
-def test_checkpoints_come_by_the_clock_too(small: Small, tmp_path: Path) -> None:
+def test_time_based_checkpoints(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "keep_checkpoints": 100, "checkpoint_minutes": 1e-9}
     train_on_cpu(out=tmp_path / "clock", features=small.features, settings=settings, max_steps=5)
     assert len(list((tmp_path / "clock" / "checkpoints").iterdir())) == 5
@@ -56,8 +56,8 @@ def test_checkpoints_come_by_the_clock_too(small: Small, tmp_path: Path) -> None
     assert len(list((tmp_path / "never" / "checkpoints").iterdir())) == 1
 
 
-def test_a_checkpoint_that_is_due_by_the_clock_at_an_epochs_end_comes_after_its_validation(small: Small, tmp_path: Path) -> None:
-    # At so small a rate captions stay the same: the second epoch's are not the best.
+def test_a_time_based_checkpoint_due_after_an_epochs_last_step_is_saved_after_its_validation(small: Small, tmp_path: Path) -> None:
+    # With so small a learning rate the captions do not change: the second epoch is not the best.
     settings = {**TINY_MODEL, "keep_checkpoints": 100, "checkpoint_minutes": 1e-9, "lr": 1e-12}
     train_on_cpu(out=tmp_path, features=small.features, settings=settings, max_steps=26)
     assert sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir()) == list(range(1, 27))
@@ -65,7 +65,7 @@ def test_a_checkpoint_that_is_due_by_the_clock_at_an_epochs_end_comes_after_its_
     assert (state["epoch"], state["step_in_epoch"], state["best"]["step"]) == (2, 0, 12)
 
 
-def test_what_an_older_checkpoint_calls_the_best_is_kept_with_it(small: Small, tmp_path: Path) -> None:
+def test_the_best_checkpoint_according_to_an_older_one_is_kept_with_it(small: Small, tmp_path: Path) -> None:
     captioner = open_run(small.run, device=torch.device("cpu")).captioner
     optimizer = torch.optim.AdamW(captioner.parameters())
     for step, best in ((10, 10), (20, 10), (30, 30), (30, 30)):
@@ -83,7 +83,7 @@ def test_what_an_older_checkpoint_calls_the_best_is_kept_with_it(small: Small, t
     assert best_checkpoint(tmp_path, position)[1].step == 10
 
 
-def test_a_damaged_newest_checkpoint_is_named_to_whoever_captions(small: Small, tmp_path: Path) -> None:
+def test_opening_a_run_reports_a_damaged_newest_checkpoint(small: Small, tmp_path: Path) -> None:
     shutil.copytree(small.run, tmp_path / "run")
     train_on_cpu(out=tmp_path / "run", resume=True, settings={"epochs": 3})
     newest, _, _ = latest_checkpoint(tmp_path / "run")

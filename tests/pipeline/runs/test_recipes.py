@@ -7,7 +7,7 @@ from pipeline.runs.train_config import TrainConfig
 from shards.errors import InputError
 
 
-def test_the_tutorials_recipe_is_the_default_as_it_stands() -> None:
+def test_the_defaults_are_the_tutorials_recipe() -> None:
     config = TrainConfig(**chosen_settings({}))
     assert config == TrainConfig()
     assert (config.embedding_dim, config.hidden_dim, config.layers, config.min_count) == (256, 512, 1, 4)
@@ -15,11 +15,11 @@ def test_the_tutorials_recipe_is_the_default_as_it_stands() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_a_possible_training_that_says_its_name(name: str) -> None:
+def test_every_recipe_has_valid_settings_and_records_its_name(name: str) -> None:
     assert TrainConfig(**chosen_settings({"recipe": name})).recipe == name
 
 
-def test_what_is_said_goes_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
+def test_explicit_settings_override_the_file_and_the_file_the_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('recipe = "strong"\nbatch-size = 32\nlr = 1\ntie_weights = false\n')
     settings = chosen_settings({"lr": 0.25}, config=file)
@@ -29,7 +29,7 @@ def test_what_is_said_goes_over_the_file_and_the_file_over_the_recipe(tmp_path: 
     assert settings["epochs"] == RECIPES["strong"]["epochs"]
 
 
-def test_a_training_that_starts_from_a_run_has_its_sizes_and_its_own_rest() -> None:
+def test_a_training_from_an_initial_run_takes_over_its_architecture_only() -> None:
     start = TrainConfig(**chosen_settings({"recipe": "strong", "hidden_dim": 77, "seed": 9}))
     settings = chosen_settings({"self_critical": True}, initial_run=start)
     assert settings["recipe"] == "self-critical"
@@ -42,15 +42,15 @@ def test_a_training_that_starts_from_a_run_has_its_sizes_and_its_own_rest() -> N
     ("content", "message"),
     [
         ("batch-sise = 3", "batch-sise"),
-        ("batch-size = 3.5", "batch-size is 3.5, it must be of type int"),
-        ("batch-size = true", "it must be of type int"),
-        ('lr = "fast"', "lr is 'fast', it must be of type float"),
-        ("schedule = 3", "it must be of type str"),
+        ("batch-size = 3.5", "batch-size is 3.5, but must be of type int"),
+        ("batch-size = true", "but must be of type int"),
+        ('lr = "fast"', "lr is 'fast', but must be of type float"),
+        ("schedule = 3", "but must be of type str"),
         ("[train]\nlr = 1.0", "train"),
-        ("lr =", "not a TOML file"),
+        ("lr =", "cannot be read as a TOML file"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_with_its_name_and_the_setting(tmp_path: Path, content: str, message: str) -> None:
+def test_an_invalid_file_is_refused_with_its_name_and_the_setting(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(content)
     with pytest.raises(InputError, match=message) as caught:

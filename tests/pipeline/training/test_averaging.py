@@ -1,4 +1,4 @@
-"""What captions is a mean of weights; what is trained is not touched by it."""
+"""Captioning uses averaged weights; the training itself continues with its own."""
 
 import copy
 from pathlib import Path
@@ -28,7 +28,7 @@ def assert_mean(found: dict[str, torch.Tensor], members: list[dict[str, torch.Te
             torch.testing.assert_close(value, torch.stack([member[key] for member in members]).mean(dim=0), msg=key)
 
 
-def test_what_captions_is_the_mean_of_the_weights_at_the_epochs_ends(small: Small, tmp_path: Path) -> None:
+def test_captioning_uses_the_average_of_the_weights_after_the_last_epochs(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "epochs": 4, "keep_checkpoints": 100, "checkpoint_every": 6, "lr": 0.01}  # 12 steps an epoch
     for name, more in (("plain", {}), ("mean", {"average_last": 3})):
         train_on_cpu(out=tmp_path / name, features=small.features, settings={**settings, **more})
@@ -44,7 +44,7 @@ def test_what_captions_is_the_mean_of_the_weights_at_the_epochs_ends(small: Smal
 
 
 @pytest.mark.parametrize("stop", [30, 36, 40])
-def test_a_training_that_averages_goes_on_as_if_it_had_not_stopped(small: Small, tmp_path: Path, stop: int) -> None:
+def test_a_stopped_training_that_averages_weights_equals_one_that_was_not_stopped(small: Small, tmp_path: Path, stop: int) -> None:
     settings = {**TINY_MODEL, "epochs": 4, "lr": 0.01, "average_last": 3}
     train_on_cpu(out=tmp_path / "whole", features=small.features, settings=settings)
     train_on_cpu(out=tmp_path / "stopped", features=small.features, settings=settings, max_steps=stop)
@@ -57,7 +57,7 @@ def test_a_training_that_averages_goes_on_as_if_it_had_not_stopped(small: Small,
 
 
 @pytest.mark.parametrize(("epochs", "of"), [(3, {3: 1}), (5, {3: 1, 4: 1, 5: 2})])
-def test_a_mean_begins_anew_when_a_run_goes_on_for_more_epochs(small: Small, tmp_path: Path, epochs: int, of: dict[int, int]) -> None:
+def test_the_average_starts_anew_when_a_run_is_resumed_for_more_epochs(small: Small, tmp_path: Path, epochs: int, of: dict[int, int]) -> None:
     settings = {**TINY_MODEL, "keep_checkpoints": 100, "checkpoint_every": 12, "lr": 0.01}
     train_on_cpu(out=tmp_path / "plain", features=small.features, settings={**settings, "epochs": 5})
     out = tmp_path / "mean"
@@ -65,11 +65,11 @@ def test_a_mean_begins_anew_when_a_run_goes_on_for_more_epochs(small: Small, tmp
     ends = [weights_at(tmp_path / "plain", 12 * epoch) for epoch in range(1, 6)]
     assert_mean(weights_at(out, 24), ends[:2])
     train_on_cpu(out=out, resume=True, settings={"epochs": epochs})
-    for epoch, count in of.items():  # at most two, and none of those that were the last before
+    for epoch, count in of.items():  # at most two, and none of those in the average before
         assert_mean(weights_at(out, 12 * epoch), ends[epoch - count : epoch])
 
 
-def test_a_step_that_is_saved_again_with_a_mean_captions_with_it(small: Small, tmp_path: Path) -> None:
+def test_a_step_that_is_saved_again_with_an_average_is_loaded_with_it(small: Small, tmp_path: Path) -> None:
     run = open_run(small.run, device=torch.device("cpu"))
     optimizer = adamw(run.captioner, TrainConfig())
     mean = copy.deepcopy(run.captioner)
@@ -88,10 +88,8 @@ def test_a_step_that_is_saved_again_with_a_mean_captions_with_it(small: Small, t
     assert torch.equal(lstm_of(found).output.bias, lstm_of(run.captioner).output.bias)
 
 
-def test_a_training_stopped_in_its_last_step_captions_with_the_mean_after_it_went_on(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Captions stay the same, so that the last epoch is not the best one, which would be saved in any case.
+def test_a_training_stopped_in_its_last_step_has_its_average_after_resuming(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With so small a learning rate the captions do not change: the last epoch is not the best one, which would always be saved.
     settings = {**TINY_MODEL, "epochs": 3, "lr": 1e-12, "average_last": 2}
     with monkeypatch.context() as patched:
         interrupted_at(36, patched)

@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun as a user starts them, train as one does."""
+"""Several processes, started by torchrun as a user starts them, train like a single one."""
 
 import json
 import os
@@ -40,32 +40,32 @@ def options(**settings: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "processes", "pieces", "units"),
+    ("kind", "processes", "chunks", "units"),
     [("features", 2, 1, 16), ("features", 2, 3, 16), ("features", 3, 1, 2), ("shards", 2, 1, 6)],
-    ids=["cached", "in pieces", "fewer units than processes", "raw"],
+    ids=["cached", "in chunks", "fewer units than processes", "raw"],
 )
 def test_gradients_equal_those_of_one_process_on_the_same_batch(
-    small: Small, tmp_path: Path, kind: str, processes: int, pieces: int, units: int
+    small: Small, tmp_path: Path, kind: str, processes: int, chunks: int, units: int
 ) -> None:
     data = small.features if kind == "features" else small.shards
-    alone = gradients(kind, data, pieces=1, units=units, processes=ProcessGroup())
-    child = torchrun(processes, ROOT / "tests/pipeline/gradients.py", tmp_path / "out.safetensors", kind, data, pieces, units)
+    alone = gradients(kind, data, chunks=1, units=units, processes=ProcessGroup())
+    child = torchrun(processes, ROOT / "tests/pipeline/gradients.py", tmp_path / "out.safetensors", kind, data, chunks, units)
     _, errors = finished(child)
     assert child.returncode == 0, errors
     together = load_file(tmp_path / "out.safetensors")
     assert together.keys() == alone.keys()
-    assert sum(value.abs().max() > 1e-4 for value in alone.values()) > 10  # there is something to compare
+    assert sum(value.abs().max() > 1e-4 for value in alone.values()) > 10  # the gradients are not all zero
     for name, value in alone.items():
         assert torch.allclose(together[name], value, rtol=1e-5, atol=1e-5), name
 
 
-def test_pieces_of_a_batch_give_the_same_gradients(small: Small) -> None:
-    whole, pieces = (gradients("features", small.features, pieces=pieces, units=16, processes=ProcessGroup()) for pieces in (1, 5))
+def test_accumulating_gradients_over_chunks_gives_the_same_gradients(small: Small) -> None:
+    whole, accumulated = (gradients("features", small.features, chunks=chunks, units=16, processes=ProcessGroup()) for chunks in (1, 5))
     for name, value in whole.items():
-        assert torch.allclose(pieces[name], value, rtol=1e-5, atol=1e-6), name
+        assert torch.allclose(accumulated[name], value, rtol=1e-5, atol=1e-6), name
 
 
-def test_torchrun_trains_like_one_process_and_either_goes_on_with_the_others_run(small: Small, tmp_path: Path) -> None:
+def test_torchrun_trains_like_one_process_and_either_resumes_the_others_run(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "precision": "fp32", "log_every": 1, "accumulate": 2}
     train_on_cpu(out=tmp_path / "alone", features=small.features, settings={**settings, "epochs": 3})
     start = ["cli.py", "train", "--features", small.features, "--out", tmp_path / "run", "--device", "cpu"]
@@ -105,7 +105,7 @@ def workers(child: "subprocess.Popen[str]") -> dict[int, int]:
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds torchrun's processes by /proc")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(small: Small, tmp_path: Path, rank: int) -> None:
+def test_a_process_that_dies_ends_the_others_and_the_run_can_be_resumed(small: Small, tmp_path: Path, rank: int) -> None:
     child = long_training(small, tmp_path / "run")
     os.kill(workers(child)[rank], signal.SIGKILL)
     started = time.monotonic()
@@ -117,8 +117,8 @@ def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(small: Small,
     assert train_on_cpu(out=tmp_path / "run", resume=True, max_steps=step + 3).steps == step + 3
 
 
-def test_patience_ends_all_processes_in_the_same_epoch(small: Small, tmp_path: Path) -> None:
-    # At so small a rate captions stay the same: the first epoch's are the best.
+def test_patience_stops_all_processes_in_the_same_epoch(small: Small, tmp_path: Path) -> None:
+    # With so small a learning rate the captions do not change: the first epoch is the best.
     settings = {**TINY_MODEL, "lr": 1e-12, "epochs": 9, "patience": 2}
     child = torchrun(2, "cli.py", "train", "--features", small.features, "--out", tmp_path / "run", "--device", "cpu", *options(**settings))
     output, errors = finished(child)
@@ -137,14 +137,14 @@ def test_ctrl_c_ends_all_processes_after_a_checkpoint(small: Small, tmp_path: Pa
     assert latest_checkpoint(tmp_path / "run")[1].step == stopped
 
 
-def test_a_mistake_is_reported_once(small: Small) -> None:
+def test_an_error_is_reported_once(small: Small) -> None:
     child = torchrun(2, "cli.py", "train", "--features", small.features, "--out", small.run, "--device", "cpu")
     _, errors = finished(child)
     assert child.returncode != 0
-    assert errors.count("holds a run already") == 1
+    assert errors.count("already holds a run") == 1
 
 
-def test_self_critical_training_goes_through_where_a_batch_has_fewer_images_than_there_are_processes(small: Small, tmp_path: Path) -> None:
+def test_self_critical_training_works_with_fewer_images_in_a_batch_than_processes(small: Small, tmp_path: Path) -> None:
     settings = options(out=tmp_path / "run", features=small.features, batch_size=2, epochs=1, samples=2, log_every=1, device="cpu")
     child = torchrun(3, ROOT / "cli.py", "train", "--self-critical", "--from", small.run, *settings)
     _, errors = finished(child)

@@ -1,4 +1,4 @@
-"""A training that was stopped or killed goes on as if it had not been."""
+"""A training that was stopped or killed and resumed equals one that was not."""
 
 import os
 import random
@@ -59,7 +59,7 @@ def steps_logged(run: Path) -> int:
 
 
 def kill_at(child: "subprocess.Popen[bytes]", run: Path, step: int, seconds: float) -> bool:
-    """End a training some seconds after it has logged a step; False if it was done by then."""
+    """Kill a training some seconds after it has logged a step; False if it had already ended."""
     deadline = time.monotonic() + 60
     while steps_logged(run) < step and child.poll() is None:
         assert time.monotonic() < deadline
@@ -88,7 +88,7 @@ def test_a_training_killed_at_random_moments_equals_one_that_was_not_bit_for_bit
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(small: Small, tmp_path: Path) -> None:
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_resume(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "cli.py", "train", "--features", str(small.features), "--out", str(out), "--epochs", "2000", "--min-count", "1"]
     child = subprocess.Popen([*command, "--embedding-dim", "16", "--hidden-dim", "32"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -105,13 +105,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(small: Small, tmp_path: Path) -> Non
     assert latest_checkpoint(out)[1].step > 0
 
 
-def test_dropout_and_own_words_do_not_depend_on_where_a_training_was_stopped(small: Small, tmp_path: Path) -> None:
+def test_dropout_and_scheduled_sampling_do_not_depend_on_where_a_training_was_stopped(small: Small, tmp_path: Path) -> None:
     for name, stops in (("whole", []), ("parts", [5, 9])):
         for stop in stops:
             train_on_cpu(out=tmp_path / name, features=small.features, settings=STRONG, resume=True, max_steps=stop)
-            torch.rand(stop)  # whatever else was drawn
+            torch.rand(stop)  # other random numbers in between
         train_on_cpu(out=tmp_path / name, features=small.features, settings=STRONG, resume=True)
-    # Where it stopped, the first line of the log after it is a mean of fewer steps.
+    # After a stop, the first line of the log is a mean over fewer steps.
     whole, parts = ([{k: v for k, v in line.items() if k != "mean_loss"} for line in lines(tmp_path / name)] for name in ("whole", "parts"))
     assert [line for line in parts if line["step"] not in (5, 9)] == whole
     same(tmp_path / "whole", tmp_path / "parts")

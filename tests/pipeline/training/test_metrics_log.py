@@ -18,12 +18,12 @@ def test_tensorboard_shows_scores_and_captions_with_their_images(small: Small) -
         assert [event.value for event in events.Scalars(name)] == pytest.approx([line[name] for line in logged if name in line], rel=1e-6)
     pictures = events.Images("val/captions")
     assert [event.step for event in pictures] == [12, 24]
-    assert pictures[0].width > 1000  # four drawings beside one another
+    assert pictures[0].width > 1000  # four images side by side
     assert pictures[0].encoded_image_string.startswith(b"\x89PNG")
     assert b"(reference: " in events.Tensors("val/caption 0/text_summary")[0].tensor_proto.string_val[0]
 
 
-def test_a_line_holds_means_since_the_last_one_and_the_last_loss() -> None:
+def test_a_line_has_averages_since_the_last_one_and_the_last_loss() -> None:
     meter = AverageMeter(ProcessGroup())
     for loss, waited in ((2.0, 0.1), (4.0, 0.3)):
         meter.update(torch.tensor(loss), 50, data_seconds=waited, seconds=1.0)

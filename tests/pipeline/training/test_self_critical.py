@@ -32,10 +32,10 @@ from tests.pipeline.short_runs import lines, same, train_on_cpu
 
 CPU = torch.device("cpu")
 TEXTS = [["A dog runs .", "The brown dog is running, fast!"], ["A cat sleeps", "the cat's asleep ."], ["Two men on a boat", "A boat with two men ."]]
-DRAWN = [["a", "dog", "is", "running", "."], ["two", "dogs", UNK], ["a", "boat", "with", ",", "a", "boat"]]
+SAMPLED = [["a", "dog", "is", "running", "."], ["two", "dogs", UNK], ["a", "boat", "with", ",", "a", "boat"]]
 
 
-def test_a_reward_is_the_cider_of_scored_tokens_that_end_in_end() -> None:
+def test_the_reward_is_cider_of_the_scored_tokens_with_the_end_token() -> None:
     records = [
         (str(row), {"image_id": row, "file_name": "x", "captions": [{"id": 0, "text": text, "tokens": tokenize(text)} for text in texts]})
         for row, texts in enumerate(TEXTS)
@@ -44,12 +44,12 @@ def test_a_reward_is_the_cider_of_scored_tokens_that_end_in_end() -> None:
     vocabulary = vocabulary_of(table, min_count=1).vocabulary
     words = dict.fromkeys((*vocabulary.words, "with", "dogs", "is", ","))
     vocabulary = Vocabulary(tuple(words))
-    rows = [torch.tensor(vocabulary.encode([START, *words, END])) for words in DRAWN]
+    rows = [torch.tensor(vocabulary.encode([START, *words, END])) for words in SAMPLED]
     lengths = np.array([len(row) for row in rows])
     found = Reward(table, vocabulary)(pad_sequence(rows, batch_first=True).numpy(), lengths, np.arange(3))
 
     truth = {row: [" ".join([*ptb_tokens(text), END]) for text in texts] for row, texts in enumerate(TEXTS)}
-    said = {row: [" ".join([word for word in words if word not in (".", ",")] + [END])] for row, words in enumerate(DRAWN)}
+    said = {row: [" ".join([word for word in words if word not in (".", ",")] + [END])] for row, words in enumerate(SAMPLED)}
     _, expected = Cider().compute_score(truth, said)
     assert found == pytest.approx(expected, abs=1e-9)
 
@@ -63,7 +63,7 @@ def test_advantages_compare_each_caption_with_the_others_of_its_image() -> None:
             assert found[image, sample] == pytest.approx(rewards[image, sample] - others.mean())
 
 
-def test_a_steps_gradient_is_that_of_drawn_captions_weighted_by_their_advantage(small: Small) -> None:
+def test_a_steps_gradient_is_that_of_sampled_captions_weighted_by_their_advantage(small: Small) -> None:
     data = open_cached(small.features, CPU)
     table = data.source.table
     vocabulary = vocabulary_of(table, min_count=1).vocabulary
@@ -100,7 +100,7 @@ def test_a_steps_gradient_is_that_of_drawn_captions_weighted_by_their_advantage(
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
 
 
-def test_rewards_rise_and_a_stopped_training_goes_on_bit_for_bit(small: Small, tmp_path: Path) -> None:
+def test_rewards_rise_and_a_stopped_training_resumes_bit_for_bit(small: Small, tmp_path: Path) -> None:
     settings = {"self_critical": True, "epochs": 5, "batch_size": 6, "lr": 1e-2, "schedule": "constant", "log_every": 1, "input_dropout": 0.0}
 
     def trained(name: str, **more: object) -> Path:
@@ -122,24 +122,24 @@ def test_rewards_rise_and_a_stopped_training_goes_on_bit_for_bit(small: Small, t
     same(tmp_path / "parts", whole)
 
 
-def test_a_run_says_where_its_first_weights_came_from_and_has_its_vocabulary(small: Small, tmp_path: Path) -> None:
+def test_a_run_records_its_initial_run_and_has_its_vocabulary(small: Small, tmp_path: Path) -> None:
     train_on_cpu(out=tmp_path / "run", features=small.features, settings={"self_critical": True}, init_from=small.run, max_steps=1)
     (config, vocabulary), (before, words) = read_config(tmp_path / "run"), read_config(small.run)
     assert config.start is not None
     assert config.start["run"] == str(small.run.resolve())
     assert len(config.start["sha256"]) == 64
     assert vocabulary == words
-    assert replace(config.decoder, feature_dropout=0.0, input_dropout=0.0, output_dropout=0.0) == before.decoder  # the recipe has its own
+    assert replace(config.decoder, feature_dropout=0.0, input_dropout=0.0, output_dropout=0.0) == before.decoder  # the recipe sets its own dropout
 
 
-def test_self_critical_training_without_a_start_or_from_another_is_refused(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
-    with pytest.raises(InputError, match="--from RUN"):
+def test_self_critical_training_without_an_initial_run_is_refused(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    with pytest.raises(InputError, match="`self_critical` needs a trained captioner"):
         train_on_cpu(out=tmp_path / "a", features=small.features, settings={"self_critical": True})
-    with pytest.raises(MismatchError, match="--hidden-dim 99"):
+    with pytest.raises(MismatchError, match="`hidden_dim` 99"):
         train_on_cpu(out=tmp_path / "b", features=small.features, settings={"hidden_dim": 99}, init_from=small.run)
     train_on_cpu(out=tmp_path / "c", features=small.features, settings={"self_critical": True}, init_from=small.run, max_steps=1)
     shutil.copytree(small.run, tmp_path / "other")
-    with pytest.raises(MismatchError, match="--from"):
+    with pytest.raises(MismatchError, match="`from`"):
         train_on_cpu(out=tmp_path / "c", init_from=tmp_path / "other", resume=True)
     result = run_cli("train", "--features", small.features, "--out", tmp_path / "d", "--self-critical", "--from", tmp_path / "none")
     assert result.exit_code == 1
@@ -151,7 +151,7 @@ def test_self_critical_training_without_a_start_or_from_another_is_refused(small
         train_on_cpu(out=tmp_path / "e", features=small.features, init_from=tmp_path / "other")
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_with_the_same_weights(small: Small, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_starts_again_from_the_same_weights(small: Small, tmp_path: Path) -> None:
     shutil.copytree(small.run, tmp_path / "start")
     for name in ("whole", "killed"):
         settings = {"self_critical": True, "batch_size": 12, "epochs": 1}
@@ -164,5 +164,5 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_with_the
     recorded = read_config(tmp_path / "killed")[0].start
     assert recorded is not None
     (tmp_path / "start" / "checkpoints" / recorded["checkpoint"] / "model.safetensors").write_bytes(b"others")
-    with pytest.raises(MismatchError, match=rf"no checkpoint yet.*{recorded['checkpoint']}"):
+    with pytest.raises(MismatchError, match=rf"no checkpoint yet.*{recorded['checkpoint']}.*has SHA-256"):
         train_on_cpu(out=tmp_path / "killed", resume=True)

@@ -42,7 +42,7 @@ def test_a_run_logs_every_ten_steps_and_val_after_each_epoch(small: Small) -> No
 def test_raw_and_cached_losses_agree_without_augmentation(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "epochs": 2, "seed": 4, "precision": "fp32"}
     cache_features(shards=small.shards, out=tmp_path / "f", backbone="resnet18", weights="random", precision="fp32", device="cpu")
-    shutil.copytree(tmp_path / "f", tmp_path / "raw", ignore=shutil.ignore_patterns("*.h5", "*.tar"))  # the very same random weights
+    shutil.copytree(tmp_path / "f", tmp_path / "raw", ignore=shutil.ignore_patterns("*.h5", "*.tar"))  # the same random weights
     train_on_cpu(out=tmp_path / "cached", features=tmp_path / "f", settings=settings, max_steps=20)
     train_on_cpu(
         out=tmp_path / "raw",
@@ -68,16 +68,16 @@ def test_augmentation_changes_raw_training(small: Small, tmp_path: Path) -> None
     assert losses[0] != losses[1]
 
 
-def test_epochs_may_be_raised_on_resuming_and_nothing_else_changed(small: Small, tmp_path: Path) -> None:
+def test_epochs_may_be_raised_on_resuming_but_other_settings_may_not_change(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train_on_cpu(out=out, features=small.features, settings={**TINY_MODEL, "epochs": 1})
     assert train_on_cpu(out=out, resume=True, settings={"epochs": 2}).steps == 24
-    for setting, message in (({"lr": 0.5}, r"--lr 0\.001, now 0\.5"), ({"hidden_dim": 33}, "--hidden-dim 32, now 33")):
+    for setting, message in (({"lr": 0.5}, r"`lr` 0\.001, but 0\.5 was given"), ({"hidden_dim": 33}, "`hidden_dim` 32, but 33 was given")):
         with pytest.raises(MismatchError, match=message):
             train_on_cpu(out=out, resume=True, settings=setting)
 
 
-def test_a_run_without_a_val_split_has_no_best_and_says_so(small: Small, tmp_path: Path) -> None:
+def test_a_run_without_a_val_split_has_no_best_checkpoint(small: Small, tmp_path: Path) -> None:
     shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("val.*"))
     summary = train_on_cpu(out=tmp_path / "run", features=tmp_path / "features", settings={**TINY_MODEL, "epochs": 1})
     assert summary.best is None
@@ -97,12 +97,12 @@ def test_bf16_trains_as_fp32_does_within_rounding(small: Small, tmp_path: Path) 
 
 
 def test_a_folder_with_a_run_or_something_else_is_refused(small: Small, tmp_path: Path) -> None:
-    with pytest.raises(OccupiedError, match="--resume"):
+    with pytest.raises(OccupiedError, match="`resume`"):
         train_on_cpu(out=small.run, features=small.features)
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(OccupiedError, match=r"thesis\.tex"):
         train_on_cpu(out=tmp_path, features=small.features)
-    with pytest.raises(InputError, match="one of --features DIR"):
+    with pytest.raises(InputError, match="either `features`"):
         train_on_cpu(out=tmp_path / "new")
 
 
@@ -114,19 +114,19 @@ def test_resuming_with_another_vocabulary_or_data_is_refused_naming_both_sides(s
     write_vocabulary(tmp_path / "other.json", other)
     with pytest.raises(MismatchError, match=run.config.vocabulary_digest):
         train_on_cpu(out=out, vocab=tmp_path / "other.json", resume=True)
-    with pytest.raises(MismatchError, match="source: features there, shards now"):
+    with pytest.raises(MismatchError, match="source: expected features, found shards"):
         train_on_cpu(out=out, shards=small.shards, backbone="resnet18", weights="random", resume=True)
     write_vocabulary(out / "vocab.json", other)
     with pytest.raises(MismatchError, match=r"vocab\.json.*not the one that the run was trained"):
         open_run(out, device=torch.device("cpu"))
 
 
-def test_resuming_with_features_made_otherwise_is_refused_with_both_digests(small: Small, tmp_path: Path) -> None:
+def test_resuming_with_other_features_is_refused_with_both_digests(small: Small, tmp_path: Path) -> None:
     shutil.copytree(small.run, tmp_path / "run")
     shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("*.h5", "*.tar"))
     cache_features(shards=small.shards, out=tmp_path / "features", backbone="resnet18", weights="random", views="flip", device="cpu")
     before, now = (open_features(folder / "train.h5").digest for folder in (small.features, tmp_path / "features"))
-    with pytest.raises(MismatchError, match=f"digest of the training data: {before} there, {now} now"):
+    with pytest.raises(MismatchError, match=f"digest of the training data: expected {before}, found {now}"):
         train_on_cpu(out=tmp_path / "run", features=tmp_path / "features", resume=True)
     assert train_on_cpu(out=tmp_path / "views", features=tmp_path / "features", settings={**TINY_MODEL, "epochs": 1}).steps == 12
 
@@ -136,11 +136,11 @@ def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path
     train_on_cpu(out=out, features=small.features, settings={**TINY_MODEL, "lr": 1e6}, max_steps=2)
     captioner = open_run(out, device=torch.device("cpu")).captioner
     with torch.no_grad():
-        lstm_of(captioner).output.bias.fill_(float("inf"))  # what a step too far leaves behind
+        lstm_of(captioner).output.bias.fill_(float("inf"))  # as after a step with an exploding gradient
     optimizer = adamw(captioner, TrainConfig())
     load_training_state(latest_checkpoint(out)[0], captioner, optimizer)
     save_checkpoint(out, captioner, optimizer, TrainingPosition(epoch=0, step_in_epoch=3, step=3))
-    with pytest.raises(InputError, match=r"the training diverged.*smaller --lr than 1000000"):
+    with pytest.raises(InputError, match=r"the training diverged.*smaller `lr` than 1000000"):
         train_on_cpu(out=out, resume=True)
 
 
@@ -157,12 +157,12 @@ def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path
         {"checkpoint_minutes": -1.0},
     ],
 )
-def test_impossible_settings_are_refused_by_their_options_name(small: Small, tmp_path: Path, setting: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=f"--{next(iter(setting)).replace('_', '-')}"):
+def test_impossible_settings_are_refused_by_name(small: Small, tmp_path: Path, setting: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"`{next(iter(setting))}`"):
         train_on_cpu(out=tmp_path / "run", features=small.features, settings=setting)
 
 
-def test_a_training_ends_when_captions_have_not_got_better_for_its_patience(small: Small, tmp_path: Path) -> None:
+def test_a_training_stops_when_its_patience_runs_out(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "epochs": 9, "lr": 1e-7, "patience": 2}  # nothing is learned
     summary = train_on_cpu(out=tmp_path / "run", features=small.features, settings=settings)
     scores = [line["val_cider"] for line in lines(tmp_path / "run") if "val_cider" in line]
@@ -175,23 +175,23 @@ def test_a_training_ends_when_captions_have_not_got_better_for_its_patience(smal
     assert longer.steps > summary.steps
 
 
-def test_gradients_are_cut_to_their_norm_and_weights_of_matrices_decay(small: Small, tmp_path: Path) -> None:
+def test_gradients_are_clipped_to_their_norm_and_weight_matrices_decay(small: Small, tmp_path: Path) -> None:
     plain = {**TINY_MODEL, "epochs": 1, "precision": "fp32"}
-    for name, more in (("plain", {}), ("cut", {"clip_norm": 1e-12}), ("decayed", {"weight_decay": 0.5, "clip_norm": 1e-12})):
+    for name, more in (("plain", {}), ("clipped", {"clip_norm": 1e-12}), ("decayed", {"weight_decay": 0.5, "clip_norm": 1e-12})):
         train_on_cpu(out=tmp_path / name, features=small.features, settings={**plain, **more}, max_steps=1)
     before = Captioner(open_run(tmp_path / "plain", device=torch.device("cpu")).config.decoder)
     torch.manual_seed(0)
     before = Captioner(before.config)
-    start, cut, decayed, plain_after = before.state_dict(), *(weights(tmp_path / name) for name in ("cut", "decayed", "plain"))
+    start, clipped, decayed, plain_after = before.state_dict(), *(weights(tmp_path / name) for name in ("clipped", "decayed", "plain"))
     word = "decoder.embedding.weight"
     assert (plain_after[word] - start[word]).abs().max() > 5e-4
-    # Adam divides by the gradients' own size, but for its epsilon of 1e-8: gradients far below it move nothing.
-    torch.testing.assert_close(cut[word], start[word], atol=1e-6, rtol=0)
+    # Adam divides gradients by their own size plus an epsilon of 1e-8: gradients far below it have no effect.
+    torch.testing.assert_close(clipped[word], start[word], atol=1e-6, rtol=0)
     torch.testing.assert_close(decayed[word], start[word] * (1 - 1e-3 * 0.5), atol=1e-6, rtol=0)
     torch.testing.assert_close(decayed["decoder.output.bias"], start["decoder.output.bias"], atol=1e-6, rtol=0)
 
 
-def test_a_config_file_and_options_are_taken_together_and_kept_by_the_run(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+def test_a_run_records_the_settings_of_a_config_file_and_of_options(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
     (tmp_path / "mine.toml").write_text('recipe = "strong"\nmin-count = 1\nhidden-dim = 24\nembedding-dim = 16\nepochs = 3\nbatch-size = 16\n')
     options = ("train", "--features", small.features, "--out", tmp_path / "run", "--config", tmp_path / "mine.toml", "--device", "cpu")
     assert run_cli(*options, "--epochs", 1, "--tie-weights", "--image-input", "once").exit_code == 0
@@ -200,10 +200,10 @@ def test_a_config_file_and_options_are_taken_together_and_kept_by_the_run(small:
     assert (config.decoder.image_input, config.decoder.tie_weights, config.decoder.input_dropout) == ("once", True, 0.4)
     refused = run_cli("train", "--out", tmp_path / "run", "--resume", "--label-smoothing", 0.2, "--device", "cpu")
     assert refused.exit_code == 1
-    assert "--label-smoothing 0.1, now 0.2" in refused.output
+    assert "--label-smoothing 0.1, but 0.2 was given" in refused.output
 
 
-def test_weights_that_are_no_numbers_are_neither_kept_nor_scored(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_with_nan_are_neither_saved_nor_validated(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = CrossEntropyStep.__call__
 
     def call(self: CrossEntropyStep, batch: CaptionBatch) -> torch.Tensor:

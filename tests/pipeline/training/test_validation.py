@@ -30,14 +30,14 @@ def opened(small: Small) -> tuple[TrainingData, Vocabulary, Captioner]:
     return data, vocabulary, Captioner(DecoderConfig(feature_dim=data.feature_dim, vocabulary_size=len(vocabulary), hidden_dim=32))
 
 
-def test_scores_are_those_of_the_split_captioned_and_scored_by_hand(small: Small) -> None:
+def test_scores_equal_those_computed_by_hand(small: Small) -> None:
     data, vocabulary, captioner = opened(small)
     assert data.val is not None
     table = data.val.table
     measured = Validator(
         data.val, vocabulary, feature_extractor(data), data.val_pictures, images=5000, device=CPU, processes=ProcessGroup()
     ).validate(captioner)
-    assert captioner.training  # as it was
+    assert captioner.training  # restored
 
     captioner.eval()
     features = data.val.images(np.arange(table.images), np.zeros((table.images, 3)))
@@ -57,26 +57,26 @@ def test_scores_are_those_of_the_split_captioned_and_scored_by_hand(small: Small
     assert measured.examples[0].reference == table.texts[0]
 
 
-def test_a_training_that_has_diverged_says_so_before_it_captions(small: Small) -> None:
+def test_a_diverged_training_is_reported_before_captioning(small: Small) -> None:
     data, vocabulary, captioner = opened(small)
     assert data.val is not None
     validation = Validator(data.val, vocabulary, feature_extractor(data), data.val_pictures, images=5000, device=CPU, processes=ProcessGroup())
     with torch.no_grad():
         for parameter in captioner.parameters():
             parameter.fill_(torch.nan)
-    with pytest.raises(InputError, match=r"loss on the val split became nan.*smaller --lr"):
+    with pytest.raises(InputError, match=r"loss on the val split is nan.*smaller `lr`"):
         validation.validate(captioner)
 
 
-def test_a_trainings_last_cider_is_the_one_that_evaluate_finds(small: Small, tmp_path: Path) -> None:
+def test_the_last_validation_cider_equals_that_of_evaluate(small: Small, tmp_path: Path) -> None:
     logged = [json.loads(line) for line in (small.run / "metrics.jsonl").read_text().splitlines()]
     found = evaluate(run=small.run, features=small.features, out=tmp_path / "s.json", java=False, device="cpu").scores.scores["cider"]
     assert [line["val_cider"] for line in logged if "val_cider" in line][-1] == found.value
 
 
-def test_of_many_images_some_are_looked_at_spread_over_all(small: Small) -> None:
+def test_validated_images_are_spread_evenly_over_the_split(small: Small) -> None:
     data, vocabulary, _ = opened(small)
     features_of = feature_extractor(data)
     validation = Validator(data.source, vocabulary, features_of, lambda rows: [None] * len(rows), images=4, device=CPU, processes=ProcessGroup())
-    # 4 of 36, and the 8 that are shown
+    # 4 of 36, and the 8 examples
     assert validation.rows.tolist() == [0, 4, 9, 13, 18, 22, 27, 31]
