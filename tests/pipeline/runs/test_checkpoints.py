@@ -29,8 +29,8 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(small: Smal
     (newest / "model.safetensors").write_bytes(bytes(data))
     summary = train_on_cpu(out=tmp_path / "run", resume=True)
     assert any("step-00000008" in note and "the checkpoint before it" in note for note in summary.notes)
-    train_on_cpu(out=tmp_path / "whole", features=small.features, settings=SETTINGS)
-    same(tmp_path / "whole", tmp_path / "run")
+    train_on_cpu(out=tmp_path / "uninterrupted", features=small.features, settings=SETTINGS)
+    same(tmp_path / "uninterrupted", tmp_path / "run")
 
 
 def test_the_best_and_the_newest_checkpoints_are_kept(small: Small, tmp_path: Path) -> None:

@@ -46,12 +46,12 @@ def test_captioning_uses_the_average_of_the_weights_after_the_last_epochs(small:
 @pytest.mark.parametrize("stop", [30, 36, 40])
 def test_a_stopped_training_that_averages_weights_equals_one_that_was_not_stopped(small: Small, tmp_path: Path, stop: int) -> None:
     settings = {**TINY_MODEL, "epochs": 4, "lr": 0.01, "average_last": 3}
-    train_on_cpu(out=tmp_path / "whole", features=small.features, settings=settings)
+    train_on_cpu(out=tmp_path / "uninterrupted", features=small.features, settings=settings)
     train_on_cpu(out=tmp_path / "stopped", features=small.features, settings=settings, max_steps=stop)
     train_on_cpu(out=tmp_path / "stopped", resume=True)
-    whole, stopped = (weights_at(tmp_path / name, 48) for name in ("whole", "stopped"))
-    assert all(torch.equal(stopped[key], value) for key, value in whole.items())
-    scores = [[line["val_cider"] for line in lines(tmp_path / name) if "val_cider" in line] for name in ("whole", "stopped")]
+    uninterrupted, stopped = (weights_at(tmp_path / name, 48) for name in ("uninterrupted", "stopped"))
+    assert all(torch.equal(stopped[key], value) for key, value in uninterrupted.items())
+    scores = [[line["val_cider"] for line in lines(tmp_path / name) if "val_cider" in line] for name in ("uninterrupted", "stopped")]
     assert scores[0] == scores[1]
     assert len(scores[0]) == 4
 

@@ -60,8 +60,8 @@ def test_gradients_equal_those_of_one_process_on_the_same_batch(
 
 
 def test_accumulating_gradients_over_chunks_gives_the_same_gradients(small: Small) -> None:
-    whole, accumulated = (gradients("features", small.features, chunks=chunks, units=16, processes=ProcessGroup()) for chunks in (1, 5))
-    for name, value in whole.items():
+    full, accumulated = (gradients("features", small.features, chunks=chunks, units=16, processes=ProcessGroup()) for chunks in (1, 5))
+    for name, value in full.items():
         assert torch.allclose(accumulated[name], value, rtol=1e-5, atol=1e-6), name
 
 

@@ -34,11 +34,11 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 @pytest.mark.parametrize("stop", [1, 12, 17])
 def test_a_training_stopped_anywhere_and_resumed_equals_one_that_was_not(small: Small, tmp_path: Path, stop: int) -> None:
-    train_on_cpu(out=tmp_path / "whole", features=small.features, settings=SETTINGS)
+    train_on_cpu(out=tmp_path / "uninterrupted", features=small.features, settings=SETTINGS)
     train_on_cpu(out=tmp_path / "parts", features=small.features, settings=SETTINGS, max_steps=stop)
     train_on_cpu(out=tmp_path / "parts", resume=True)
-    same(tmp_path / "whole", tmp_path / "parts")
-    assert lines(tmp_path / "parts")[-1] == lines(tmp_path / "whole")[-1]
+    same(tmp_path / "uninterrupted", tmp_path / "parts")
+    assert lines(tmp_path / "parts")[-1] == lines(tmp_path / "uninterrupted")[-1]
 
 
 def start(small: Small, out: Path, source: str) -> "subprocess.Popen[bytes]":
@@ -74,18 +74,18 @@ def kill_at(child: "subprocess.Popen[bytes]", run: Path, step: int, seconds: flo
 @pytest.mark.parametrize("source", ["features", "shards"])
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.full)])
 def test_a_training_killed_at_random_moments_equals_one_that_was_not_bit_for_bit(small: Small, tmp_path: Path, source: str, kills: int) -> None:
-    for name in ("whole", "killed"):
+    for name in ("uninterrupted", "killed"):
         shutil.copytree(small.features, tmp_path / name, ignore=shutil.ignore_patterns("*.h5", "*.tar"))  # the same random weights
-    assert start(small, tmp_path / "whole", source).wait() == 0
-    steps = steps_logged(tmp_path / "whole")
+    assert start(small, tmp_path / "uninterrupted", source).wait() == 0
+    steps = steps_logged(tmp_path / "uninterrupted")
     draw = random.Random(kills)
     killed = 0
     for step in sorted(draw.randrange(steps - 4) for _ in range(kills)):
         killed += kill_at(start(small, tmp_path / "killed", source), tmp_path / "killed", step, draw.uniform(0, 0.03))
     assert killed == kills
     assert start(small, tmp_path / "killed", source).wait() == 0
-    same(tmp_path / "whole", tmp_path / "killed")
-    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    same(tmp_path / "uninterrupted", tmp_path / "killed")
+    assert lines(tmp_path / "killed") == lines(tmp_path / "uninterrupted")
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_resume(small: Small, tmp_path: Path) -> None:
@@ -106,15 +106,17 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_resume(small: Small, tmp_path
 
 
 def test_dropout_and_scheduled_sampling_do_not_depend_on_where_a_training_was_stopped(small: Small, tmp_path: Path) -> None:
-    for name, stops in (("whole", []), ("parts", [5, 9])):
+    for name, stops in (("uninterrupted", []), ("parts", [5, 9])):
         for stop in stops:
             train_on_cpu(out=tmp_path / name, features=small.features, settings=STRONG, resume=True, max_steps=stop)
             torch.rand(stop)  # other random numbers in between
         train_on_cpu(out=tmp_path / name, features=small.features, settings=STRONG, resume=True)
     # After a stop, the first line of the log is a mean over fewer steps.
-    whole, parts = ([{k: v for k, v in line.items() if k != "mean_loss"} for line in lines(tmp_path / name)] for name in ("whole", "parts"))
-    assert [line for line in parts if line["step"] not in (5, 9)] == whole
-    same(tmp_path / "whole", tmp_path / "parts")
+    uninterrupted, parts = (
+        [{k: v for k, v in line.items() if k != "mean_loss"} for line in lines(tmp_path / name)] for name in ("uninterrupted", "parts")
+    )
+    assert [line for line in parts if line["step"] not in (5, 9)] == uninterrupted
+    same(tmp_path / "uninterrupted", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("step", [12, 24])
@@ -126,11 +128,13 @@ def test_an_epoch_that_was_stopped_in_its_last_step_is_validated_once(
         interrupted_at(step, patched)
         with pytest.raises(Interrupted):
             train_on_cpu(out=tmp_path / "run", features=small.features, settings=settings)
-    train_on_cpu(out=tmp_path / "whole", features=small.features, settings=settings)
+    train_on_cpu(out=tmp_path / "uninterrupted", features=small.features, settings=settings)
     for _ in range(2):  # the second time there is nothing left to do
         summary = train_on_cpu(out=tmp_path / "run", resume=True)
-        assert [line for line in lines(tmp_path / "run") if "val_loss" in line] == [line for line in lines(tmp_path / "whole") if "val_loss" in line]
-        assert (latest_checkpoint(tmp_path / "run")[1].best is None) == (latest_checkpoint(tmp_path / "whole")[1].best is None)
-        assert latest_checkpoint(tmp_path / "run")[1].best == latest_checkpoint(tmp_path / "whole")[1].best
+        assert [line for line in lines(tmp_path / "run") if "val_loss" in line] == [
+            line for line in lines(tmp_path / "uninterrupted") if "val_loss" in line
+        ]
+        assert (latest_checkpoint(tmp_path / "run")[1].best is None) == (latest_checkpoint(tmp_path / "uninterrupted")[1].best is None)
+        assert latest_checkpoint(tmp_path / "run")[1].best == latest_checkpoint(tmp_path / "uninterrupted")[1].best
     assert summary.loss is None
-    same(tmp_path / "run", tmp_path / "whole")
+    same(tmp_path / "run", tmp_path / "uninterrupted")

@@ -48,9 +48,9 @@ def test_the_reward_is_cider_of_the_scored_tokens_with_the_end_token() -> None:
     lengths = np.array([len(row) for row in rows])
     found = Reward(table, vocabulary)(pad_sequence(rows, batch_first=True).numpy(), lengths, np.arange(3))
 
-    truth = {row: [" ".join([*ptb_tokens(text), END]) for text in texts] for row, texts in enumerate(TEXTS)}
-    said = {row: [" ".join([word for word in words if word not in (".", ",")] + [END])] for row, words in enumerate(SAMPLED)}
-    _, expected = Cider().compute_score(truth, said)
+    references = {row: [" ".join([*ptb_tokens(text), END]) for text in texts] for row, texts in enumerate(TEXTS)}
+    candidates = {row: [" ".join([word for word in words if word not in (".", ",")] + [END])] for row, words in enumerate(SAMPLED)}
+    _, expected = Cider().compute_score(references, candidates)
     assert found == pytest.approx(expected, abs=1e-9)
 
 
@@ -107,19 +107,19 @@ def test_rewards_rise_and_a_stopped_training_resumes_bit_for_bit(small: Small, t
         train_on_cpu(out=tmp_path / name, features=small.features, settings=settings, init_from=small.run, **more)  # type: ignore[arg-type]
         return tmp_path / name
 
-    whole = trained("whole")
-    rewards = [-line["loss"] for line in lines(whole) if "loss" in line]
+    uninterrupted = trained("uninterrupted")
+    rewards = [-line["loss"] for line in lines(uninterrupted) if "loss" in line]
     assert len(rewards) == 30  # each image once in an epoch
     assert np.mean(rewards[-6:]) > np.mean(rewards[:6]) + 0.1
 
-    (curves,) = draw_curves([whole], tmp_path / "curves.png")
+    (curves,) = draw_curves([uninterrupted], tmp_path / "curves.png")
     assert [line["reward"] for line in curves.training] == rewards
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
     trained("parts", max_steps=5)
     train_on_cpu(out=tmp_path / "parts", resume=True)
-    assert lines(tmp_path / "parts") == lines(whole)
-    same(tmp_path / "parts", whole)
+    assert lines(tmp_path / "parts") == lines(uninterrupted)
+    same(tmp_path / "parts", uninterrupted)
 
 
 def test_a_run_records_its_initial_run_and_has_its_vocabulary(small: Small, tmp_path: Path) -> None:
@@ -153,12 +153,12 @@ def test_self_critical_training_without_an_initial_run_is_refused(small: Small, 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again_from_the_same_weights(small: Small, tmp_path: Path) -> None:
     shutil.copytree(small.run, tmp_path / "start")
-    for name in ("whole", "killed"):
+    for name in ("uninterrupted", "killed"):
         settings = {"self_critical": True, "batch_size": 12, "epochs": 1}
         train_on_cpu(out=tmp_path / name, features=small.features, settings=settings, init_from=tmp_path / "start")
     shutil.rmtree(tmp_path / "killed" / "checkpoints")
     train_on_cpu(out=tmp_path / "killed", resume=True)
-    same(tmp_path / "killed", tmp_path / "whole")
+    same(tmp_path / "killed", tmp_path / "uninterrupted")
 
     shutil.rmtree(tmp_path / "killed" / "checkpoints")
     recorded = read_config(tmp_path / "killed")[0].start
