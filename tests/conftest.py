@@ -77,7 +77,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 
 def diverged(run: Path, to: Path) -> Path:
-    """A copy of a run whose newest checkpoint is whole, and holds weights that are no numbers; its path."""
+    """Copy a run, and set all weights of its newest checkpoint, which stays intact, to NaN; return that checkpoint."""
     shutil.copytree(run, to, ignore=shutil.ignore_patterns("val.*"))  # scores, where another test has evaluated it
     checkpoint = max((to / "checkpoints").iterdir())
     weights = load_file(checkpoint / "model.safetensors")

@@ -97,7 +97,7 @@ def _with_recorded_data(data: DataConfig, recorded: RunConfig) -> DataConfig:
 
 def _checked(data: DataConfig) -> DataConfig:
     if (data.features is None) == (data.shards is None):
-        raise InputError("Choose either `features`, a folder of cached features, or `shards`, a folder of raw images.")
+        raise InputError("Choose one of `features` (a folder of cached features) and `shards` (raw images).")
     if data.features is not None and (data.backbone or data.weights):
         raise InputError("`backbone` and `weights` need `shards`: features record the backbone that computed them.")
     return data
