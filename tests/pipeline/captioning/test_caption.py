@@ -147,11 +147,11 @@ def test_what_to_run_next_can_be_pasted_into_a_shell(small: Small, tmp_path: Pat
         (["--temperature", "0"], "--temperature"),
         (["--samples", "2", "--top-p", "2"], "Error: --top-p is 2.0, "),
         (["--top-k", "3"], "Error: --temperature, --top-k and --top-p need --samples, which is 0.\n"),
-        (["--samples", "2", "--beam", "2"], "captions are drawn or searched for, not both"),
+        (["--samples", "2", "--beam", "2"], "captions are either sampled or searched for"),
         (["--samples", "2", "--length-penalty", "1"], "--length-penalty is for beam search"),
         (["--diversity", "1"], "--diversity requires --groups"),
         (["--best", "3"], "only one caption per image. Use --beam 3 or --samples 3"),
-        (["--best", "5", "--beam", "2", "--groups", "2"], "4 captions of each photograph"),
+        (["--best", "5", "--beam", "2", "--groups", "2"], "only 4 captions per image"),
         (["--out", "x.png"], "--show"),
         (["--show", "--out", "x.txt"], "x.txt: a picture is written as .png"),
     ],
@@ -172,7 +172,7 @@ def test_a_checkpoint_whose_scores_are_no_numbers_is_named_with_the_next_step(
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.startswith(f"Error: {checkpoint}: the model's scores contain NaN")
-    assert "--checkpoint best" in result.stderr
+    assert "Choose another --checkpoint (best or latest)" in result.stderr
 
 
 def test_photographs_of_one_pass_are_read_side_by_side_and_two_passes_ahead(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ def test_a_checkpoint_whose_scores_are_no_numbers_is_named_with_the_next_step(
     result = run_cli("evaluate", "--run", tmp_path / "run", f"--{data}", getattr(small, data))
     assert result.exit_code == 1
     assert result.stderr.startswith(f"Error: {checkpoint}: the model's scores contain NaN")
-    assert "--checkpoint best" in result.stderr
+    assert "Choose another --checkpoint (best or latest)" in result.stderr
     assert not list((tmp_path / "run").glob("val.*"))
 
 
