@@ -95,7 +95,7 @@ class SplitStats:
         if self.caption_lengths is not None:
             lines.append(f"  tokens per caption  {self.caption_lengths}")
         for title, cells in (
-            ("--min-count", [f"{one.min_count}" for one in self.coverage]),
+            ("minimum count", [f"{one.min_count}" for one in self.coverage]),
             ("words", [f"{one.words:,}" for one in self.coverage]),
             ("tokens covered", [f"{100 * one.share:.2f}%" for one in self.coverage]),
         ):
@@ -258,7 +258,7 @@ def draw_stats(found: tuple[SplitStats, ...], out: Path) -> None:
     for index, split in enumerate(found):
         _draw_split(axes.flat, split, COLOURS[index % len(COLOURS)])
     titles = ("Caption lengths (share of captions)", "Tokens in the vocabulary (%)", "Original images: width (solid), height (dotted)", "Left out")
-    labels = (("tokens", ""), ("--min-count", ""), ("pixels", "images"), ("images or captions", ""))
+    labels = (("tokens", ""), ("minimum count of a word", ""), ("pixels", "images"), ("images or captions", ""))
     for axis, title, (x, y) in zip(axes.flat, titles, labels, strict=True):
         axis.set_title(title, fontsize=11, loc="left")
         axis.set(xlabel=x, ylabel=y)

@@ -153,7 +153,7 @@ def test_a_full_disk_is_an_error_and_the_next_run_resumes(tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code, archive, tmp_path / "out"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"{tmp_path / 'out/b'}: no space left")
-    assert "choose another --root" in done.stdout
+    assert "choose another `root`" in done.stdout
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
     assert unzip(archive, listed(archive), tmp_path / "out") == 1
 
