@@ -109,4 +109,5 @@ def test_messages_quoted_in_troubleshooting_exist() -> None:
     said = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in FILES))  # strings that continue in the next line
     for message in quoted:
         for part in message.split("..."):
-            assert part.strip() in said, message
+            settings = re.sub(r"--([a-z-]+)", lambda option: f"`{option[1].replace('-', '_')}`", part)  # as below the command line
+            assert part.strip() in said or settings.strip() in said, message
