@@ -153,7 +153,7 @@ def test_what_to_run_next_can_be_pasted_into_a_shell(small: Small, tmp_path: Pat
         (["--best", "3"], "only one caption per image. Use --beam 3 or --samples 3"),
         (["--best", "5", "--beam", "2", "--groups", "2"], "only 4 captions per image"),
         (["--out", "x.png"], "--show"),
-        (["--show", "--out", "x.txt"], "x.txt: a picture is written as .png"),
+        (["--show", "--out", "x.txt"], "x.txt: a figure is written as .png"),
     ],
 )
 def test_impossible_options_are_one_plain_line(small: Small, run_cli: Callable[..., Result], options: list[str], says: str) -> None:
