@@ -34,13 +34,24 @@ class NothingUsableError(InputError):
     """No image of a split can be used."""
 
 
-def write_splits(*, captions: CaptionSource, split: str | None = None, **settings: Any) -> dict[str, SplitSummary]:
+def write_splits(
+    *,
+    images: Location,
+    captions: CaptionSource,
+    out: Location,
+    split: str | None = None,
+    config: ShardConfig,
+    workers: int = 1,
+    cluster: Cluster | None = None,
+    array_task: ArrayTask | None = None,
+    quiet: bool = True,
+) -> dict[str, SplitSummary]:
     """Write every split that the captions name, or one of them; see :func:`pipeline.captions.read.splits_of`.
 
     Args:
         captions: Where the captions come from.
         split: The split to write, or the name of the only one.
-        settings: As for :func:`write_shards`.
+        images, out, config, workers, cluster, array_task, quiet: As for :func:`write_shards`.
 
     Raises:
         InputError: As :func:`write_shards`. A split without a usable image is reported after the others are written.
@@ -49,7 +60,17 @@ def write_splits(*, captions: CaptionSource, split: str | None = None, **setting
     written = {}
     for name, of_split in read_splits(captions, split).items():
         try:
-            written[name] = write_shards(captions=of_split, split=name, **settings)
+            written[name] = write_shards(
+                images=images,
+                captions=of_split,
+                out=out,
+                split=name,
+                config=config,
+                workers=workers,
+                cluster=cluster,
+                array_task=array_task,
+                quiet=quiet,
+            )
         except NothingUsableError as error:
             empty.append(error)
     if empty:
