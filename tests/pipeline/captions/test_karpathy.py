@@ -31,7 +31,7 @@ def test_a_split_files_images_keep_its_order_in_each_split(tmp_path: Path) -> No
         "train": [(2, "2.jpg")],
         "test": [(9, "9.jpg")],
     }
-    # Without sentids captions are counted through the file.
+    # Without sentids captions are numbered through the file
     assert [(caption.id, caption.text) for caption in found.splits["train"][0].captions] == [(1, "b"), (2, "c")]
     assert [image.imgid for image in found.listed] == [4, 2, 9, 0]
     assert not any(found.rejects.values())
@@ -70,7 +70,7 @@ def test_everything_in_a_split_file_that_cannot_be_used_is_a_reject_of_its_split
         "train": [("sentence 1", "duplicate_caption_id"), ("../../etc/passwd", "path_escape"), ("6.jpg", "duplicate_image_id")],
         "val": [("1.jpg", "empty_caption"), ("2.jpg", "no_captions"), ("0.jpg", "duplicate_image_id")],
     }
-    # Features of an image that cannot be used belong to it all the same.
+    # Images that cannot be used still have rows of features
     assert [image.imgid for image in found.listed] == [0, 1, 2, 5]
 
 

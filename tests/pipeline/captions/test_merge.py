@@ -22,7 +22,7 @@ def test_files_are_merged_by_image_and_keep_the_ids_that_are_free() -> None:
     first = one(None, image(7, "a.jpg", (1, "A")), image(0, "b.jpg", (2, "B")))
     second = one(None, image(0, "b.jpg", (1, "B"), (9, "New")), image(7, "c.jpg", (2, "C")), image(3, "d.jpg", (5, "D")))
     found = merge([first, second])
-    # 0, 3 and 7 are images' ids somewhere, 1, 2, 5 and 9 captions'.
+    # 0, 3 and 7 are image ids in one of the files; 1, 2, 5 and 9 are caption ids
     assert found.splits == {
         None: [image(7, "a.jpg", (1, "A")), image(0, "b.jpg", (2, "B"), (9, "New")), image(1, "c.jpg", (0, "C")), image(3, "d.jpg", (5, "D"))]
     }
@@ -30,7 +30,7 @@ def test_files_are_merged_by_image_and_keep_the_ids_that_are_free() -> None:
 
 
 def test_a_file_merged_with_itself_is_that_file() -> None:
-    # Two entries of one name in one file are two images.
+    # Two entries with the same name in one file are two images
     file = one("train", image(1, "a.jpg", (1, "A"), (2, "A")), image(2, "a.jpg", (3, "B")))
     found = merge([file, file])
     assert found.splits == file.splits

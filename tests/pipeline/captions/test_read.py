@@ -100,7 +100,7 @@ def test_split_lists_assign_images_with_or_without_their_extension(tmp_path: Pat
     assert names(found) == {"train": ["1.jpg", "3.jpg"], "val": ["2.jpg"]}
     rejects = {split: [(reject.file, reject.reason) for reject in each] for split, each in found.rejects.items()}
     assert rejects == {"val": [("2.jpg", "empty_caption"), ("lost.jpg", "no_captions")], None: [("4.jpg", "in_no_split")]}
-    # What is in no split is reported with the first one.
+    # Rejects in no split are reported with the first one
     assert [reject.file for reject in read_splits(source(tokens, split_lists=lists))["train"].rejects] == ["4.jpg"]
     (tmp_path / "dev").write_text("1.jpg\n")
     with pytest.raises(InputError, match=r"dev: 1\.jpg is in split train by an earlier `split_list`"):
@@ -133,7 +133,7 @@ def shard(run_cli: Callable[..., Result], images: Path, *more: object) -> Result
 
 
 def there(folder: Path) -> dict[str, list[str]]:
-    """By split, the file names in the tars."""
+    """The file names in the tars, by split."""
     splits = read_dataset_file(folder).splits
     return {split: [record["file_name"] for each in open_split(folder, split).shards for _, record in read_records(each)] for split in splits}
 
@@ -154,7 +154,7 @@ def test_one_run_of_shard_writes_every_split_of_a_karpathy_file(image_folder: Pa
     again = shard(run_cli, image_folder, "--captions", captions)
     assert again.output.count("nothing written") == 3
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (image_folder.parent / "out").iterdir()} == before
-    # One split by itself has the same bytes.
+    # A split written alone has the same bytes
     alone = run_cli(
         "shard",
         "--images",

@@ -1,4 +1,4 @@
-"""Downloads from a real web server on 127.0.0.1; datasets here are small ones in the place of those that are published."""
+"""Downloads from a real web server on 127.0.0.1, with small datasets in place of the published ones."""
 
 import hashlib
 import io
@@ -186,7 +186,7 @@ def test_two_processes_do_not_download_one_dataset_into_one_folder(server: Range
 
 def test_the_free_space_is_checked_first_and_existing_files_count(server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [0]
-    monkeypatch.setattr(download_module, "free_bytes", lambda _: free[0] + download_module.SPARE_BYTES)  # no disk has just so many bytes
+    monkeypatch.setattr(download_module, "free_bytes", lambda _: free[0] + download_module.SPARE_BYTES)  # a value that no real disk has
     archive = DATASETS["coco2014"].parts["val"]
     assert archive.size is not None
     free[0] = archive.size + archive.unpacked - 1
@@ -196,7 +196,7 @@ def test_the_free_space_is_checked_first_and_existing_files_count(server: RangeS
     free[0] += 1
     download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
     (tmp_path / ".val2014.zip.json").unlink()
-    free[0] = 0  # archive and files are there
+    free[0] = 0  # archive and files exist already
     download("coco2014", root=tmp_path, parts=["val"], base_url=server.url)
     (tmp_path / min(VAL)).unlink()
     (tmp_path / ".val2014.zip.json").unlink()
@@ -229,7 +229,7 @@ def test_an_archive_of_unknown_size_reserves_no_space_and_its_progress_has_no_to
 
 
 def program(server: RangeServer, root: Path, before: str = "") -> list[str]:
-    """A process of its own that downloads the small dataset."""
+    """The command of a process that downloads the small dataset."""
     parts = {name: vars(archive) for name, archive in small_coco().parts.items()}
     code = (
         "import sys, json\nfrom dataclasses import replace\nfrom pathlib import Path\n"

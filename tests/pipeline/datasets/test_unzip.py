@@ -60,7 +60,7 @@ def test_an_archive_with_a_name_that_leads_out_of_the_folder_is_refused(tmp_path
 def test_no_accepted_name_ever_leaves_the_folder(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         archive, info = Path(folder) / "a.zip", zipfile.ZipInfo("x")
-        info.filename = name  # as it stands, where ZipInfo would make it tidy
+        info.filename = name  # ZipInfo itself would normalise the name
         with zipfile.ZipFile(archive, "w") as file:
             file.writestr(info, b"1")
         try:

@@ -135,7 +135,7 @@ def test_an_image_is_squashed_to_the_square(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "size"), [("squash", (100, 100)), ("shortest", (133, 100)), ("pad", (100, 100)), ("none", (640, 480))]
-)  # of 640 x 480, by hand
+)  # of 640 x 480, computed by hand
 def test_each_mode_gives_its_size(mode: str, size: tuple[int, int]) -> None:
     resize = Resize(size=100, mode=mode)
     for original, wanted in (((640, 480), size), ((480, 640), size[::-1])):

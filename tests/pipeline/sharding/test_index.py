@@ -38,7 +38,7 @@ SHORTEST = Resize(size=64, mode="shortest")
 
 @pytest.fixture(scope="session")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 drawings as img2dataset downloads them, 10 a tar, beside two that it cannot: ``jpg`` with keep_ratio, ``png`` with border."""
+    """18 drawings as img2dataset downloads them, 10 per tar, and two that it cannot download: ``jpg`` with keep_ratio, ``png`` with border."""
     base = tmp_path_factory.mktemp("img2dataset")
     synthesize(base / "drawn", images=20, seed=5)
     content = json.loads((base / "drawn/captions_train.json").read_text())
@@ -68,7 +68,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def in_tars(folder: Path) -> dict[str, dict[str, Any]]:
-    """By key, what the standard library's reader finds of each sample."""
+    """The members of each sample as the standard library reads them, by key."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:

@@ -34,7 +34,7 @@ from tests.pipeline.short_runs import train_on_cpu
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file there is, hidden ones too."""
+    """All files of a folder, hidden ones too."""
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
@@ -114,7 +114,7 @@ def test_damaged_and_truncated_members_are_named_when_they_are_read(small: Small
     for end in range(0, len(good), 512 * 5):
         tar.write_bytes(good[:end])
         if end >= shard.sidecar.samples[-1].json.offset + shard.sidecar.samples[-1].json.size:
-            continue  # only the padding at the end is gone: all samples are whole
+            continue  # only the padding at the end is missing: all samples are complete
         with pytest.raises(DamageError, match=r"train-000000\.tar"):
             list(shard_samples(shard))
         with pytest.raises(DamageError, match="bytes, but its sidecar lists"):
@@ -181,11 +181,11 @@ def test_limit_takes_the_first_images(small: Small, tmp_path: Path) -> None:
     assert len(open_split(tmp_path, "train").shards) == 3
 
 
-KILLED_SHARD_SIZE = 2  # 18 shards: time enough for a kill in the midst of them
+KILLED_SHARD_SIZE = 2  # 18 shards leave enough time for a kill in between
 
 
 def kill_and_compare(small: Small, folder: Path, finished: int, delay: float) -> None:
-    """Kill a run with two workers ``delay`` seconds after so many shards are there; then finish it."""
+    """Kill a run with two workers ``delay`` seconds after the given number of shards is written; then finish it."""
     code = (
         "import sys; from pathlib import Path; from tests.conftest import shard_small\n"
         "if __name__ == '__main__':\n"
@@ -200,7 +200,7 @@ def kill_and_compare(small: Small, folder: Path, finished: int, delay: float) ->
         time.sleep(0.001)
     time.sleep(delay)
     os.killpg(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL  # it was not done yet
+    assert child.wait() == -signal.SIGKILL  # it was not finished
     for name in ("killed", "whole"):
         shard_small(small.source, folder / name, "train", shard_size=KILLED_SHARD_SIZE)
     assert contents(out) == contents(folder / "whole")
@@ -218,7 +218,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(small: Small, tmp_
     kill_and_compare(small, tmp_path, int(random.integers(0, 15)), float(random.uniform(0, 0.02)))
 
 
-# Kills itself at the n-th time that it is about to open for writing, rename or remove something in the dataset's folder.
+# Kills itself before the n-th time that it opens a file for writing, renames or removes a file in the dataset's folder
 FAULT = """
 import os, signal, sys
 from pathlib import Path
@@ -273,7 +273,7 @@ def test_a_run_killed_at_every_point_resumes_to_the_same_bytes_and_leaves_nothin
 
 
 def test_a_full_disk_is_a_clear_error_and_finished_shards_stay_valid(small: Small, tmp_path: Path) -> None:
-    """The limit on the size of files is just below the largest shard; the val split is finished before."""
+    """The limit for the size of a file is just below the largest shard. Split val is finished before."""
     sizes = [(small.shards / f"train-{index:06d}.tar").stat().st_size for index in range(4)]
     limit, grows = max(sizes) - 1, sizes.index(max(sizes))
     out = tmp_path / "out"
@@ -309,7 +309,7 @@ def test_the_second_of_two_runs_on_one_split_is_refused(small: Small, tmp_path: 
         assert child.stdout.readline() == "writing\n"
         with pytest.raises(OccupiedError, match="another process is writing split 'train'"):
             shard_small(small.source, tmp_path / "out", "train", shard_size=100)
-        shard_small(small.source, tmp_path / "out", "val", shard_size=100)  # another split is another matter
+        shard_small(small.source, tmp_path / "out", "val", shard_size=100)  # another split has its own lock
         child.communicate("\n")
     assert child.returncode == 0
     assert [report.intact for report in verify(tmp_path / "out", deep=True)] == [True, True]
@@ -330,7 +330,7 @@ def test_the_repair_that_a_damaged_dataset_file_suggests_works(small: Small, tmp
 
 
 def draw_images(folder: Path, count: int) -> list[Path]:
-    """Small noisy JPEGs and their caption file."""
+    """Write small noisy JPEGs and their captions file."""
     (folder / "images").mkdir(parents=True)
     random = np.random.default_rng(1)
     paths = [folder / "images" / f"{index}.jpg" for index in range(count)]
@@ -404,7 +404,7 @@ def test_captions_with_line_breaks_and_quotes_are_stored_unchanged(tmp_path: Pat
     draw_images(tmp_path, 1)
     annotation = json.loads((tmp_path / "c.json").read_text())
     annotation["annotations"][0]["caption"] = caption
-    annotation["images"].append({"id": 99, "file_name": caption + ".jpg"})  # missing: its name goes into the rejects
+    annotation["images"].append({"id": 99, "file_name": caption + ".jpg"})  # missing, so that its name is in the rejects
     annotation["annotations"].append({"id": 99, "image_id": 99, "caption": caption})
     (tmp_path / "c.json").write_text(json.dumps(annotation))
     shard_images(tmp_path)
