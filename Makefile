@@ -29,16 +29,16 @@ docs: $(STAMP)
 reference: $(STAMP)
 	$(BIN)/python -c 'from cli import cli; from pipeline.console.reference import reference; print(reference(cli), end="")' > docs/commands.md
 
-# Where the real photographs and captions are.
+# The folder of real images and captions.
 DATA := $(or $(CAPSTREAM_DATA),../shared/data)
 CAPTIONS := $(DATA)/coco-captions/captions_val2017.json
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.run --photographs $(DATA)/coco-cc --captions $(CAPTIONS)
+	$(BIN)/python -m benchmarks.run --images $(DATA)/coco-cc --captions $(CAPTIONS)
 
 # The suite, and other scripts whose reports are kept, for a quiet machine.
 bench-reports: bench
-	$(BIN)/python -m benchmarks.bench_caption --photographs $(DATA)/coco-cc --images 1000 --out benchmarks/results
+	$(BIN)/python -m benchmarks.bench_caption --images $(DATA)/coco-cc --num-images 1000 --out benchmarks/results
 	$(BIN)/python -m benchmarks.bench_cider_d --captions $(CAPTIONS) --out benchmarks/results
 
 # Other tools for `make bench`, each in an environment of its own. What cannot be installed is named, and left out.

@@ -1,1 +1,1 @@
-"""Measurements: one script per question, each printing a table that says on what machine it was made."""
+"""Benchmarks: one script per question. Each prints a table and the machine it was measured on."""

@@ -1,6 +1,8 @@
-"""Nothing but Pillow: decoding, resizing and encoding from memory to memory, whenever it is asked. Imports nothing that is slow to start.
+"""Pillow alone: decoding, resizing and encoding from memory to memory, a pass for each request. Imports nothing that is slow to load.
 
-python -m benchmarks.bare_pillow FOLDER COUNT SIZE QUALITY   with a SIZE of 0: decoding alone
+    python -m benchmarks.bare_pillow FOLDER COUNT SIZE QUALITY
+
+With SIZE 0 it only decodes.
 """
 
 import io
@@ -15,11 +17,11 @@ from benchmarks.peer_ways import Pass, serve
 
 def bare(folder: str, count: int, size: int, quality: int) -> Pass:
     data = [path.read_bytes() for path in sorted(Path(folder).iterdir())]
-    photographs = list(itertools.islice(itertools.cycle(data), count))
+    sources = list(itertools.islice(itertools.cycle(data), count))
 
     def one_pass() -> int:
-        for photograph in photographs:
-            image = Image.open(io.BytesIO(photograph)).convert("RGB")
+        for source in sources:
+            image = Image.open(io.BytesIO(source)).convert("RGB")
             if size:
                 image.resize((size, size), Image.Resampling.LANCZOS).save(io.BytesIO(), "JPEG", quality=quality)
         return count

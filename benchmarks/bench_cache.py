@@ -1,18 +1,18 @@
-"""How fast is caching features, and how near to the network alone?
+"""How fast is caching features, and how close is it to the speed of the network alone?
 
-Real photographs, replicated as hard links and sharded, in turns (A B ours, A B ours, ...), each in a process of its own:
+The data are real images, replicated as hard links and sharded. Three ways take turns (A B ours, A B ours, ...), each in its own process:
 
-    A     the tutorial's way: PIL, ToTensor, Normalize and the network in float32, one after the other in one process
-    B     the limit: the network that ours runs, at its precision, on one batch that is there already
-    ours  `python cli.py cache-features` as a user types it: the whole call, from the interpreter's start to its end
+    A     the tutorial's way: PIL, ToTensor, Normalize and the network in float32, in sequence in one process
+    B     the limit: the network of `cache-features`, in the same precision, on one batch that is already on the device
+    ours  `python cli.py cache-features`: the whole command, from the start of the interpreter to its end
 
-A and B are timed without start-up, after one batch that is not timed; ours includes everything. The weights are random with BatchNorm
-statistics of the photographs, in a .safetensors file: as fast as trained ones.
+A and B are timed without start-up, after an untimed batch; ours includes everything. The weights are random, with BatchNorm statistics of
+the images, in a .safetensors file. They are as fast as trained weights.
 
-    python -m benchmarks.bench_cache --photographs ../shared/data/coco-cc --out benchmarks/results
-    python -m benchmarks.bench_cache --steps       what each step towards B brings, from A's network to torch.compile
-    python -m benchmarks.bench_cache --views       time and disk of each kind of views
-    python -m benchmarks.bench_cache --memory      peak memory at 2,000 and at 40,000 images
+    python -m benchmarks.bench_cache --images ../shared/data/coco-cc --out benchmarks/results
+    python -m benchmarks.bench_cache --steps       the gain of each step from A's network to torch.compile
+    python -m benchmarks.bench_cache --views       time and disk space of each kind of views
+    python -m benchmarks.bench_cache --memory      peak memory with 2,000 and with 40,000 images
 """
 
 import argparse
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from benchmarks.generated import synchronized
 from benchmarks.machine import device_name, machine, machine_line, spread, table, write_report
-from benchmarks.workload import Usage, measured_apart, run_command, say, shard_photographs, take_turns, write_weights
+from benchmarks.workload import Usage, measured_apart, run_command, say, shard_images, take_turns, write_weights
 from model.encoder import FrozenBackbone
 from model.precision import folded
 from model.preprocessing import normalize
@@ -61,36 +61,36 @@ VIEWS = ("center", "flip", "random:4", "ten-crop")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Caching features against its limit.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--photographs", type=Path, default=Path("../shared/data/coco-cc"), help="folder with images/ and captions.json (COCO)")
+    parser = argparse.ArgumentParser(description="Speed of caching features.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--images", type=Path, default=Path("../shared/data/coco-cc"), help="folder with images/ and captions.json (COCO)")
     parser.add_argument("--backbone", default="resnet152", help="torchvision's name of a classification network")
-    parser.add_argument("--images", type=int, default=4000, help="images per measurement of ours")
+    parser.add_argument("--num-images", type=int, default=4000, help="images per measurement of ours")
     parser.add_argument("--batches", type=int, default=8, help="timed batches per measurement of A and B")
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch")
     parser.add_argument("--size", type=int, default=256, help="size of the shards' images")
-    parser.add_argument("--precision", default="auto", help="of ours and of B: auto, fp32, bf16 or fp16")
+    parser.add_argument("--precision", default="auto", help="precision of ours and of B: auto, fp32, bf16 or fp16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements of each")
-    parser.add_argument("--steps", action="store_true", help="measure the steps from A's network to B's instead")
-    parser.add_argument("--views", action="store_true", help="measure time and disk of views instead")
-    parser.add_argument("--memory", type=int, nargs="*", default=None, help="measure memory at these numbers of images instead (2000 40000)")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each way")
+    parser.add_argument("--steps", action="store_true", help="measure the steps from A's network to B's network instead")
+    parser.add_argument("--views", action="store_true", help="measure time and disk space of each kind of views instead")
+    parser.add_argument("--memory", type=int, nargs="*", default=None, help="measure peak memory with these numbers of images instead (2000 40000)")
     parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=None, help="folder for a dated JSON and Markdown report")
     settings = parser.parse_args(argv)
-    if not (settings.photographs / "captions.json").is_file():
-        parser.error(f"--photographs {settings.photographs}: there is no captions.json")
+    if not (settings.images / "captions.json").is_file():
+        parser.error(f"--images {settings.images}: holds no captions.json")
     return settings
 
 
 def prepare(s: argparse.Namespace, work: Path, count: int) -> None:
-    """Shards of ``count`` photographs, and weights for the network."""
-    split = shard_photographs(s.photographs, work, count, "--size", s.size)
+    """Make shards of ``count`` images, and weights for the network."""
+    split = shard_images(s.images, work, count, "--size", s.size)
     write_weights(split, s.backbone, work / "weights.safetensors")
 
 
 def exact_network(s: argparse.Namespace) -> tuple[FrozenBackbone, torch.device]:
-    """The network in float32, as a file's weights make it."""
+    """The network in float32, with weights from a file."""
     device = pick_device(s.device)
     split = open_split(s.work / "shards", "train")
     weights, resize = str(s.work / "weights.safetensors"), split.config["resize"]
@@ -121,7 +121,7 @@ def measure_tutorial(s: argparse.Namespace) -> float:
 
 
 def timed(batch: Callable[[int], None], s: argparse.Namespace, device: torch.device) -> float:
-    """Images/s of ``--batches`` batches after one that is not timed."""
+    """Images/s over ``--batches`` batches, after one untimed batch."""
     batch(0)
     started = synchronized(device)
     for number in range(1, s.batches + 1):
@@ -130,19 +130,19 @@ def timed(batch: Callable[[int], None], s: argparse.Namespace, device: torch.dev
 
 
 def measure_network(s: argparse.Namespace, step: dict[str, bool]) -> dict[str, float]:
-    """Images/s of the network alone on one batch that is there already, with some of the steps."""
+    """Images/s of the network alone, on one batch that is already on the device, with some of the steps."""
     if step.get("keep"):
         keep_freed_memory()
     frozen, device = exact_network(s)
     images = torch.cat(list(calibration_batches(open_split(s.work / "shards", "train"), frozen.preprocessing.crop))[:1])
     seconds = 0.0
     if step.get("lower"):
-        arithmetic = choose_precision(frozen, precision=s.precision, device=device, sample=images)
+        computed = choose_precision(frozen, precision=s.precision, device=device, sample=images)
         started = time.perf_counter()
-        passes = COMPILE_FROM_IMAGES if step.get("compile") else s.images if step.get("as_ours") else 0
-        arithmetic = compile_if_worthwhile(arithmetic, sample=images, views=passes, views_per_pass=s.batch_size)
-        seconds = time.perf_counter() - started if arithmetic.details["compiled"] else 0.0
-        frozen = arithmetic.frozen
+        passes = COMPILE_FROM_IMAGES if step.get("compile") else s.num_images if step.get("as_ours") else 0
+        computed = compile_if_worthwhile(computed, sample=images, views=passes, views_per_pass=s.batch_size)
+        seconds = time.perf_counter() - started if computed.details["compiled"] else 0.0
+        frozen = computed.frozen
     elif step.get("fold"):
         frozen = folded(frozen)
     with torch.no_grad():
@@ -154,27 +154,27 @@ def measure_network(s: argparse.Namespace, step: dict[str, bool]) -> dict[str, f
 
 
 def in_a_process(s: argparse.Namespace, work: Path, what: str) -> dict[str, float]:
-    """One measurement in a process of its own."""
-    names = ("photographs", "backbone", "images", "batches", "batch_size", "precision", "device")
+    """One measurement in its own process."""
+    names = ("images", "backbone", "num_images", "batches", "batch_size", "precision", "device")
     return measured_apart("benchmarks.bench_cache", {name: getattr(s, name) for name in names}, work, what)
 
 
 def ours(s: argparse.Namespace, work: Path, out: Path, *more: object) -> Usage:
-    """The whole command."""
+    """Run the whole `cache-features` command."""
     weights = ("--weights", work / "weights.safetensors", "--batch-size", s.batch_size, "--device", s.device, "--precision", s.precision)
     return run_command("cache-features", "--shards", work / "shards", "--out", out, "--backbone", s.backbone, *weights, *more)
 
 
 def speed(s: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """A, B and ours in turns."""
-    prepare(s, work, s.images)
+    """Measure A, B and ours in turns."""
+    prepare(s, work, s.num_images)
     rates: dict[str, list[float]] = {"A": [], "B": [], "ours": []}
     start_up = []
     for repeat in range(s.repeats):
         rates["A"].append(in_a_process(s, work, "tutorial")["images_per_second"])
         rates["B"].append(in_a_process(s, work, LIMIT)["images_per_second"])
         out = work / f"features-{repeat}"
-        rates["ours"].append(s.images / ours(s, work, out).seconds)
+        rates["ours"].append(s.num_images / ours(s, work, out).seconds)
         start_up.append(ours(s, work, out).seconds)
         say(f"repeat {repeat + 1} of {s.repeats}: " + ", ".join(f"{way} {values[-1]:.1f}" for way, values in rates.items()) + " images/s")
     provenance = open_features(work / "features-0" / "train.h5").provenance
@@ -185,20 +185,20 @@ def speed(s: argparse.Namespace, work: Path) -> dict[str, Any]:
         "ratios": {"ours / A": medians["ours"] / medians["A"], "ours / B": medians["ours"] / medians["B"]},
         "second_call_seconds": statistics.median(start_up),
         "precision": provenance.precision,
-        "arithmetic": provenance.arithmetic,
+        "computation": provenance.arithmetic,
     }
 
 
 def steps(s: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """The network alone, step by step, in turns."""
-    prepare(s, work, min(s.images, 200))
+    """Measure the network alone with each set of steps, in turns."""
+    prepare(s, work, min(s.num_images, 200))
     found = take_turns({name: partial(in_a_process, s, work, name) for name in STEPS}, s.repeats)
     return {"steps": {name: {key: [run[key] for run in runs] for key in runs[0]} for name, runs in found.items()}}
 
 
 def views(s: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """The whole command and the file's size for each kind of views, in turns."""
-    prepare(s, work, s.images)
+    """Measure the whole command and the file size for each kind of views, in turns."""
+    prepare(s, work, s.num_images)
     found: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in VIEWS}
     for repeat in range(s.repeats):
         for name in VIEWS:
@@ -211,7 +211,7 @@ def views(s: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def memory(s: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Peak memory of the whole command at several numbers of images."""
+    """Measure the peak memory of the whole command with several numbers of images."""
     rows = []
     for count in s.memory:
         folder = work / str(count)
@@ -228,37 +228,37 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [f"# Caching features, {settings['backbone']}, {report['date']}", ""]
     lines += [f"Batches of {settings['batch_size']}. Medians (min to max) of {settings['repeats']} interleaved measurements; warm page cache.", ""]
     if "rates" in report:
-        images = settings["images"]
+        images = settings["num_images"]
         lines += [
-            f"Ours: {images:,} images from shards, the whole command, precision {report['precision']} ({report['arithmetic']}). The same command "
-            f"again, with nothing to do, takes {report['second_call_seconds']:.1f} s.",
+            f"Ours: {images:,} images from shards, the whole command, precision {report['precision']} ({report['computation']}). The same command "
+            f"again, with nothing left to do, takes {report['second_call_seconds']:.1f} s.",
             "",
-            *table(["Way", "images/s"], [[way, spread(values)] for way, values in report["rates"].items()]),
+            *table(["Method", "images/s"], [[way, spread(values)] for way, values in report["rates"].items()]),
             "",
-            *table(["Ratio", "times"], [[name, f"{value:.3f}"] for name, value in report["ratios"].items()]),
+            *table(["Ratio", "Value"], [[name, f"{value:.3f}"] for name, value in report["ratios"].items()]),
         ]
     elif "steps" in report:
         rows = [
             [name, spread(runs["images_per_second"]), f"{statistics.median(runs['compile_seconds']):.0f} s" if any(runs["compile_seconds"]) else ""]
             for name, runs in report["steps"].items()
         ]
-        lines += ["The network alone, on a batch that is there already.", "", *table(["Step", "images/s", "compiling"], rows)]
+        lines += ["The network alone, on a batch that is already on the device.", "", *table(["Step", "images/s", "compiling"], rows)]
     elif "views" in report:
-        images, center = settings["images"], statistics.median(report["views"]["center"]["seconds"])
+        images, center = settings["num_images"], statistics.median(report["views"]["center"]["seconds"])
         rows = [
             [name, f"{v['views']}", spread(v["seconds"]), f"{statistics.median(v['seconds']) / center:.2f}", f"{v['bytes'] / images:,.0f}"]
             for name, v in report["views"].items()
         ]
-        header = ["--views", "Stored", "Seconds", "Times center", "Bytes an image, captions included"]
+        header = ["--views", "Stored", "Seconds", "Relative to center", "Bytes per image, with captions"]
         lines += [f"{images:,} images, the whole command.", "", *table(header, rows)]
     else:
         cells = [[f"{row['images']:,}", f"{row['peak_bytes'] / 1e6:,.0f} MB", f"{row['seconds']:.0f}"] for row in report["memory"]]
-        lines += ["The whole command, its largest process.", "", *table(["Images", "Peak memory", "Seconds"], cells)]
+        lines += ["The whole command; memory of its largest process.", "", *table(["Images", "Peak memory", "Seconds"], cells)]
     return "\n".join([*lines, "", machine_line(report["machine"]), ""])
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    """Run the benchmark, print its table, write it to ``--out``, and return the report."""
     settings = parse(argv)
     if settings.measure is not None:
         rate = {"images_per_second": measure_tutorial(settings)} if settings.measure == "tutorial" else None
@@ -272,13 +272,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     elif settings.memory is not None:
         settings.memory = settings.memory or [2000, 40_000]
         kind, run = "-memory", memory
-    settings.photographs = settings.photographs.resolve()
+    settings.images = settings.images.resolve()
     with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
         report = run(settings, Path(folder))
     device = pick_device(settings.device)
     report |= {
         "date": date.today().isoformat(),
-        "settings": {name: getattr(settings, name) for name in ("backbone", "images", "batches", "batch_size", "size", "repeats")},
+        "settings": {name: getattr(settings, name) for name in ("backbone", "num_images", "batches", "batch_size", "size", "repeats")},
         "machine": machine("torch", "torchvision", "simplejpeg", "pillow", "pillow-simd")
         | {"torch_threads": torch.get_num_threads(), "device": device_name(device)},
     }

@@ -1,11 +1,12 @@
-"""What the reward of self-critical training costs: CIDEr-D over ids against pycocoevalcap's own scorer.
+"""How long does the reward of self-critical training take? CIDEr-D over ids, compared with pycocoevalcap's scorer.
 
-Both score the same candidates against the same references, with document frequencies that were counted before. pycocoevalcap is called
-as self-critical code calls it: ids become strings, candidates and references are cut into n-grams anew for each batch. What a batch
-costs is measured; counting the references, and pycocoevalcap's document frequencies, are not part of it and stand apart.
+Both score the same candidates against the same references, with document frequencies that were counted before. pycocoevalcap is called as
+self-critical code usually calls it: ids become strings, and the n-grams of candidates and references are extracted again for each batch. The
+time of a batch is measured. Counting the references takes place before, and is reported separately; counting pycocoevalcap's document
+frequencies is not reported.
 
-Images and references come from a COCO caption file, and again as part of a corpus that is grown to COCO's size by chains of words, in
-which a word is followed by what follows it somewhere in the file, and one word in fifty by any.
+The first corpus is a COCO caption file. The second adds generated captions up to COCO's size: each word is followed by a word that follows it
+somewhere in the file, and one word in fifty by a random word.
 """
 
 import argparse
@@ -29,24 +30,24 @@ from model.cider_d import CiderD
 from model.ptb import ptb_tokens
 
 Captions = list[list[int]]
-# Candidates stop here, as captions that are sampled do; grown references go on.
+# Candidates are truncated to this many words, as sampled captions are; generated references may be longer.
 LONGEST = 20
 LONGEST_REFERENCE = 50
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="CIDEr-D as a reward.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description="Speed of CIDEr-D as a reward.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--captions", type=Path, required=True, help="a COCO caption file")
-    parser.add_argument("--images", type=int, default=113_287, help="images of the grown corpus, the file's among them; 5 captions each")
-    parser.add_argument("--batch-images", type=int, default=50, help="images of a batch")
-    parser.add_argument("--samples", type=int, default=5, help="candidates for each image of a batch")
-    parser.add_argument("--repeats", type=int, default=21, help="batches, each scored in both ways")
+    parser.add_argument("--num-images", type=int, default=113_287, help="images of the enlarged corpus, including the file's")
+    parser.add_argument("--batch-images", type=int, default=50, help="images per batch")
+    parser.add_argument("--samples", type=int, default=5, help="candidates per image")
+    parser.add_argument("--repeats", type=int, default=21, help="timed batches, each scored in both ways")
     parser.add_argument("--out", type=Path, default=None, help="folder for a dated JSON and Markdown report")
     return parser.parse_args(argv)
 
 
 def caption_ids(path: Path) -> list[Captions]:
-    """The ids, from 1, of each image's captions."""
+    """Each image's captions as ids, which start at 1."""
     ids: dict[str, int] = {}
     groups: dict[int, Captions] = {}
     for annotation in json.loads(path.read_bytes())["annotations"]:
@@ -56,8 +57,8 @@ def caption_ids(path: Path) -> list[Captions]:
 
 
 def chained(groups: Sequence[Captions], captions: int, generator: np.random.Generator) -> Captions:
-    """So many captions, in which a word follows the one before as it does somewhere in ``groups``; one in fifty follows any."""
-    stream = np.array([word for group in groups for words in group for word in (0, *words)] + [0])  # 0 stands between captions
+    """Generate captions in which each word follows its predecessor somewhere in ``groups``; one word in fifty is random."""
+    stream = np.array([word for group in groups for words in group for word in (0, *words)] + [0])  # 0 separates captions
     places = np.argsort(stream[:-1], kind="stable")
     counts = np.bincount(stream[:-1])
     first = np.cumsum(counts) - counts
@@ -72,7 +73,7 @@ def chained(groups: Sequence[Captions], captions: int, generator: np.random.Gene
 
 
 def candidates_of(group: Captions, samples: int, words: int, generator: np.random.Generator) -> Captions:
-    """References of an image with three of ten words exchanged."""
+    """References of an image with 30% of their words replaced."""
     made = []
     for _ in range(samples):
         caption = np.array(group[generator.integers(len(group))][:LONGEST])
@@ -81,7 +82,7 @@ def candidates_of(group: Captions, samples: int, words: int, generator: np.rando
 
 
 class CountedScorer(CiderScorer):  # type: ignore[misc]
-    """pycocoevalcap's scorer with document frequencies of a whole corpus, which it has no option for."""
+    """pycocoevalcap's scorer with the document frequencies of a whole corpus, which it has no option for."""
 
     def __init__(self, frequencies: dict[tuple[str, ...], float], images: int) -> None:
         self._log_images = np.log(float(images))
@@ -90,7 +91,7 @@ class CountedScorer(CiderScorer):  # type: ignore[misc]
 
     @property
     def ref_len(self) -> float:
-        """Its logarithm of the number of images, which compute_cider would set to that of the batch."""
+        """The logarithm of the number of images, which compute_cider would set to that of the batch."""
         return float(self._log_images)
 
     @ref_len.setter
@@ -103,7 +104,7 @@ def text(words: Sequence[int]) -> str:
 
 
 def pycocoevalcap_scores(pairs: Sequence[tuple[list[int], Captions]], frequencies: dict[tuple[str, ...], float], images: int) -> list[float]:
-    """The scores of candidates, each with the references of its image."""
+    """Score candidates, given with the references of their image."""
     scorer = CountedScorer(frequencies, images)
     for words, references in pairs:
         scorer += (text(words), list(map(text, references)))
@@ -112,7 +113,7 @@ def pycocoevalcap_scores(pairs: Sequence[tuple[list[int], Captions]], frequencie
 
 
 def frequencies_of(groups: Sequence[Captions]) -> dict[tuple[str, ...], float]:
-    """By n-gram, the number of images that have it in a reference, as pycocoevalcap counts them."""
+    """By n-gram, the number of images with it in a reference, as pycocoevalcap counts them."""
     found: dict[tuple[str, ...], float] = defaultdict(float)
     for group in groups:
         for ngram in {ngram for counts in cook_refs(list(map(text, group))) for ngram in counts}:
@@ -121,14 +122,14 @@ def frequencies_of(groups: Sequence[Captions]) -> dict[tuple[str, ...], float]:
 
 
 def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Of one call, and its result."""
+    """Seconds of one call, and its result."""
     began = time.perf_counter()
     result = function()
     return time.perf_counter() - began, result
 
 
 def measure(name: str, groups: Sequence[Captions], own: int, s: argparse.Namespace) -> dict[str, Any]:
-    """Batches of the first ``own`` images, with the document frequencies of all."""
+    """Score batches from the first ``own`` images with the document frequencies of all images."""
     captions = [words for group in groups for words in group]
     flat = np.array([word for words in captions for word in words], dtype=np.int32)
     offsets, rows = np.cumsum([0, *map(len, captions)]), np.repeat(np.arange(len(groups)), [len(group) for group in groups])
@@ -138,7 +139,7 @@ def measure(name: str, groups: Sequence[Captions], own: int, s: argparse.Namespa
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     frequencies = frequencies_of(groups)
-    different = len(frequencies)  # before the scorer puts others in
+    different = len(frequencies)  # before the scorer adds more
     generator = np.random.default_rng(0)
     spent: dict[str, list[float]] = {"ours": [], "pycocoevalcap": []}
     differences, means = [], []
@@ -189,25 +190,25 @@ def markdown(report: dict[str, Any]) -> str:
         ]
         for found in report["corpora"]
     ]
-    header = ["References", "Captions of images", "Different n-grams", "Counting, s", "Memory after (in) counting, MB"]
+    header = ["References", "Captions of images", "Distinct n-grams", "Counting, s", "Memory after (peak while) counting, MB"]
     lines = [f"# CIDEr-D as a reward, {report['date']}", ""]
-    lines += [f"{s['batch_images']} images with {s['samples']} candidates each a batch; medians (and least) of {s['repeats']} batches:", ""]
+    lines += [f"{s['batch_images']} images with {s['samples']} candidates each per batch; medians (minima) of {s['repeats']} batches:", ""]
     lines += table([*header, "Ours, ms", "pycocoevalcap, ms", "Ratio", "Largest difference"], rows)
     return "\n".join([*lines, "", machine_line(report["machine"]), ""])
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    """Run the benchmark, print its table, write it to ``--out``, and return the report."""
     s = parse(argv)
     groups = caption_ids(s.captions)
     corpora = [measure(s.captions.name, groups, len(groups), s)]
-    if s.images > len(groups):
-        made = chained(groups, 5 * (s.images - len(groups)), np.random.default_rng(1))
-        grown = [*groups, *(made[start : start + 5] for start in range(0, len(made), 5))]
-        corpora.append(measure(f"{s.captions.name}, grown", grown, len(groups), s))
+    if s.num_images > len(groups):
+        made = chained(groups, 5 * (s.num_images - len(groups)), np.random.default_rng(1))
+        enlarged = [*groups, *(made[start : start + 5] for start in range(0, len(made), 5))]
+        corpora.append(measure(f"{s.captions.name}, enlarged", enlarged, len(groups), s))
     report = {
         "corpora": corpora,
-        "settings": {name: getattr(s, name) for name in ("images", "batch_images", "samples", "repeats")},
+        "settings": {name: getattr(s, name) for name in ("num_images", "batch_images", "samples", "repeats")},
         "date": date.today().isoformat(),
         "machine": machine("numpy", "pycocoevalcap"),
     }

@@ -1,16 +1,15 @@
 """How fast are captions decoded from features?
 
-In turns (A B A B ..., again and again), in one process, greedily and with a beam:
+Two ways take turns (A B A B ...) in one process, with greedy decoding and with a beam:
 
-    ours      model.decoding.decode: all images of a batch together, rows that have ended leave it
-    per image the straightforward loop, one image at a time: its hypotheses are the batch (greedily: one row, argmax)
+    ours       model.decoding.decode: all images of a batch together; rows that have ended leave the batch
+    per image  a plain loop over images: the batch holds one image's hypotheses (greedy: one row, argmax)
 
-Both follow the same rules (no word follows itself, never <unk>, a hypothesis that ends leaves the beam), so that their captions can be
-compared too; the report says what share is the same. The captioner has the tutorial's sizes and COCO's 9,956 words; it is trained for
-some steps on real captions, beside random features, so that captions have realistic lengths.
+Both follow the same rules (no word follows itself, never <unk>, a finished hypothesis leaves the beam), so that their captions can be compared
+too. The report gives the share of equal captions. The captioner has the tutorial's sizes and COCO's 9,956 words. It is trained for some steps
+on real captions with random features, so that captions have realistic lengths.
 
-The limit is the vocabulary's matrix product at the precision that decoding has, float32: its time alone, for the rows that were really
-decoded, is measured beside.
+The limit is the vocabulary's matrix product in float32, the precision of decoding. It is timed alone, for the rows that were decoded.
 
     python -m benchmarks.bench_decode --out benchmarks/results
 """
@@ -47,7 +46,7 @@ CAPTIONS = Path("../shared/data/coco-captions/captions_val2017.json")
 
 @torch.inference_mode()
 def one_image(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, beam: int) -> list[str]:
-    """The best caption of one image, features (dim,), by beam search as a tutorial writes it."""
+    """The best caption of one image, features (dim,), by a plain beam search."""
     end = vocabulary.id(END)
     never = [vocabulary.id(word) for word in (PAD, START, UNK)]
     state = captioner.first_state(features[None])
@@ -97,20 +96,20 @@ def one_image_greedy(captioner: Captioner, features: Tensor, vocabulary: Vocabul
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Decoding: ours against a loop over images.")
-    parser.add_argument("--captions", type=Path, default=CAPTIONS, help="real captions, COCO's JSON")
-    parser.add_argument("--images", type=int, default=1024, help="images that we decode each time")
-    parser.add_argument("--loop-images", type=int, default=64, help="images that the loop decodes each time")
-    parser.add_argument("--batch-size", type=int, default=128, help="of ours, in images")
-    parser.add_argument("--train-steps", type=int, default=150)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="auto")
+    parser = argparse.ArgumentParser(description="Speed of decoding, compared with a loop over images.")
+    parser.add_argument("--captions", type=Path, default=CAPTIONS, help="COCO caption file")
+    parser.add_argument("--num-images", type=int, default=1024, help="images that ours decodes in each measurement")
+    parser.add_argument("--loop-images", type=int, default=64, help="images that the loop decodes in each measurement")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per batch of ours")
+    parser.add_argument("--train-steps", type=int, default=150, help="training steps of the captioner")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each way")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
     parser.add_argument("--out", type=Path, help="folder for the report")
     return parser.parse_args(argv)
 
 
 def trained_run(settings: argparse.Namespace, folder: Path) -> tuple[Run, Tensor]:
-    """A run of the tutorial's sizes, trained a little, and float16 features (images, dim) to decode."""
+    """A briefly trained run of the tutorial's sizes, and float16 features (images, dim) to decode."""
     captions = [annotation["caption"] for annotation in json.loads(settings.captions.read_text())["annotations"]]
     records = [
         (f"{row:09}", {"image_id": row, "file_name": f"{row}.jpg", "captions": [{"id": row, "text": text, "tokens": tokenize(text)}]})
@@ -119,11 +118,11 @@ def trained_run(settings: argparse.Namespace, folder: Path) -> tuple[Run, Tensor
     content = table_from_records([records[start : start + 1000] for start in range(0, len(records), 1000)])
     features = train_a_little(folder, content, dim=2048, steps=settings.train_steps, device=settings.device)
     run = open_run(folder / "run", device=pick_device(settings.device))
-    return run, torch.from_numpy(features[: settings.images])
+    return run, torch.from_numpy(features[: settings.num_images])
 
 
 def products_seconds(captioner: Captioner, rows: int, steps: int) -> float:
-    """Seconds of the vocabulary's matrix product alone, for a batch of ``rows`` and so many steps."""
+    """Seconds of the vocabulary's matrix product alone, for a batch of ``rows`` and ``steps`` steps."""
     assert isinstance(captioner.decoder, LSTMDecoder)
     weight = captioner.decoder.output.weight
     hidden = torch.randn(rows, weight.shape[1], device=weight.device)
@@ -135,7 +134,7 @@ def products_seconds(captioner: Captioner, rows: int, steps: int) -> float:
 
 
 def captions_of(run: Run, features: Tensor, batch_size: int, beam: int) -> list[list[str]]:
-    """Ours: the best caption of each image, features (images, dim)."""
+    """Ours: the best caption of each image; features are (images, dim)."""
     batches: tuple[Tensor, ...] = torch.split(features, batch_size)
     return [list(found[0].words) for batch in batches for found in decode(run.captioner, batch, run.vocabulary, Decoding(beam=beam))]
 
@@ -184,22 +183,22 @@ def markdown(report: dict[str, Any]) -> str:
         [name, f"{report['medians'][name]:,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}", f"{report['mean_words'][name]:.1f}"]
         for name, rates in report["rates"].items()
     ]
-    lines = [f"# Decoding, {report['date']}", "", *table(["Way", "captions/s", "from to", "words a caption"], rows), ""]
+    lines = [f"# Decoding, {report['date']}", "", *table(["Method", "captions/s", "range", "words per caption"], rows), ""]
     for kind, ratio in report["ratios"].items():
         same = report["same_captions"][kind]
-        lines.append(f"{kind}: ours is {ratio:.1f} times as fast as the loop over images; {100 * same:.1f}% of their captions are the same.")
-    lines += [f"The vocabulary's matrix product alone, float32, for beam 5: {report['products_alone']:,.0f} captions/s.", ""]
+        lines.append(f"{kind}: ours is {ratio:.1f} times as fast as the loop over images; {100 * same:.1f}% of the captions are equal.")
+    lines += [f"The vocabulary's matrix product alone (float32, beam 5): {report['products_alone']:,.0f} captions/s.", ""]
     return "\n".join([*lines, machine_line(report["machine"]), ""])
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    """Run the benchmark, print its table, write it to ``--out``, and return the report."""
     settings = parse(argv)
     with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
         report = measure(settings, Path(folder))
     report |= {
         "date": date.today().isoformat(),
-        "settings": {name: getattr(settings, name) for name in ("images", "loop_images", "batch_size", "train_steps", "repeats", "device")},
+        "settings": {name: getattr(settings, name) for name in ("num_images", "loop_images", "batch_size", "train_steps", "repeats", "device")},
         "sizes": {"words": WORDS, "special": len(SPECIAL)},
         "machine": machine("torch", "numpy") | {"torch_threads": torch.get_num_threads()},
     }

@@ -1,9 +1,9 @@
-"""Do time per image and memory stay as they are when there are 4 and 16 times as many images?
+"""Do time per image and memory stay constant with 4 and 16 times as many images?
 
-Whole commands of every stage, as a user types them, with one and with two worker processes where a stage has them. Every command has a
-start-up (Python, torch, a network), so what must stay is the time of each image more: seconds of the larger run less those of the smaller,
-by the images between. Memory is the most that all processes of a command hold at a time, shared pages counted once, and the most of its
-largest process. The suite runs this: ``--only growth``.
+The whole commands of every stage are measured, with one and with two worker processes where a stage has workers. Every command has a start-up
+time (Python, torch, a network). What must stay constant is therefore the time per additional image: the difference in seconds between two
+sizes, divided by the difference in images. Memory is the peak over all processes of a command together, shared pages counted once, and the
+peak of its largest process. The suite runs this: ``--only growth``.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from benchmarks.machine import table
 from benchmarks.workload import replicate, run_command, say, write_weights
 from shards.dataset import open_split
 
-# Stages that have --workers; the others are one process.
+# Stages with --workers; the others run in one process.
 IN_PROCESSES = ("shard", "cache-features")
 
 
 def commands(s: argparse.Namespace, data: Path, made: Path, workers: int) -> dict[str, list[object]]:
-    """The stages in order, as their arguments."""
+    """The arguments of each stage, in order."""
     shards, features, vocabulary, run = made / "shards", made / "features", made / "vocab.json", made / "run"
     device = ["--device", s.device]
     return {
@@ -37,10 +37,10 @@ def commands(s: argparse.Namespace, data: Path, made: Path, workers: int) -> dic
 
 
 def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """A row for each size, stage and number of workers; sizes take turns, so that they meet the same minutes."""
+    """A row for each size, stage and number of workers. Sizes take turns, so that a slow period of the machine affects all of them."""
     sizes = [s.growth_images * times for times in s.growth_times]
     for images in sizes:
-        replicate(s.photographs, work / str(images), images)
+        replicate(s.images, work / str(images), images)
     prepare_weights(s, work, sizes[0])
     rows: list[dict[str, Any]] = []
     for workers in s.growth_workers:
@@ -64,7 +64,7 @@ def prepare_weights(s: argparse.Namespace, work: Path, images: int) -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each stage and number of workers: milliseconds of each image more, from size to size, and memory at each size."""
+    """For each stage and number of workers: milliseconds per additional image between sizes, and the memory for each size."""
     found = []
     for (stage, workers), group in itertools.groupby(rows, key=lambda row: (row["stage"], row["workers"])):
         own = sorted(group, key=lambda row: int(row["images"]))
@@ -77,9 +77,9 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "workers": workers,
                 "images": [row["images"] for row in own],
                 "seconds": [row["seconds"] for row in own],
-                "ms_per_image_more": more,
+                "ms_per_additional_image": more,
                 "memory_bytes": memory,
-                "bytes_per_image_more": (memory[-1] - memory[0]) / (own[-1]["images"] - own[0]["images"]),
+                "bytes_per_additional_image": (memory[-1] - memory[0]) / (own[-1]["images"] - own[0]["images"]),
             }
         )
     return found
@@ -92,18 +92,18 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         [
             stage["name"],
             *(f"{seconds:.1f}" for seconds in stage["seconds"]),
-            *(f"{more:.2f}" for more in stage["ms_per_image_more"]),
+            *(f"{more:.2f}" for more in stage["ms_per_additional_image"]),
             *(f"{size / 1e6:,.0f}" for size in stage["memory_bytes"]),
-            f"{stage['bytes_per_image_more'] / 1e3:+,.1f}",
+            f"{stage['bytes_per_additional_image'] / 1e3:+,.1f}",
         ]
         for stage in report["stages"]
     ]
     header = [
         "Stage",
         *(f"s for {images:,}" for images in first),
-        *(f"ms for each image more, {a:,} to {b:,}" for a, b in itertools.pairwise(first)),
+        *(f"ms per additional image, {a:,} to {b:,}" for a, b in itertools.pairwise(first)),
         *(f"MB for {images:,}" for images in first),
-        "KB more for each image more",
+        "KB per additional image",
     ]
-    yield f"One measurement each, the network of `cache-features` is {report['backbone']}. Memory: of all processes of the command together."
+    yield f"One measurement each; the network of `cache-features` is {report['backbone']}. Memory is that of all processes of a command together."
     yield from ("", *table(header, rows))

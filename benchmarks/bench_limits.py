@@ -1,8 +1,8 @@
-"""How near to its limit is each stage?
+"""How close is each stage to its limit?
 
-The limits are what the machine does when it is asked for nothing else: the very same decoding, network or matrix product on data that lie
-ready in memory; and beneath these, what it multiplies and moves at all. Everything is measured in turns (A B C ..., A B C ...), each in a
-process of its own. The suite runs this: ``--only limits``.
+A stage's limit is the speed of its main operation alone: the same decoding, network or matrix product, on data that are already in memory.
+The machine's peak FLOP/s and memory bandwidth are measured too. All measurements take turns (A B C ..., A B C ...), each in its own process.
+The suite runs this: ``--only limits``.
 """
 
 import argparse
@@ -32,10 +32,10 @@ from shards.features import open_features
 Found = Mapping[str, Sequence[Mapping[str, float]]]
 RATE = "images_per_second"
 FROM_TRAINING = ("ours loading", "bare decoding", "ours caching", "ours cached", "matrix products")
-# Stage, what it is measured by, and its limit: (way, figure) each.
+# Stage, unit, measurement and limit: the last two as (way, figure).
 STAGES = (
     ("`shard`", "images/s", ("ours sharding", RATE), ("decoding, resizing and encoding alone", RATE)),
-    ("`shard`", "images/s", ("ours sharding", RATE), ("decoding photographs alone", RATE)),
+    ("`shard`", "images/s", ("ours sharding", RATE), ("decoding images alone", RATE)),
     ("loading for training from shards", "images/s", ("ours loading", bench_train.CAPTIONS), ("bare decoding", bench_train.CAPTIONS)),
     ("`cache-features`, without start-up", "images/s", ("ours caching", "steady_images_per_second"), ("bare forward", RATE)),
     ("`train --features`", "captions/s", ("ours cached", bench_train.CAPTIONS), ("matrix products", bench_train.CAPTIONS)),
@@ -45,15 +45,15 @@ STAGES = (
 
 
 def prepare(s: argparse.Namespace, work: Path) -> None:
-    """What :func:`benchmarks.bench_train.prepare` has not made: more photographs, and a captioner that was trained a little."""
-    replicate(s.photographs, work / "many", s.shard_images)
+    """Add what :func:`benchmarks.bench_train.prepare` does not make: more images, and a briefly trained captioner."""
+    replicate(s.images, work / "many", s.shard_images)
     (work / "captioner").mkdir()
-    settings = argparse.Namespace(captions=s.captions, train_steps=s.train_steps, device=s.device, images=1)
+    settings = argparse.Namespace(captions=s.captions, train_steps=s.train_steps, device=s.device, num_images=1)
     bench_decode.trained_run(settings, work / "captioner")
 
 
 def ways(s: argparse.Namespace, work: Path) -> dict[str, Callable[[], dict[str, float]]]:
-    """What is measured, by name."""
+    """The measurements by name."""
     cores = default_workers()
     whole = s.shard_images // cores * cores
 
@@ -62,16 +62,16 @@ def ways(s: argparse.Namespace, work: Path) -> dict[str, Callable[[], dict[str, 
         return {RATE: s.shard_images / bench_shard.ours(work / "many", out, s.shard_images, cores, 500).seconds}
 
     def bare(decode_only: bool) -> dict[str, float]:
-        return {RATE: whole / bench_shard.limit(s.photographs, whole, cores, decode_only=decode_only)}
+        return {RATE: whole / bench_shard.limit(s.images, whole, cores, decode_only=decode_only)}
 
-    # As many images a pass as cache-features takes by itself.
+    # The number of images per pass that cache-features chooses itself.
     batches, batch_size = (20, 256) if pick_device(s.device).type == "cuda" else (2, 32)
     network = argparse.Namespace(**vars(s) | {"precision": "auto", "batches": batches, "batch_size": batch_size})
     own = {name: getattr(s, name) for name in ("device", "decode_images", "batch_size", "backbone")}
     return {
         "ours sharding": sharding,
         "decoding, resizing and encoding alone": partial(bare, False),
-        "decoding photographs alone": partial(bare, True),
+        "decoding images alone": partial(bare, True),
         **{way: partial(bench_train.in_a_process, s, work, way) for way in FROM_TRAINING},
         "bare forward": partial(bench_cache.in_a_process, network, work, bench_cache.LIMIT),
         **{way: partial(measured_apart, "benchmarks.bench_limits", own, work, way) for way in APART},
@@ -79,7 +79,7 @@ def ways(s: argparse.Namespace, work: Path) -> dict[str, Callable[[], dict[str, 
 
 
 def captions(s: argparse.Namespace) -> dict[str, float]:
-    """Captions/s of decoding, and those that the vocabulary's matrix product alone would allow, for as many words."""
+    """Captions/s of decoding, and of the vocabulary's matrix product alone for the same number of words."""
     device = pick_device(s.device)
     prepare_device(device)
     folder = s.work / "captioner"
@@ -98,12 +98,12 @@ def captions(s: argparse.Namespace) -> dict[str, float]:
 
 
 def machine_limits(s: argparse.Namespace) -> dict[str, float]:
-    """FLOP/s of large matrix products, at the precisions that the device does well; bytes/s of a copy and of a triad a = b + c * d."""
+    """FLOP/s of large matrix products in the precisions that the device supports well; bytes/s of a copy and of a triad a = b + c * d."""
     device = pick_device(s.device)
     gpu = device.type == "cuda"
     side, numbers = (8192, 1 << 28) if gpu else (2048, 1 << 26)
     found = {}
-    # Without instructions for bfloat16 a single product takes a minute.
+    # Without bfloat16 instructions, a single product takes a minute.
     kinds = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if decoder_precision("auto", device) == "bf16" else {})
     for name, kind in kinds.items():
         one, other = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
@@ -115,7 +115,7 @@ def machine_limits(s: argparse.Namespace) -> dict[str, float]:
 
 
 def flop_per_image(s: argparse.Namespace, work: Path) -> float:
-    """Of the frozen network."""
+    """FLOP of the frozen network for one image."""
     settings = argparse.Namespace(work=work, backbone=s.backbone)
     network = training_ways.tutorial_network(settings, open_split(work / "shards", "train"), torch.device("cpu")).network
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -124,7 +124,7 @@ def flop_per_image(s: argparse.Namespace, work: Path) -> float:
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
-    """The median of several calls, after one that is not timed."""
+    """Median seconds of several calls, after an untimed one."""
     taken = []
     for _ in range(6):
         began = synchronized(device)
@@ -137,12 +137,12 @@ APART: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {"captions"
 
 
 def flop_per_caption(tokens: float) -> float:
-    """Of the decoder's matrix products in training, forward and twice as much backward; ``tokens`` of a caption, <start> or <end> included."""
+    """FLOP of the decoder's matrix products for one caption in training; the backward pass counts twice. ``tokens`` includes <start> or <end>."""
     return 3 * 2 * tokens * (HIDDEN * WORDS + EMBEDDING * 4 * HIDDEN + HIDDEN * 4 * HIDDEN)
 
 
 def summary(s: argparse.Namespace, work: Path, found: Found) -> dict[str, Any]:
-    """Each stage with its limit and the share that it reaches; what the machine does at all."""
+    """Each stage with its limit and the share that it reaches, and the machine's peak speeds."""
     device = pick_device(s.device)
 
     def values(way: str, figure: str) -> list[float]:
@@ -182,14 +182,14 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         [stage["stage"], spread(stage["rates"]), stage["unit"], stage["limit"], spread(stage["limits"]), f"{100 * stage['share']:.0f}%"]
         for stage in report["stages"]
     ]
-    yield from table(["Stage", "Reaches", "", "Its limit", "which is", "Share"], rows)
+    yield from table(["Stage", "Speed", "Unit", "Limit", "Speed of the limit", "Share"], rows)
     m = report["machine"]
     products = [f"{m[f'{kind} flops'] / 1e9:,.0f} GFLOP/s in {kind}" for kind in ("fp32", "bf16") if f"{kind} flops" in m]
     yield from (
         "",
         f"The machine: {' and '.join(products)} (large matrix products), "
-        f"{m['copy_bytes_per_second'] / 1e9:,.1f} GB/s copying, {m['triad_bytes_per_second'] / 1e9:,.1f} GB/s in a triad. "
-        f"An image is {m['flop_per_image'] / 1e9:.1f} GFLOP.",
+        f"{m['copy_bytes_per_second'] / 1e9:,.1f} GB/s in a copy, {m['triad_bytes_per_second'] / 1e9:,.1f} GB/s in a triad. "
+        f"An image takes {m['flop_per_image'] / 1e9:.1f} GFLOP.",
         "",
         f"Shares of the matrix products' peak in {report['precision']}: "
         + ", ".join(f"{name} {100 * share:.0f}%" for name, share in report["share_of_peak"].items())
@@ -198,8 +198,8 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """One measurement; the suite starts this."""
-    parser = argparse.ArgumentParser(description="One of the limits. The measurement: python -m benchmarks.run --only limits")
+    """Make one measurement; the suite runs this."""
+    parser = argparse.ArgumentParser(description="One of the limits. All measurements: python -m benchmarks.run --only limits")
     parser.add_argument("--measure", required=True, choices=list(APART))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--device", default="auto")

@@ -1,16 +1,16 @@
-"""How do other tools do on the same files: writing, loading for training, reading cached features?
+"""How fast are other tools on the same files, at writing, loading for training and reading cached features?
 
-In turns (A B C ours, A B C ours, ...), each in a process of its own:
+The tools take turns (A B C ours, A B C ours, ...), each in its own process:
 
-    writing    photographs -> 256 x 256 JPEGs of quality 95 with captions: whole calls, from the interpreter's start to its end
-    loading    a pass over JPEGs of one and the same content in each tool's format: decoded, cropped to 224 and flipped, batches of 128 in
-               which each image comes with all of its captions, padded
-    features   a pass over rows of float16, shuffled, with the captions beside
+    writing    images -> 256 x 256 JPEGs of quality 95 with captions: whole calls, from the start of the interpreter to its end
+    loading    a pass over the same JPEGs in each tool's format: decoded, cropped to 224 and flipped, in batches of 128; each image comes
+               with all of its captions, padded
+    features   a shuffled pass over rows of float16, with the captions
 
-Loaders are started before, and have made a pass that is not timed (workers started, code compiled, page cache warm). A cold pass comes
-last, after the files have been dropped from the page cache; where the system did not let them go, the report says so.
+Loaders have been started and have made an untimed pass (workers started, code compiled, page cache warm). A cold pass comes last, after the
+files have been dropped from the page cache. The report says where the system did not drop them.
 
-What a peer does is in ``peer_ways.py``, where its environment comes from in ``peers.py``. The suite runs this: ``--only peers``.
+``peer_ways.py`` has what each tool runs, ``peers.py`` makes its environment. The suite runs this: ``--only peers``.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from benchmarks.machine import spread, table
 from benchmarks.peer_ways import BATCH, GZIP_ROWS, WORKERS, Pass, serve
 from benchmarks.peers import PEERS, NotInstalledError, interpreter, version
 from benchmarks.tutorial import unpack
-from benchmarks.workload import PATIENCE, ROOT, Served, ServedError, last_line, shard_photographs, take_turns
+from benchmarks.workload import PATIENCE, ROOT, Served, ServedError, last_line, shard_images, take_turns
 from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.loading.batches import EncodedCaptions, training_batches
 from pipeline.loading.sources import FeatureSource, ShardSource, Source
@@ -52,25 +52,25 @@ WRITERS = (IMG2DATASET, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
 LOADERS = (FOLDER, "webdataset", "litdata", "mosaicml-streaming", "ffcv")
 GZIP, NPY = "h5py, gzip", ".npy files"
 FEATURES = ("h5py", GZIP, "h5py, sorted batches", NPY)
-OUR_EPOCHS = 5  # of features in a pass of ours: one is over too soon
+OUR_EPOCHS = 5  # epochs in a pass of our feature loader, because one is too short to time
 SETTINGS = {
-    IMG2DATASET: "2 processes of 8 threads, its default resize_mode (border: it has none that squashes), webdataset output",
-    FOLDER: "torch's own, over a map-style dataset of JPEG files; 2 persistent workers",
+    IMG2DATASET: "2 processes of 8 threads, its default resize_mode (border; it cannot change the aspect ratio), webdataset output",
+    FOLDER: "PyTorch's DataLoader over a map-style dataset of JPEG files; 2 persistent workers",
     "webdataset": "ShardWriter in 2 processes; shuffle(1000), batched in 2 persistent WebLoader workers",
     "litdata": "optimize with 2 workers, chunks of 64 MB; StreamingDataset with shuffle and transform, StreamingDataLoader, 2 persistent workers",
     "mosaicml-streaming": "MDSWriter in 2 processes, merge_index; StreamingDataset with batch_size and shuffle, DataLoader, 2 persistent workers",
     "ffcv": "DatasetWriter with 2 workers, OpenCV's JPEGs of quality 95; Loader with 2 threads, OrderOption.RANDOM, os_cache",
-    "h5py": "contiguous, a row at a time; DataLoader, 2 persistent workers that open the file themselves",
-    GZIP: f"compression='gzip' in chunks as h5py chooses them, else as h5py; {GZIP_ROWS} rows a pass",
-    "h5py, sorted batches": "contiguous, a batch's rows at once in rising order; DataLoader, 2 persistent workers",
-    NPY: "one file an image; DataLoader, 2 persistent workers",
-    OURS: "as `shard`, `train --shards` and `train --features` do it, 2 processes or threads, captions_per_image 5",
+    "h5py": "contiguous, a row at a time; DataLoader, 2 persistent workers, each opens the file",
+    GZIP: f"compression='gzip' in the chunks that h5py chooses, otherwise as h5py; {GZIP_ROWS} rows per pass",
+    "h5py, sorted batches": "contiguous, a batch's rows at once in ascending order; DataLoader, 2 persistent workers",
+    NPY: "one file per image; DataLoader, 2 persistent workers",
+    OURS: "the code of `shard`, `train --shards` and `train --features`, 2 processes or threads, captions_per_image 5",
 }
 
 
 def prepare(s: argparse.Namespace, work: Path) -> None:
-    """Photographs, our shards, the same JPEGs as files, features for them over and over, and lists of it all for the peers."""
-    split = shard_photographs(s.photographs, work, s.peer_images, "--shard-size", 250)
+    """Make the source images, our shards, the same JPEGs as files, a feature file, and lists of these for the other tools."""
+    split = shard_images(s.images, work, s.peer_images, "--shard-size", 250)
     unpack(split, work / "jpegs")
     content = table_of_split(split)
     write_words(work / "vocab.json", content)
@@ -79,9 +79,9 @@ def prepare(s: argparse.Namespace, work: Path) -> None:
     (work / "packed").mkdir()
     np.save(work / "packed" / "features.npy", features.features[:, 0])
     (work / "features.json").write_text(json.dumps([{"tokens": tokens} for tokens in ids_of(features.table, work)]))
-    photographs, jpegs = work / "photographs" / "images", work / "jpegs"
+    sources, jpegs = work / "source" / "images", work / "jpegs"
     images = [
-        {"photograph": str(photographs / name), "jpeg": str(jpegs / f"{key}.jpg"), "tokens": tokens}
+        {"source": str(sources / name), "jpeg": str(jpegs / f"{key}.jpg"), "tokens": tokens}
         for key, name, tokens in zip(content.keys, content.file_names, ids_of(content, work), strict=True)
     ]
     (work / "images.json").write_text(json.dumps(images))
@@ -115,7 +115,7 @@ def ours_pass(work: Path, kind: str) -> Pass:
 
 
 def peer_environment() -> dict[str, str]:
-    """Without the questions for newer versions that litdata and albumentations (of img2dataset) ask the registry."""
+    """The environment in which litdata and albumentations (of img2dataset) do not look for newer versions."""
     return {**os.environ, "LITDATA_DISABLE_VERSION_CHECK": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
 
 
@@ -125,7 +125,7 @@ def peer_command(python: str, peer: str, action: str, work: Path, out: Path) -> 
 
 
 def run_peer(python: str, peer: str, action: str, work: Path, out: Path) -> float:
-    """Seconds of a whole call."""
+    """Seconds of a whole call of a tool."""
     log = work / "peer.log"
     started = time.perf_counter()
     with log.open("wb") as errors:
@@ -133,14 +133,14 @@ def run_peer(python: str, peer: str, action: str, work: Path, out: Path) -> floa
             command = peer_command(python, peer, action, work, out)
             done = subprocess.run(command, cwd=ROOT, stdout=errors, stderr=errors, check=False, timeout=PATIENCE, env=peer_environment())
         except subprocess.TimeoutExpired:
-            raise ServedError(f"not done in {PATIENCE:.0f} s") from None
+            raise ServedError(f"not finished after {PATIENCE:.0f} s") from None
     if done.returncode:
         raise ServedError(last_line(log))
     return time.perf_counter() - started
 
 
 def pythons(s: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
-    """The interpreter of each peer that is there, and why the others are not; those that need none have ours."""
+    """The interpreter of each installed tool, and why the others are missing. Tools without an environment of their own use ours."""
     found = dict.fromkeys((FOLDER, *FEATURES), sys.executable)
     missing = {}
     for name in PEERS:
@@ -154,7 +154,7 @@ def pythons(s: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def attempt(measure: Callable[[], T], missing: dict[str, str], name: str) -> T | None:
-    """A measurement of a peer; one that fails is not tried again, and its reason is kept."""
+    """A measurement of a tool. One that has failed is not repeated; its reason is kept in ``missing``."""
     if name in missing:
         return None
     try:
@@ -165,23 +165,23 @@ def attempt(measure: Callable[[], T], missing: dict[str, str], name: str) -> T |
 
 
 def without_gaps(found: dict[str, list[float | None]]) -> dict[str, list[float]]:
-    """The ways that were measured every time."""
+    """The ways that were measured in every turn."""
     return {way: [rate for rate in rates if rate is not None] for way, rates in found.items() if None not in rates}
 
 
 def writing(s: argparse.Namespace, work: Path, found: dict[str, str], missing: dict[str, str]) -> dict[str, dict[str, list[float]]]:
-    """Images/s of whole calls."""
+    """Images/s of whole calls that write."""
     images: int = s.peer_images
 
     def peer(name: str) -> float:
         out = Path(tempfile.mkdtemp(dir=work)) / "out"
         if name == IMG2DATASET:
-            return images / bench_shard.img2dataset(work / "photographs", out, images, found[name])
+            return images / bench_shard.img2dataset(work / "source", out, images, found[name])
         return images / run_peer(found[name], name, "write", work, out)
 
     def ours() -> float:
         out = Path(tempfile.mkdtemp(dir=work)) / "out"
-        return images / bench_shard.ours(work / "photographs", out, images, WORKERS, 250).seconds
+        return images / bench_shard.ours(work / "source", out, images, WORKERS, 250).seconds
 
     peers = [name for name in WRITERS if name in found]
     ways = {name: partial(attempt, partial(peer, name), missing, f"{name}, writing") for name in peers}
@@ -191,7 +191,7 @@ def writing(s: argparse.Namespace, work: Path, found: dict[str, str], missing: d
 def reading(
     s: argparse.Namespace, work: Path, kind: str, peers: Sequence[str], found: dict[str, str], missing: dict[str, str]
 ) -> dict[str, dict[str, list[float]]]:
-    """Images/s of passes: warm, and one cold."""
+    """Images/s of warm passes, and of one cold pass."""
     ours = [sys.executable, "-m", "benchmarks.bench_peers", "--serve", kind, "--work", str(work)]
     commands = {OURS: ours}
     files = {OURS: work / "shards", FOLDER: work / "jpegs"}
@@ -211,42 +211,42 @@ def reading(
         warm = take_turns({name: partial(attempt, loader.rate, missing, f"{name}, {kind}") for name, loader in loaders.items()}, s.repeats)
         cold = {}
         for name, loader in loaders.items():
-            if (kind, name) != ("features", OURS) and dropped(files[name]):  # ours lie in memory
+            if (kind, name) != ("features", OURS) and dropped(files[name]):  # ours are in memory
                 cold[name] = [attempt(loader.rate, missing, f"{name}, {kind}")]
     return {"warm": without_gaps(warm), "cold": without_gaps(cold)}
 
 
 def images_of_a_pass(s: argparse.Namespace, kind: str, name: str) -> int:
-    """How many there have to be: nothing may be left out."""
+    """The number of images in a complete pass."""
     if kind == "loading":
         return int(s.peer_images)
     return int({OURS: OUR_EPOCHS * s.peer_features, GZIP: min(GZIP_ROWS, s.peer_features)}.get(name, s.peer_features))
 
 
 def dropped(folder: Path) -> bool:
-    """Drop a folder's files from the page cache; whether they really are out of it."""
+    """Drop a folder's files from the page cache; return whether they are really gone from it."""
     if not hasattr(os, "posix_fadvise"):
         return False
     paths = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
     for path in paths:
         with path.open("rb") as file:
-            os.fsync(file.fileno())  # a page that is still to be written stays
+            os.fsync(file.fileno())  # pages that are not yet written cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return not any(map(in_page_cache, paths))
 
 
 def in_page_cache(path: Path) -> bool:
-    """Whether any page of a file is in memory; looking brings none there."""
+    """Whether any page of a file is in memory. The check itself loads none."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
         start = ctypes.c_ubyte.from_buffer(mapped)
         failed = ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), pages)
-        del start  # or the mapping could not be closed
+        del start  # otherwise the mapping could not be closed
         return bool(failed) or any(page & 1 for page in pages)
 
 
 def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All three kinds; ``not_measured`` says of which peers there is no figure, and why."""
+    """Measure all three kinds. ``not_measured`` has the tools without figures and the reasons."""
     prepare(s, work)
     found, missing = pythons(s)
     report: dict[str, Any] = {"writing": writing(s, work, found, missing)}
@@ -267,11 +267,11 @@ def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
 def lines(report: dict[str, Any]) -> Iterator[str]:
     """The section as Markdown."""
     titles = {
-        "writing": "Photographs to shards of 256 x 256 JPEGs with captions, two processes, whole calls",
-        "loading": "JPEGs to batches of 128 crops of 224, flipped, with captions, two workers or threads",
+        "writing": "Images to shards of 256 x 256 JPEGs with captions: two processes, whole calls",
+        "loading": "JPEGs to batches of 128 crops of 224, flipped, with captions: two workers or threads",
         "features": "Cached features (float16) to shuffled batches of 128, with captions",
     }
-    yield f"{report['peer_images']:,} images a pass, {report['peer_features']:,} of features."
+    yield f"{report['peer_images']:,} images per pass, and {report['peer_features']:,} rows of features."
     yield f"Medians (min to max) of {report['repeats']} interleaved measurements, page cache warm; one cold pass."
     for kind, title in titles.items():
         own = report["medians"][kind][OURS]
@@ -287,14 +287,19 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
             ]
             for way, rates in sorted(report[kind]["warm"].items(), key=lambda item: -statistics.median(item[1]))
         ]
-        yield from ("", f"### {title}", "", *table(["Tool", "Version", "images/s", "ours is times as fast", "cold, images/s", "Settings"], rows))
+        yield from (
+            "",
+            f"### {title}",
+            "",
+            *table(["Tool", "Version", "images/s", "Speed-up of ours", "Cold, images/s", "Settings"], rows),
+        )
     if report["not_measured"]:
         yield from ("", *(f"- {name}: {why}" for name, why in report["not_measured"].items()))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Answer for our own loader; the suite starts this."""
-    parser = argparse.ArgumentParser(description="Our loaders, asked for passes. The measurement: python -m benchmarks.run --only peers")
+    """Serve passes of our own loaders; the suite runs this."""
+    parser = argparse.ArgumentParser(description="Passes of our loaders on request. All measurements: python -m benchmarks.run --only peers")
     parser.add_argument("--serve", required=True, choices=("loading", "features"))
     parser.add_argument("--work", type=Path, required=True)
     settings = parser.parse_args(argv)

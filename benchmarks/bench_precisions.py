@@ -1,7 +1,7 @@
 """Does training in bfloat16 give the same loss curve as in float32?
 
-The same trainings with the same seeds in both precisions, on real Flickr8k features. Two float32 trainings with different seeds show
-what noise is.
+The same trainings run with the same seeds in both precisions, on real Flickr8k features. The difference between two float32 trainings with
+different seeds shows the noise.
 
     python -m benchmarks.bench_precisions --out benchmarks/results
 """
@@ -30,24 +30,24 @@ PRECISIONS = ("fp32", "bf16")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Loss curves of precisions.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description="Loss curves in fp32 and bf16.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     folder = Path("../shared/data/flickr8k-features")
     parser.add_argument("--data", type=Path, default=folder, help="folder with features.npy and dataset_flickr8k.json")
-    parser.add_argument("--images", type=int, default=None, help="take the first N training images only")
-    parser.add_argument("--epochs", type=int, default=2, help="of each training")
+    parser.add_argument("--num-images", type=int, default=None, help="use only the first N images of each split")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each training")
     parser.add_argument("--seeds", type=int, default=2, help="trainings in each precision")
     parser.add_argument("--batch-size", type=int, default=128, help="captions per step")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
     parser.add_argument("--out", type=Path, default=None, help="folder for a dated JSON and Markdown report")
     settings = parser.parse_args(argv)
     if not (settings.data / "features.npy").is_file():
-        parser.error(f"--data {settings.data}: there is no features.npy")
+        parser.error(f"--data {settings.data}: holds no features.npy")
     return settings
 
 
 def curves(s: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Loss curves with the same seeds in turns."""
-    flickr_features(s.data, work, s.images)
+    """Train with each seed in both precisions, in turns."""
+    flickr_features(s.data, work, s.num_images)
     rows = []
     for seed, precision in itertools.product(range(s.seeds), PRECISIONS):
         out = work / f"{precision}-{seed}"
@@ -70,7 +70,7 @@ def flickr_features(source: Path, work: Path, limit: int | None) -> None:
 
 
 def distances(trainings: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Mean absolute difference of training losses (means of ten steps): of each seed between precisions, and of fp32 between seeds."""
+    """Mean absolute difference of training losses (means over ten steps): between precisions for each seed, and between seeds in fp32."""
     curves = {(t["precision"], t["seed"]): t["mean_loss"] for t in trainings}
     seeds = sorted({seed for _, seed in curves})
     pairs = {f"fp32 and bf16, seed {seed}": (curves["fp32", seed], curves["bf16", seed]) for seed in seeds}
@@ -89,14 +89,14 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    """Run the benchmark, print its table, write it to ``--out``, and return the report."""
     settings = parse(argv)
     with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
         report = curves(settings, Path(folder))
     report |= {
         "distances": distances(report["trainings"]),
         "date": date.today().isoformat(),
-        "settings": {name: getattr(settings, name) for name in ("images", "epochs", "seeds", "batch_size")},
+        "settings": {name: getattr(settings, name) for name in ("num_images", "epochs", "seeds", "batch_size")},
         "machine": machine("torch", "numpy") | {"torch_threads": torch.get_num_threads()},
     }
     write_report(settings.out, f"bench_precisions-{report['date']}", report, markdown(report))

@@ -1,9 +1,9 @@
-"""What does a step of self-critical training spend its time on, and which share of it is scoring?
+"""How long does a step of self-critical training take, and what share of it is scoring?
 
-The very step of ``train --self-critical``, on real captions (five references an image) beside random features, with the tutorial's sizes and
-COCO's 9,956 words, from a captioner that was trained a little, so that captions have realistic lengths. Each step is timed as a whole,
-and within it the reward (tokens to scores); the same batches go through a step of cross-entropy in turn, one caption for each drawn one,
-so that the report can say what a drawn caption costs against a given one.
+The step of ``train --self-critical`` runs on real captions (five references per image) with random features, with the tutorial's sizes and
+COCO's 9,956 words. The captioner was trained briefly, so that captions have realistic lengths. Each step is timed as a whole, and the reward
+(tokens to scores) within it. A cross-entropy step takes turns with it, on as many given captions as the self-critical step samples, so that
+the report can compare the time of a sampled caption with that of a given one.
 
     python -m benchmarks.bench_self_critical --out benchmarks/results
 """
@@ -43,7 +43,7 @@ DIM = 2048
 
 
 class TimedReward(Reward):
-    """The reward, and the seconds that its calls took."""
+    """The reward, with the total seconds of its calls."""
 
     seconds = 0.0
 
@@ -55,14 +55,12 @@ class TimedReward(Reward):
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A step of self-critical training.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--captions", type=Path, default=Path("../shared/data/coco-captions/captions_val2017.json"), help="real captions, COCO's JSON"
-    )
-    parser.add_argument("--batch-size", type=int, default=64, help="images of a step")
-    parser.add_argument("--samples", type=int, default=5, help="captions drawn of each")
-    parser.add_argument("--train-steps", type=int, default=150, help="steps of cross-entropy before")
-    parser.add_argument("--repeats", type=int, default=15, help="steps of each kind")
+    parser = argparse.ArgumentParser(description="Time of a step of self-critical training.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--captions", type=Path, default=Path("../shared/data/coco-captions/captions_val2017.json"), help="COCO caption file")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step")
+    parser.add_argument("--samples", type=int, default=5, help="sampled captions per image")
+    parser.add_argument("--train-steps", type=int, default=150, help="cross-entropy steps before the measurement")
+    parser.add_argument("--repeats", type=int, default=15, help="timed steps of each kind")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
     parser.add_argument("--out", type=Path, default=None, help="folder for a dated JSON and Markdown report")
     return parser.parse_args(argv)
@@ -113,14 +111,16 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for name, value in (("self-critical", own), ("scoring", reward.seconds - before), ("cross-entropy", other)):
                 steps[name].append(value)
     medians = {name: statistics.median(values) for name, values in steps.items()}
-    drawn = settings.batch_size * settings.samples
+    sampled = settings.batch_size * settings.samples
     return {
         "precision": config.precision,
         "seconds": steps,
         "medians": medians,
-        "scoring_share": statistics.median(score / whole for score, whole in zip(steps["scoring"], steps["self-critical"], strict=True)),
-        "captions_per_second": {name: drawn / medians[name] for name in ("self-critical", "cross-entropy")},
-        "cost_of_a_drawn_caption": statistics.median(own / other for own, other in zip(steps["self-critical"], steps["cross-entropy"], strict=True)),
+        "scoring_share": statistics.median(score / step for score, step in zip(steps["scoring"], steps["self-critical"], strict=True)),
+        "captions_per_second": {name: sampled / medians[name] for name in ("self-critical", "cross-entropy")},
+        "cost_of_a_sampled_caption": statistics.median(
+            own / other for own, other in zip(steps["self-critical"], steps["cross-entropy"], strict=True)
+        ),
     }
 
 
@@ -133,18 +133,18 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         f"# Self-critical training, {report['date']}",
         "",
-        f"{s['batch_size']} images with {s['samples']} drawn captions each, and as many given captions; decoder in {report['precision']}.",
+        f"{s['batch_size']} images with {s['samples']} sampled captions each, and as many given captions; decoder in {report['precision']}.",
         "",
-        *table(["Step", "ms (median)", "from to"], rows),
+        *table(["Step", "ms (median)", "range"], rows),
         "",
-        f"Scoring takes {100 * report['scoring_share']:.1f}% of a self-critical step. A drawn caption costs "
-        f"{report['cost_of_a_drawn_caption']:.2f} times a given one.",
+        f"Scoring takes {100 * report['scoring_share']:.1f}% of a self-critical step. A sampled caption takes "
+        f"{report['cost_of_a_sampled_caption']:.2f} times as long as a given one.",
     ]
     return "\n".join([*lines, "", machine_line(report["machine"]), ""])
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    """Run the benchmark, print its table, write it to ``--out``, and return the report."""
     settings = parse(argv)
     with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
         report = measure(settings, Path(folder))

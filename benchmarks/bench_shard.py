@@ -1,17 +1,17 @@
-"""How fast is sharding, and how near to the speed of decoding, resizing and encoding alone?
+"""How fast is sharding, and how close is it to the speed of decoding, resizing and encoding alone?
 
-Real photographs, replicated as hard links, in turns (A B C ours, A B C ours, ...):
+The data are real images, replicated as hard links. The ways take turns (A B C ours, A B C ours, ...):
 
-    A     the tutorial's way: one process resizes a folder into another (stock Pillow, where --tutorial-python has it; JPEG quality
-          75, the tutorial's), then webdataset's TarWriter copies them with their captions
-    B     img2dataset on the same files, two processes, its default resize mode, JPEG quality 95 (where --img2dataset-python has it)
-    C     the bare limit: processes that only decode, resize and encode, from memory to memory, started and filled before the clock
-    ours  `python cli.py shard` as a user types it: the whole call, from the interpreter's start to its end
+    A     the tutorial's way: one process resizes a folder into another (with stock Pillow, if --tutorial-python has it; with the tutorial's
+          JPEG quality of 75), then webdataset's TarWriter copies the files with their captions
+    B     img2dataset on the same files: two processes, its default resize mode, JPEG quality 95 (needs --img2dataset-python)
+    C     the limit: processes that only decode, resize and encode, from memory to memory, started and loaded before the clock
+    ours  `python cli.py shard`: the whole command, from the start of the interpreter to its end
 
-With --memory, instead: the peak memory of `shard` at 1,000 and at 20,000 images of one annotation file, and what the annotation
-file itself costs.
+With --memory it measures the peak memory of `shard` instead, for 1,000 and 20,000 images of one annotation file, and the memory that the
+annotation file itself takes.
 
-    python -m benchmarks.bench_shard --photographs ../shared/data/coco-cc --out benchmarks/results
+    python -m benchmarks.bench_shard --images ../shared/data/coco-cc --out benchmarks/results
 """
 
 import argparse
@@ -38,33 +38,33 @@ SIZE, QUALITY = 256, 95
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Sharding against its limit and its peers.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--photographs", type=Path, default=Path("../shared/data/coco-cc"), help="folder with images/ and captions.json (COCO)")
-    parser.add_argument("--images", type=int, default=4000, help="photographs per measurement of ours and of the limit")
-    parser.add_argument("--peer-images", type=int, default=1000, help="photographs per measurement of A")
+    parser = argparse.ArgumentParser(description="Speed of sharding.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--images", type=Path, default=Path("../shared/data/coco-cc"), help="folder with images/ and captions.json (COCO)")
+    parser.add_argument("--num-images", type=int, default=4000, help="images per measurement of ours and of the limit")
+    parser.add_argument("--peer-images", type=int, default=1000, help="images per measurement of A")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements of each")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each way")
     parser.add_argument("--shard-size", type=int, default=500, help="images per shard")
     parser.add_argument("--tutorial-python", default=sys.executable, help="interpreter with stock Pillow, for A")
     parser.add_argument("--img2dataset-python", default=None, help="interpreter with img2dataset, for B")
-    parser.add_argument("--memory", type=int, nargs="*", default=None, help="measure memory at these numbers of images instead (1000 20000)")
+    parser.add_argument("--memory", type=int, nargs="*", default=None, help="measure peak memory with these numbers of images instead (1000 20000)")
     parser.add_argument("--out", type=Path, default=None, help="folder for a dated JSON and Markdown report")
     settings = parser.parse_args(argv)
-    if not (settings.photographs / "captions.json").is_file():
-        parser.error(f"--photographs {settings.photographs}: there is no captions.json")
+    if not (settings.images / "captions.json").is_file():
+        parser.error(f"--images {settings.images}: holds no captions.json")
     return settings
 
 
 def ours(data: Path, out: Path, count: int, workers: int, shard_size: int) -> Usage:
-    """The whole command."""
+    """Run the whole `shard` command."""
     options = ["--limit", count, "--workers", workers, "--shard-size", shard_size, "--size", SIZE, "--quality", QUALITY]
     return run_command("shard", "--images", data / "images", "--captions", data / "captions.json", "--out", out, *options)
 
 
-def limit(photographs: Path, count: int, workers: int, *, decode_only: bool = False) -> float:
-    """C: seconds of the work alone, or of its decoding."""
+def limit(images: Path, count: int, workers: int, *, decode_only: bool = False) -> float:
+    """C: seconds of decoding, resizing and encoding alone, or of decoding alone."""
     numbers = (count // workers, 0 if decode_only else SIZE, QUALITY)
-    command = [sys.executable, "-m", "benchmarks.bare_pillow", str(photographs / "images"), *map(str, numbers)]
+    command = [sys.executable, "-m", "benchmarks.bare_pillow", str(images / "images"), *map(str, numbers)]
     with tempfile.TemporaryDirectory() as logs, contextlib.ExitStack() as stack:
         processes = [stack.enter_context(Served(command, Path(logs, str(worker)))) for worker in range(workers)]
         for process in processes:
@@ -78,7 +78,7 @@ def limit(photographs: Path, count: int, workers: int, *, decode_only: bool = Fa
 
 
 def tutorial(data: Path, folder: Path, count: int, python: str) -> float:
-    """A: seconds of the two loops, without starting Python or importing anything."""
+    """A: seconds of the two loops, without start-up and imports."""
     import webdataset
 
     (folder / "resized").mkdir(parents=True)
@@ -119,7 +119,7 @@ def img2dataset(data: Path, folder: Path, count: int, python: str) -> float:
         "number_sample_per_shard": 500,
     }
     code = "import json, sys\nfrom img2dataset import download\nif __name__ == '__main__':\n    download(**json.loads(sys.argv[1]))"
-    (folder / "call.py").write_text(code)  # a file: its worker processes import the main module
+    (folder / "call.py").write_text(code)  # in a file, because its worker processes import the main module
     arguments = json.dumps({name: str(value) if isinstance(value, Path) else value for name, value in options.items()})
     started = time.perf_counter()
     subprocess.run([python, str(folder / "call.py"), arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -131,9 +131,9 @@ def img2dataset(data: Path, folder: Path, count: int, python: str) -> float:
 
 
 def speed(s: argparse.Namespace, base: Path) -> dict[str, Any]:
-    """Images/s of every way, in turns."""
+    """Measure images/s of every way, in turns."""
     data = base / "data"
-    replicate(s.photographs, data, s.images)
+    replicate(s.images, data, s.num_images)
     rates: dict[str, list[float]] = {}
 
     def note(way: str, count: int, seconds: float) -> None:
@@ -142,12 +142,12 @@ def speed(s: argparse.Namespace, base: Path) -> dict[str, Any]:
 
     for repeat in range(s.repeats):
         for workers in s.workers:
-            whole = s.images // workers * workers
-            note(f"C, {workers}", whole, limit(s.photographs, whole, workers))
-            note(f"ours, {workers}", s.images, ours(data, base / f"ours-{repeat}-{workers}", s.images, workers, s.shard_size).seconds)
+            divisible = s.num_images // workers * workers
+            note(f"C, {workers}", divisible, limit(s.images, divisible, workers))
+            note(f"ours, {workers}", s.num_images, ours(data, base / f"ours-{repeat}-{workers}", s.num_images, workers, s.shard_size).seconds)
         if s.img2dataset_python:
-            note("B, 2", s.images, img2dataset(data, base / f"b-{repeat}", s.images, s.img2dataset_python))
-        note("A, 1", min(s.peer_images, s.images), tutorial(data, base / f"a-{repeat}", min(s.peer_images, s.images), s.tutorial_python))
+            note("B, 2", s.num_images, img2dataset(data, base / f"b-{repeat}", s.num_images, s.img2dataset_python))
+        note("A, 1", min(s.peer_images, s.num_images), tutorial(data, base / f"a-{repeat}", min(s.peer_images, s.num_images), s.tutorial_python))
     medians = {way: statistics.median(values) for way, values in rates.items()}
     ratios = {f"ours, {w} / C, {w}": medians[f"ours, {w}"] / medians[f"C, {w}"] for w in s.workers}
     most = max(s.workers)
@@ -156,9 +156,9 @@ def speed(s: argparse.Namespace, base: Path) -> dict[str, Any]:
 
 
 def memory(s: argparse.Namespace, base: Path) -> dict[str, Any]:
-    """Peak memory at several numbers of images, from one annotation file that lists the most."""
+    """Measure peak memory with several numbers of images, from one annotation file for the largest number."""
     data = base / "data"
-    replicate(s.photographs, data, max(s.memory))
+    replicate(s.images, data, max(s.memory))
     rows = []
     for count in s.memory:
         usage = ours(data, base / f"memory-{count}", count, 1, 1000)
@@ -167,15 +167,15 @@ def memory(s: argparse.Namespace, base: Path) -> dict[str, Any]:
     own = []
     for count in s.memory:
         small = base / f"annotation-{count}"
-        replicate(s.photographs, small, count)
+        replicate(s.images, small, count)
         usage, size = plan(small), (small / "captions.json").stat().st_size
         own.append({"images": count, "peak_bytes": usage.peak_bytes, "seconds": usage.seconds, "file_bytes": size})
-        say(f"planning alone, {count} images: peak {usage.peak_bytes / 1e6:.0f} MB")
+        say(f"reading the annotations alone, {count} images: peak {usage.peak_bytes / 1e6:.0f} MB")
     return {"sharding": rows, "planning": own}
 
 
 def plan(data: Path) -> Usage:
-    """Reading the annotation file alone."""
+    """Read the annotation file alone."""
     code = (
         "import sys; from pathlib import Path; from pipeline.captions.read import CaptionSource, read_splits; "
         "read_splits(CaptionSource(paths=(Path(sys.argv[1]),)))"
@@ -184,7 +184,7 @@ def plan(data: Path) -> Usage:
 
 
 def tar_rate(folder: Path) -> float:
-    """Bytes/s of writing a tar with its checksums and flushing it to the disk: how far away that limit is."""
+    """Bytes/s of writing a tar with its checksums and flushing it to the disk."""
     jpeg = os.urandom(30_000)
     started = time.perf_counter()
     _, size, _ = write_tar(folder / "x.tar", ((f"{key:09d}", jpeg, {"captions": []}) for key in range(2000)))
@@ -196,7 +196,7 @@ def markdown(report: dict[str, Any]) -> str:
     if "medians" in report:
         settings = report["settings"]
         lines += [
-            f"{settings['images']} real photographs (A: {settings['peer_images']}), shards of {settings['shard_size']}, {SIZE}x{SIZE}, JPEG quality "
+            f"{settings['num_images']} real images (A: {settings['peer_images']}), shards of {settings['shard_size']}, {SIZE}x{SIZE}, JPEG quality "
             f"{QUALITY}. Median (min to max) of {settings['repeats']} interleaved measurements; warm page cache.",
             "",
             *table(
@@ -204,19 +204,19 @@ def markdown(report: dict[str, Any]) -> str:
                 [[way, f"{report['medians'][way]:,.0f} ({min(v):,.0f} to {max(v):,.0f})"] for way, v in sorted(report["rates"].items())],
             ),
             "",
-            *table(["Ratio", "times"], [[name, f"{value:.2f}"] for name, value in report["ratios"].items()]),
+            *table(["Ratio", "Value"], [[name, f"{value:.2f}"] for name, value in report["ratios"].items()]),
             "",
-            f"Writing a tar alone, checksums and flush included: {report['tar_bytes_per_second'] / 1e6:,.0f} MB/s.",
+            f"Writing a tar alone, with checksums and flush: {report['tar_bytes_per_second'] / 1e6:,.0f} MB/s.",
         ]
     else:
-        for title, rows in (("Sharding, one process", report["sharding"]), ("Planning alone", report["planning"])):
+        for title, rows in (("Sharding, one process", report["sharding"]), ("Reading the annotations alone", report["planning"])):
             cells = [[f"{row['images']:,}", f"{row['peak_bytes'] / 1e6:,.0f} MB", f"{row['seconds']:.1f}"] for row in rows]
             lines += [f"## {title}", "", *table(["Images", "Peak memory", "Seconds"], cells), ""]
     return "\n".join([*lines, "", machine_line(report["machine"]), ""])
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark, print its table, write it where --out says, and return the report."""
+    """Run the benchmark, print its table, write it to ``--out``, and return the report."""
     settings = parse(argv)
     with tempfile.TemporaryDirectory(prefix="capstream-bench-") as folder:
         if settings.memory is not None:
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             report = memory(settings, Path(folder))
         else:
             report = {**speed(settings, Path(folder)), "tar_bytes_per_second": tar_rate(Path(folder))}
-    shown = ("images", "peer_images", "workers", "repeats", "shard_size")
+    shown = ("num_images", "peer_images", "workers", "repeats", "shard_size")
     report |= {
         "date": date.today().isoformat(),
         "settings": {name: getattr(settings, name) for name in shown},

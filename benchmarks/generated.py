@@ -1,4 +1,4 @@
-"""What benchmarks of the decoder train on where no real features are at hand: generated ones, beside captions of COCO's vocabulary size."""
+"""Generated features and a vocabulary of COCO's size: training data for benchmarks of the decoder that need no real features."""
 
 import time
 from pathlib import Path
@@ -17,12 +17,12 @@ from shards.caption_table import CaptionTable
 from shards.feature_writer import write_features
 from shards.features import Provenance, feature_path
 
-# Of COCO's training captions at the tutorial's threshold of 4.
+# The vocabulary of COCO's training captions with the tutorial's threshold of 4.
 WORDS = 9_956
 
 
 def write_words(path: Path, table: CaptionTable, *, min_count: int = 4) -> Vocabulary:
-    """Commit a vocabulary of :data:`WORDS` words: a table's own, and as many that never occur as are missing."""
+    """Commit a vocabulary of :data:`WORDS` words: the table's words, filled up with words that never occur."""
     known = vocabulary_of(table, min_count=min_count).vocabulary.words
     vocabulary = Vocabulary((*known, *(f"filler{number}" for number in range(WORDS - len(known)))))
     write_vocabulary(path, vocabulary)
@@ -30,7 +30,7 @@ def write_words(path: Path, table: CaptionTable, *, min_count: int = 4) -> Vocab
 
 
 def write_generated(folder: Path, features: NDArray[np.float16], table: CaptionTable) -> None:
-    """Commit ``folder/train.h5`` with features that no network made, float16 (images, dim), and the captions of ``table``."""
+    """Commit ``folder/train.h5`` with generated features, float16 (images, dim), and the captions of ``table``."""
     folder.mkdir(exist_ok=True)
     provenance = Provenance(
         backbone=IMPORTED,
@@ -48,7 +48,7 @@ def write_generated(folder: Path, features: NDArray[np.float16], table: CaptionT
 
 
 def train_a_little(folder: Path, table: CaptionTable, *, dim: int, steps: int, device: str) -> NDArray[np.float16]:
-    """Train ``folder/run``, a captioner of the tutorial's sizes, so that its captions have realistic lengths; gives its features (images, dim)."""
+    """Train a captioner of the tutorial's sizes in ``folder/run`` until its captions have realistic lengths; return its features (images, dim)."""
     features = np.random.default_rng(0).standard_normal((table.images, dim)).astype(np.float16)
     write_words(folder / "vocab.json", table)
     write_generated(folder / "features", features, table)
@@ -59,7 +59,7 @@ def train_a_little(folder: Path, table: CaptionTable, *, dim: int, steps: int, d
 
 
 def synchronized(device: torch.device) -> float:
-    """Seconds, when the device has done what it was asked."""
+    """The time in seconds, after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

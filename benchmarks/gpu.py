@@ -1,4 +1,4 @@
-"""What a GPU was doing while something else measured: nvidia-smi's samples, if there is a GPU and an nvidia-smi."""
+"""Utilization of a GPU during a measurement, sampled with nvidia-smi, if there is a GPU and nvidia-smi is installed."""
 
 import contextlib
 import shutil
@@ -13,13 +13,13 @@ EVERY_MS = 200
 
 @contextlib.contextmanager
 def watched(device: torch.device) -> Iterator[list[float]]:
-    """A list that holds, after the block, the device's utilisation in percent, a sample every :data:`EVERY_MS`; empty where nobody can say."""
+    """A list that, after the block, holds the device's utilization in percent, a sample every :data:`EVERY_MS`; empty if it is unknown."""
     samples: list[float] = []
     tool = shutil.which("nvidia-smi")
     if device.type != "cuda" or tool is None:
         yield samples
         return
-    name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # counts as nvidia-smi counts, whatever CUDA_VISIBLE_DEVICES says
+    name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # nvidia-smi's indices ignore CUDA_VISIBLE_DEVICES
     query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", f"--loop-ms={EVERY_MS}", f"--id={name}"]
     process = subprocess.Popen([tool, *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -31,7 +31,7 @@ def watched(device: torch.device) -> Iterator[list[float]]:
 
 
 def parsed(text: str) -> list[float]:
-    """The numbers among nvidia-smi's lines; it may write ``[N/A]``, and its last line may be cut."""
+    """The numbers in nvidia-smi's lines. It may write ``[N/A]``, and its last line may be incomplete."""
     found = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
@@ -40,6 +40,6 @@ def parsed(text: str) -> list[float]:
 
 
 def busy(samples: Sequence[float]) -> float | None:
-    """Mean share of the time in which kernels ran, from the first to the last sample with any: without start-up; None: never."""
-    at_work = [place for place, sample in enumerate(samples) if sample > 0]
-    return statistics.mean(samples[at_work[0] : at_work[-1] + 1]) / 100 if at_work else None
+    """Mean share of time in which kernels ran, between the first and the last sample with any (without start-up); None if none ran."""
+    active = [place for place, sample in enumerate(samples) if sample > 0]
+    return statistics.mean(samples[active[0] : active[-1] + 1]) / 100 if active else None

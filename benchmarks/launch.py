@@ -2,8 +2,8 @@
 
     python -S launch.py COMMAND...
 
-Linux counts the memory of the process that starts a command as the command's own, up to its first instruction. A benchmark that has
-loaded torch would find its own size in every small command: so it starts this one, which is small itself.
+Until a command's first instruction, Linux counts the memory of the process that starts it as the command's own. A benchmark that has loaded
+torch would report its own size for every small command, so it starts this small program instead.
 """
 
 import json

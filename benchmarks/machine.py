@@ -1,4 +1,4 @@
-"""What a benchmark's numbers were made on, and where they are written."""
+"""The machine that a benchmark ran on, and its report."""
 
 import platform
 import statistics
@@ -31,7 +31,7 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def machine_line(content: dict[str, Any]) -> str:
-    """A report's last line."""
+    """The last line of a report."""
     return "Machine: " + "; ".join(f"{name} {value}" for name, value in content.items()) + "."
 
 
@@ -47,12 +47,12 @@ def spread(values: Sequence[float], form: str = ",.1f") -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Of a GPU its model, else ``cpu``."""
+    """The model of a GPU, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def write_report(folder: Path | None, name: str, report: dict[str, Any], text: str) -> None:
-    """Print a report; with a folder, write NAME.json and NAME.md there."""
+    """Print a report, and write NAME.json and NAME.md into ``folder`` if there is one."""
     print(text)
     if folder is not None:
         write_json(folder / f"{name}.json", report)

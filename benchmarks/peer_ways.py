@@ -1,16 +1,16 @@
-"""What other tools are asked to do, each as its documentation recommends: run in an environment of its own, imports nothing of Capstream.
+"""What other tools run, each as its documentation recommends. Runs in the tool's own environment and imports nothing of Capstream.
 
-    python peer_ways.py PEER write LIST OUT    photographs -> 256 x 256 JPEGs of quality 95 with captions, in the peer's format
-    python peer_ways.py PEER pack LIST OUT     the same format from JPEGs (or features) that are there already
+    python peer_ways.py PEER write LIST OUT    images -> 256 x 256 JPEGs of quality 95 with captions, in the tool's format
+    python peer_ways.py PEER pack LIST OUT     the same format from existing JPEGs (or features)
     python peer_ways.py PEER load LIST OUT     answers each line on standard input with a pass over what pack wrote: images and seconds
 
-LIST is a JSON file: photographs, JPEGs and each image's captions as ids. What all loaders share is said once here, and is the fastest that
-we know: libjpeg-turbo decodes to uint8, a random crop of 224 and a flip, batches of 128 in which each image comes with all of its captions,
-padded; two worker processes, or threads where the peer has them.
+LIST is a JSON file with the paths of source images and JPEGs, and each image's captions as ids. All loaders share the fastest settings that we
+know: libjpeg-turbo decodes to uint8, a random crop of 224 and a flip, batches of 128 in which each image comes with all of its captions,
+padded; two worker processes, or threads where the tool has them.
 """
 
 # mypy: disable-error-code="import-not-found"
-# ruff: noqa: ARG001 - all peers are called alike
+# ruff: noqa: ARG001 - all tools are called with the same arguments
 
 import io
 import json
@@ -30,21 +30,21 @@ from numpy.typing import NDArray
 
 SIZE, CROP, QUALITY, BATCH, WORKERS, SEED = 256, 224, 95, 128, 2, 0
 GZIP_ROWS = 2 * BATCH
-Image = dict[str, Any]  # photograph, jpeg: paths; tokens: a list of ids for each caption
+Image = dict[str, Any]  # source, jpeg: paths; tokens: a list of ids for each caption
 Item = tuple[NDArray[Any], list[list[int]]]
 Pass = Callable[[], int]
 
 
 def squashed(image: Image) -> Any:
-    """The photograph as a Pillow image of the stored size."""
+    """The source image as a Pillow image of the stored size."""
     from PIL import Image as Pillow
 
-    with Pillow.open(image["photograph"]) as file:
+    with Pillow.open(image["source"]) as file:
         return file.convert("RGB").resize((SIZE, SIZE), Pillow.Resampling.LANCZOS)
 
 
 def jpeg_of(image: Image, resize: bool) -> bytes:
-    """The bytes to store: made from the photograph, or those that are there."""
+    """The bytes to store: encoded from the source image, or those of the existing JPEG."""
     if not resize:
         return Path(image["jpeg"]).read_bytes()
     target = io.BytesIO()
@@ -74,7 +74,7 @@ def collate(items: list[Item]) -> tuple[Any, Any]:
 
 
 def counted(batches: Iterable[Any]) -> int:
-    """Images of a pass."""
+    """The number of images in a pass."""
     return sum(len(batch[0]) for batch in batches)
 
 
@@ -83,16 +83,16 @@ def loader_options(**more: Any) -> dict[str, Any]:
 
 
 def in_processes(function: Callable[[int, list[Image]], None], images: list[Image]) -> None:
-    """``function(number, part)`` in each worker process, for its part of the images."""
+    """Call ``function(number, part)`` in each worker process, for its part of the images."""
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(function, range(WORKERS), [images[number::WORKERS] for number in range(WORKERS)]))
 
 
-# A folder of JPEGs behind a map-style dataset: plain PyTorch.
+# A folder of JPEGs with a map-style dataset: plain PyTorch.
 
 
 class Mapped:
-    """A map-style dataset: ``read(row)`` and the captions."""
+    """A map-style dataset of ``read(row)`` and the captions."""
 
     def __init__(self, images: list[Image], read: Callable[[int], NDArray[Any]]) -> None:
         self.images, self.read = images, read
@@ -116,7 +116,7 @@ def read_jpeg(images: list[Image], row: int) -> NDArray[np.uint8]:
 
 
 def folder_pack(images: list[Image], out: Path, *, resize: bool) -> None:
-    """Nothing to do: the JPEGs lie in their folder."""
+    """Nothing to do: the JPEGs are already in their folder."""
 
 
 def folder_load(images: list[Image], out: Path) -> Pass:
@@ -179,7 +179,7 @@ MDS_COLUMNS = {"jpeg": "bytes", "tokens": "json"}
 
 
 def declare_operators() -> None:
-    """mosaicml-streaming imports torchvision, whose published wheels do not import beside a CPU build of torch: Capstream's own way round."""
+    """mosaicml-streaming imports torchvision, whose published wheels cannot be imported with a CPU build of torch: use Capstream's workaround."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from model.torchvision_loading import torchvision_models
 
@@ -221,7 +221,7 @@ def streaming_load(images: list[Image], out: Path) -> Pass:
 
 
 class Arrays:
-    """What ffcv's writer reads: pixels that it encodes itself, and captions padded to one length, with their number."""
+    """The input of ffcv's writer: pixels, which it encodes itself, and captions, padded to one length and number."""
 
     def __init__(self, images: list[Image], resize: bool) -> None:
         self.images, self.resize = images, resize
@@ -271,20 +271,13 @@ def ffcv_load(images: list[Image], out: Path) -> Pass:
     return lambda: counted(loader)
 
 
-# Features: LIST has a matrix beside it, float16 (images, dim).
+# Features: a float16 matrix (images, dim) is next to LIST.
 
 
 def matrix(out: Path) -> NDArray[np.float16]:
-    """Made by pack's caller beside the peers' folders."""
+    """The features, which the caller of pack writes next to the tools' folders."""
     found: NDArray[np.float16] = np.load(out.parent / "features.npy", mmap_mode="r")
     return found
-
-
-def write_h5(out: Path, **layout: Any) -> None:
-    import h5py
-
-    with h5py.File(out / "features.h5", "w") as file:
-        file.create_dataset("features", data=matrix(out), **layout)
 
 
 class H5Rows:
@@ -302,12 +295,11 @@ class H5Rows:
         return found
 
 
-def h5py_pack(images: list[Image], out: Path, *, resize: bool) -> None:
-    write_h5(out)
+def h5py_pack(images: list[Image], out: Path, *, resize: bool, compression: str | None = None) -> None:
+    import h5py
 
-
-def h5py_gzip_pack(images: list[Image], out: Path, *, resize: bool) -> None:
-    write_h5(out, compression="gzip")
+    with h5py.File(out / "features.h5", "w") as file:
+        file.create_dataset("features", data=matrix(out), compression=compression)
 
 
 def h5py_load(images: list[Image], out: Path) -> Pass:
@@ -315,12 +307,12 @@ def h5py_load(images: list[Image], out: Path) -> Pass:
 
 
 def h5py_gzip_load(images: list[Image], out: Path) -> Pass:
-    """Of the first rows only: one takes long."""
+    """Loads only the first rows, because each one takes long."""
     return mapped_loader(images[:GZIP_ROWS], H5Rows(out / "features.h5"))
 
 
 class Batched(Mapped):
-    """Rows of a batch read at once, in order, as HDF5 wants them."""
+    """Reads the rows of a batch at once, in ascending order as HDF5 requires."""
 
     def __getitem__(self, rows: Any) -> Any:
         order = sorted(rows)
@@ -351,14 +343,14 @@ def npy_load(images: list[Image], out: Path) -> Pass:
     return mapped_loader(images, partial(read_npy, out))
 
 
-PACK = {
+PACK: dict[str, Callable[..., None]] = {
     "DataLoader": folder_pack,
     "webdataset": webdataset_pack,
     "litdata": litdata_pack,
     "mosaicml-streaming": streaming_pack,
     "ffcv": ffcv_pack,
     "h5py": h5py_pack,
-    "h5py, gzip": h5py_gzip_pack,
+    "h5py, gzip": partial(h5py_pack, compression="gzip"),
     "h5py, sorted batches": h5py_pack,
     ".npy files": npy_pack,
 }
@@ -376,7 +368,7 @@ LOAD = {
 
 
 def serve(make: Callable[[], Pass]) -> None:
-    """Make a loader, say so, and answer every line with a pass. What libraries print goes to standard error."""
+    """Create a loader, report that it is ready, and answer each line with a pass. Libraries' output goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     one_pass = make()
@@ -388,7 +380,7 @@ def serve(make: Callable[[], Pass]) -> None:
 
 
 def lines() -> Iterator[str]:
-    """Of standard input, each as soon as it is there; workers that are forked must not have read ahead of it."""
+    """Lines of standard input as soon as they arrive, without reading ahead: forked workers would inherit the buffer."""
     while line := sys.stdin.readline():
         yield line
 

@@ -1,8 +1,8 @@
-"""Other tools, each in an environment of its own under ``.venv/peers``: what they pin would not go together, nor with ours.
+"""Other tools, each in its own environment under ``.venv/peers``, because their pinned versions conflict with one another and with ours.
 
     python -m benchmarks.peers [NAME ...]
 
-makes those that are not there yet. Nothing else installs anything: what is missing is reported with its reason.
+creates the environments that do not exist yet. Nothing else installs anything; tools that are missing are reported with the reason.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from shards.json_files import write_json
 FOLDER = ROOT / ".venv" / "peers"
 LIMIT_SECONDS = 900
 READY = "ready.json"
-# Of the versions that constraints.txt has, those that peers share with us.
+# Packages that the tools use in the versions of constraints.txt.
 SHARED = ("torch", "torchvision", "simplejpeg", "numpy", "webdataset", "h5py")
 
 
@@ -28,10 +28,10 @@ class Peer:
     """A tool to compare with.
 
     Attributes:
-        package: Its name in the registry.
-        module: What is imported to see that it works.
+        package: The name of its package.
+        module: The module that is imported to check that it works.
         requirements: What pip installs; None: it is in our own environment.
-        needs: What the system must have for it to be built.
+        needs: What the system needs to build it.
     """
 
     package: str
@@ -47,7 +47,7 @@ PEERS = {
     "litdata": Peer(package="litdata", module="litdata", requirements=("litdata==0.2.76", "pillow==13.0.0", *TORCH)),
     "mosaicml-streaming": Peer(
         package="mosaicml-streaming",
-        module="torch",  # its own import may need help (benchmarks/peer_ways.py)
+        module="torch",  # its own import may need a workaround (benchmarks/peer_ways.py)
         requirements=("mosaicml-streaming==0.13.0", "pillow==13.0.0", "torchvision", *TORCH),
     ),
     "ffcv": Peer(
@@ -60,18 +60,18 @@ PEERS = {
 
 
 class NotInstalledError(Exception):
-    """A peer is not there; the message is the reason."""
+    """A tool is not installed; the message is the reason."""
 
 
 def interpreter(name: str, *, install: bool = False) -> str:
-    """The Python in which a peer can be imported.
+    """The Python interpreter of a tool's environment.
 
     Args:
         name: One of :data:`PEERS`.
-        install: Make its environment if it is not there.
+        install: Create the environment if it does not exist.
 
     Raises:
-        NotInstalledError: There is none, or it could not be made.
+        NotInstalledError: There is none, or it could not be created.
     """
     peer, folder = PEERS[name], FOLDER / name
     if peer.requirements is None:
@@ -80,7 +80,7 @@ def interpreter(name: str, *, install: bool = False) -> str:
     found = json.loads(record.read_text()) if record.is_file() else {}
     if found.get("requirements") != list(peer.requirements) or (install and found["problem"]):
         if not install:
-            raise NotInstalledError(f"no environment for it (`make peers`{f'; building it takes {peer.needs}' if peer.needs else ''})")
+            raise NotInstalledError(f"it has no environment (`make peers`{f'; building it needs {peer.needs}' if peer.needs else ''})")
         found = make(name, folder)
     if found["problem"]:
         raise NotInstalledError(found["problem"])
@@ -88,7 +88,7 @@ def interpreter(name: str, *, install: bool = False) -> str:
 
 
 def make(name: str, folder: Path) -> dict[str, object]:
-    """Make a peer's environment and record whether it works."""
+    """Create a tool's environment and record whether it works."""
     peer = PEERS[name]
     assert peer.requirements is not None
     say(f"installing {name} into {folder}")
@@ -116,26 +116,26 @@ def make(name: str, folder: Path) -> dict[str, object]:
 
 
 def reason(text: str) -> str:
-    """The line of a failure that says most: pip's first error, or else the last line."""
+    """The most useful line of a failure: pip's first error, or else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith(("error:", "fatal")) or "Error:" in line]
-    return (errors or lines[-1:] or ["it failed without a word"])[0]
+    return (errors or lines[-1:] or ["it failed without a message"])[0]
 
 
 def version(python: str, package: str) -> str:
-    """A package's version in another environment."""
+    """The version of a package in another environment."""
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "none"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make environments; the exit code is the number that could not be made."""
-    parser = argparse.ArgumentParser(description="Make the environments of other tools that the benchmarks compare with.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)}; all by default")
+    """Create environments; the exit code is the number of failures."""
+    parser = argparse.ArgumentParser(description="Create the environments of the tools that the benchmarks compare with.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"tools, of {', '.join(PEERS)}; default: all")
     names = parser.parse_args(argv).names
     if unknown := set(names) - set(PEERS):
-        parser.error(f"{', '.join(sorted(unknown))}: no such peer; there are {', '.join(PEERS)}")
+        parser.error(f"{', '.join(sorted(unknown))}: no such tool; choose from {', '.join(PEERS)}")
     missing = 0
     for name in names or PEERS:
         try:

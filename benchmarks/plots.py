@@ -1,4 +1,4 @@
-"""The suite's pictures, one for each section."""
+"""The suite's figures, one for each section."""
 
 import statistics
 from collections.abc import Callable
@@ -15,14 +15,14 @@ OURS, OTHER = "#1b5e9e", "#b0b0b0"
 
 
 def draw(section: str, found: dict[str, Any], path: Path) -> None:
-    """Commit the picture of a section as a PNG."""
+    """Commit the figure of a section as a PNG."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     DRAWN[section](figure, found)
     save_figure(figure, path)
 
 
 def raw_cached(figure: Figure, found: dict[str, Any]) -> None:
-    """Hours of an epoch, and hours after so many epochs, the cache's making included."""
+    """Hours per epoch, and hours after N epochs, with caching included."""
     bars, curves = figure.subplots(1, 2)
     hours = {way: seconds / 3600 for way, seconds in found["epoch_seconds"].items()}
     drawn = bars.barh([NAMES[way] for way in hours], list(hours.values()), color=[COLOURS[way] for way in hours])
@@ -33,7 +33,7 @@ def raw_cached(figure: Figure, found: dict[str, Any]) -> None:
     for way, value in hours.items():
         start = cache if way == "ours cached" else 0
         curves.plot(range(11), [start + value * epochs for epochs in range(11)], color=COLOURS[way], label=NAMES[way], linewidth=2)
-    curves.set(xlabel="epochs", ylabel="hours, making the cache included", xlim=(0, 10), ylim=(0, None))
+    curves.set(xlabel="epochs", ylabel="hours, with caching", xlim=(0, 10), ylim=(0, None))
     curves.legend()
 
 

@@ -1,19 +1,19 @@
-"""The suite: what somebody who chooses a tool would ask, measured with one command.
+"""The benchmark suite: measures with one command what matters for the choice of a tool.
 
-    python -m benchmarks.run                      everything, into benchmarks/results: `make bench`
+    python -m benchmarks.run                      all sections, into benchmarks/results: `make bench`
     python -m benchmarks.run --only limits peers  some sections
     python -m benchmarks.run --device cuda        the same on a GPU, with more steps
     python -m benchmarks.run --table REPORT.json  the README's table, from a report
 
 Sections:
 
-    raw-cached   training the tutorial's way, from our shards and from our cache; after how many epochs the cache is paid back; disk
-    limits       each stage against its limit
-    peers        other tools on the same files (`make peers` installs them; what is missing is named)
-    growth       time per image and memory at 1, 4 and 16 times as many images
+    raw-cached   training the tutorial's way, from our shards and from our cache; when the cache pays off; disk space
+    limits       each stage compared with its limit
+    peers        other tools on the same files (`make peers` installs them; missing ones are named)
+    growth       time per image and memory with 1, 4 and 16 times as many images
 
-raw-cached and limits share their measurements, all in turns (A B C ..., A B C ...), each in a process of its own. Figures are medians with
-their spread; a ratio is never from two runs. Page cache warm unless a figure says that it is cold.
+raw-cached and limits share their measurements, which take turns (A B C ..., A B C ...), each in its own process. Figures are medians with
+their spread. The two sides of a ratio are always from the same run. The page cache is warm unless a figure is marked as cold.
 """
 
 import argparse
@@ -44,17 +44,25 @@ from pipeline.execution.devices import pick_device
 from shards.errors import CapstreamError
 
 SECTIONS = {
-    "raw-cached": "Raw against cached",
-    "limits": "Each stage against its limit",
+    "raw-cached": "Raw and cached training",
+    "limits": "Each stage compared with its limit",
     "peers": "Other tools on the same files",
-    "growth": "When there are more images",
+    "growth": "Growth with the number of images",
 }
 RAW_CACHED = ("tutorial raw", "ours raw", "ours cached", "ours caching")
-# A step of the tutorial's takes half a minute on two cores, and a few milliseconds on a GPU.
+# A step of the tutorial takes half a minute on two cores, and a few milliseconds on a GPU.
 SIZES = {
-    "cpu": {"images": 300, "cache_images": 128, "raw_steps": 1, "raw_warm_up": 0, "cached_steps": 20, "loading_batches": 40, "shard_images": 1000},
+    "cpu": {
+        "num_images": 300,
+        "cache_images": 128,
+        "raw_steps": 1,
+        "raw_warm_up": 0,
+        "cached_steps": 20,
+        "loading_batches": 40,
+        "shard_images": 1000,
+    },
     "cuda": {
-        **{"images": 20_000, "cache_images": 20_000, "raw_steps": 20, "raw_warm_up": 3},
+        **{"num_images": 20_000, "cache_images": 20_000, "raw_steps": 20, "raw_warm_up": 3},
         **{"cached_steps": 400, "loading_batches": 60, "shard_images": 4000},
     },
 }
@@ -65,32 +73,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.run", description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--only", nargs="+", choices=list(SECTIONS), metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all by default")
-    add("--no-peers", action="store_true", help="leave out the section peers")
-    add("--peers", nargs="*", choices=list(PEERS), metavar="PEER", help=f"only these of {', '.join(PEERS)}; all by default")
+    add("--only", nargs="+", choices=list(SECTIONS), metavar="SECTION", help=f"sections, of {', '.join(SECTIONS)}; default: all")
+    add("--no-peers", action="store_true", help="omit the section peers")
+    add("--peers", nargs="*", choices=list(PEERS), metavar="PEER", help=f"only these tools, of {', '.join(PEERS)}; default: all")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    add("--repeats", type=int, default=3, help="measurements of each")
-    add("--photographs", type=Path, default=Path("../shared/data/coco-cc"), help="folder with images/ and captions.json (COCO)")
-    add("--captions", type=Path, default=CAPTIONS, help="real captions, COCO's JSON: lengths, and words to train on")
+    add("--repeats", type=int, default=3, help="measurements of each way")
+    add("--images", type=Path, default=Path("../shared/data/coco-cc"), help="folder with images/ and captions.json (COCO)")
+    add("--captions", type=Path, default=CAPTIONS, help="COCO caption file, for the lengths and words of captions")
     add("--backbone", default="resnet152", help="torchvision's name of a classification network")
     add("--batch-size", type=int, default=128, help="captions per training step")
     add("--feature-images", type=int, default=training_ways.COCO_IMAGES, help="images of the generated feature file")
-    add("--feature-dim", type=int, default=2048, help="features of an image in it")
-    add("--train-steps", type=int, default=60, help="of the captioner whose decoding is measured")
-    add("--decode-images", type=int, default=256, help="images that it decodes each time")
-    add("--peer-images", type=int, default=600, help="images of the section peers")
-    add("--peer-features", type=int, default=8000, help="rows of features of the section peers")
-    add("--growth-images", type=int, default=75, help="images of the section growth")
-    add("--growth-times", type=int, nargs="+", default=[1, 4, 16], help="how many times as many, one after the other")
-    add("--growth-workers", type=int, nargs="+", default=[1, 2], help="numbers of worker processes of the section growth")
-    add("--growth-backbone", default="squeezenet1_1", help="network of the section growth")
+    add("--feature-dim", type=int, default=2048, help="features per image in it")
+    add("--train-steps", type=int, default=60, help="training steps of the captioner whose decoding is measured")
+    add("--decode-images", type=int, default=256, help="images that it decodes in each measurement")
+    add("--peer-images", type=int, default=600, help="images in the section peers")
+    add("--peer-features", type=int, default=8000, help="rows of features in the section peers")
+    add("--growth-images", type=int, default=75, help="smallest number of images in the section growth")
+    add("--growth-times", type=int, nargs="+", default=[1, 4, 16], help="multiples of this number")
+    add("--growth-workers", type=int, nargs="+", default=[1, 2], help="numbers of worker processes in the section growth")
+    add("--growth-backbone", default="squeezenet1_1", help="network in the section growth")
     for name, value in SIZES["cpu"].items():
         add("--" + name.replace("_", "-"), type=int, default=None, help=f"{value} on a CPU, {SIZES['cuda'][name]} on a GPU")
     add("--out", type=Path, default=Path("benchmarks/results"), help="folder for a dated JSON and Markdown report with plots")
-    add("--table", type=Path, metavar="REPORT", help="print the README's table from a report's JSON, and measure nothing")
+    add("--table", type=Path, metavar="REPORT", help="print the README's table from a report's JSON without measuring")
     settings = parser.parse_args(argv)
-    if settings.table is None and not (settings.photographs / "captions.json").is_file():
-        parser.error(f"--photographs {settings.photographs}: there is no captions.json")
+    if settings.table is None and not (settings.images / "captions.json").is_file():
+        parser.error(f"--images {settings.images}: holds no captions.json")
     try:
         device = pick_device(settings.device)
     except CapstreamError as problem:
@@ -98,7 +106,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, value in SIZES["cpu" if device.type == "cpu" else "cuda"].items():
         if getattr(settings, name) is None:
             setattr(settings, name, value)
-    settings.photographs, settings.lengths = settings.photographs.resolve(), settings.captions
+    settings.images, settings.lengths = settings.images.resolve(), settings.captions
     settings.sections = [name for name in SECTIONS if name in (settings.only or SECTIONS) and not (name == "peers" and settings.no_peers)]
     if not settings.sections:
         parser.error("--only and --no-peers leave no section")
@@ -106,7 +114,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def watching(measure: Callable[[], dict[str, float]], device: torch.device) -> dict[str, float]:
-    """A measurement, and how busy a GPU was meanwhile."""
+    """Run a measurement, and add the utilization of a GPU during it."""
     with gpu.watched(device) as samples:
         found = measure()
     busy = gpu.busy(samples)
@@ -114,7 +122,7 @@ def watching(measure: Callable[[], dict[str, float]], device: torch.device) -> d
 
 
 def in_turns(s: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """The sections raw-cached and limits, from one set of measurements."""
+    """The sections raw-cached and limits, from the same measurements."""
     bench_train.prepare(s, work)
     ways: dict[str, Callable[[], dict[str, float]]] = {}
     if "raw-cached" in s.sections:
@@ -134,7 +142,7 @@ def in_turns(s: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All sections that were asked for, and the seconds that each took."""
+    """Measure the chosen sections, and the seconds that each took."""
     report: dict[str, Any] = {}
     parts: dict[str, Callable[[Path], dict[str, Any]]] = {}
     if {"raw-cached", "limits"} & set(s.sections):
@@ -155,32 +163,32 @@ def measure(s: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def device_lines(report: Mapping[str, Any]) -> list[str]:
-    """What a GPU did; where there was none, that nothing was measured."""
+    """Figures of the GPU, or a line that none was measured."""
     if report["settings"]["device"] == "cpu":
-        return ["Not measured here: this machine has no GPU, or was not asked for it (`--device cuda`)."]
+        return ["Not measured: this machine has no GPU, or it was not chosen (`--device cuda`)."]
     rows = []
     if "raw-cached" in report:
         found = report["raw-cached"]
-        rows.append(["Caching, images/s, start-up included", f"{statistics.median(found['caching']['images_per_second']):,.0f}"])
+        rows.append(["Caching: images/s, with start-up", f"{statistics.median(found['caching']['images_per_second']):,.0f}"])
         rows += [[f"{way}: seconds per COCO epoch", f"{seconds:,.0f}"] for way, seconds in found["epoch_seconds"].items()]
     if "limits" in report:
         stages = [stage for stage in report["limits"]["stages"] if stage["stage"].startswith("decoding captions")]
         rows += [[f"{stage['stage']}: captions/s", f"{statistics.median(stage['rates']):,.0f}"] for stage in stages]
         rows += [[f"{name}: share of the matrix products' peak", f"{100 * share:.0f}%"] for name, share in report["limits"]["share_of_peak"].items()]
     busy = report.get("busy")
-    rows += [[f"{way}: share of the time in which kernels ran", f"{100 * share:.0f}%"] for way, share in (busy or {}).items()]
-    return [*table(["On the GPU", ""], rows), *([] if busy else ["", "How busy it was is not measured here: nvidia-smi said nothing."])]
+    rows += [[f"{way}: share of time in which kernels ran", f"{100 * share:.0f}%"] for way, share in (busy or {}).items()]
+    return [*table(["On the GPU", ""], rows), *([] if busy else ["", "Its utilization was not measured: nvidia-smi gave no samples."])]
 
 
 def markdown(report: Mapping[str, Any], name: str) -> str:
-    """The whole report."""
+    """The report as Markdown."""
     s = report["settings"]
     bodies: dict[str, Callable[[Any], Sequence[str]]] = {
         "raw-cached": lambda found: [
-            f"{s['backbone']}, batches of {s['batch_size']}, one caption per unit, {found['tokens_per_caption']:.1f} tokens a caption, ours in "
-            f"{found['precision']}; {s['raw_steps']} timed raw steps and {s['cached_steps']} cached ones a measurement, after a small batch of the "
-            f"tutorial's, {1 + s['raw_warm_up']} of our raw and 10 of our cached steps that are not timed; caching of {s['cache_images']} images. "
-            "A raw step puts an image through the network for every caption, so that its images/s are its captions/s.",
+            f"{s['backbone']}, batches of {s['batch_size']}, one caption per unit, {found['tokens_per_caption']:.1f} tokens per caption, ours in "
+            f"{found['precision']}; {s['raw_steps']} timed raw steps and {s['cached_steps']} cached steps per measurement, after an untimed small "
+            f"batch (tutorial), {1 + s['raw_warm_up']} untimed raw steps and 10 untimed cached steps (ours); caching of {s['cache_images']} images. "
+            "A raw step runs the network on an image for each caption, so that its images/s equal its captions/s.",
             "",
             *bench_train.summary_lines(found),
         ],
@@ -189,7 +197,7 @@ def markdown(report: Mapping[str, Any], name: str) -> str:
         "growth": lambda found: list(bench_growth.lines(found)),
     }
     lines = [f"# Benchmarks, {report['date']}", "", f"    {report['command']}", ""]
-    lines += [f"Medians (min to max) of {s['repeats']} interleaved measurements, page cache warm, unless a section says otherwise."]
+    lines += [f"Medians (min to max) of {s['repeats']} interleaved measurements, with a warm page cache unless a section says otherwise."]
     for section, title in SECTIONS.items():
         if section in report:
             lines += ["", f"## {title}", "", *bodies[section](report[section]), "", f"![{title}]({name}-{section}.png)"]
@@ -199,7 +207,7 @@ def markdown(report: Mapping[str, Any], name: str) -> str:
 
 
 def readme_table(report: Mapping[str, Any]) -> list[str]:
-    """The table of the README: training raw and cached, and what the cache costs."""
+    """The table in the README: raw and cached training, and the cost of the cache."""
     found = report["raw-cached"]
     hours = {way: seconds / 3600 for way, seconds in found["epoch_seconds"].items()}
     names = {"tutorial raw": "The tutorial: a folder of JPEGs, the network at every step", "ours raw": "Raw shards", "ours cached": "Cached features"}
@@ -215,16 +223,16 @@ def readme_table(report: Mapping[str, Any]) -> list[str]:
         ]
         for way, name in names.items()
     ]
-    return table(["Way", "captions/s", "Hours per COCO epoch", "Times as fast", "The cache is paid back after epochs", "GB for COCO"], rows)
+    return table(["Method", "captions/s", "Hours per COCO epoch", "Speed-up", "Epochs until the cache pays off", "GB for COCO"], rows)
 
 
-def without_home(argument: str) -> str:
-    """A command's argument as a report may show it: an absolute path tells where somebody keeps his files."""
+def relative_path(argument: str) -> str:
+    """A command's argument for a report: absolute paths become relative, so that a report does not show where files are kept."""
     return os.path.relpath(argument, ROOT) if Path(argument).is_absolute() else argument
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the suite, print its report, write it where --out says with its plots, and return it."""
+    """Run the suite, print its report, write it with its plots to ``--out``, and return it."""
     settings = parse(argv)
     if settings.table is not None:
         report: dict[str, Any] = json.loads(settings.table.read_text())
@@ -235,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     shown = ("device", "repeats", "backbone", "batch_size", "feature_images", "feature_dim", "train_steps", "decode_images", *SIZES["cpu"])
     report |= {
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "-m", "benchmarks.run", *map(without_home, sys.argv[1:] if argv is None else argv)]),
+        "command": shlex.join(["python", "-m", "benchmarks.run", *map(relative_path, sys.argv[1:] if argv is None else argv)]),
         "settings": {name: getattr(settings, name) for name in (*shown, "peer_images", "peer_features", "growth_images", "growth_backbone")},
         "machine": machine("torch", "torchvision", "numpy", "h5py", "webdataset", "simplejpeg", "pillow", "pillow-simd")
         | {"torch_threads": torch.get_num_threads(), "device": device_name(pick_device(settings.device))},

@@ -1,4 +1,4 @@
-"""The ways that :mod:`benchmarks.bench_train` measures, ours, the tutorial's and the limits: each one measurement, in a process of its own."""
+"""The ways of training that :mod:`benchmarks.bench_train` measures: ours, the tutorial's and the limits. Each runs in its own process."""
 
 import argparse
 import itertools
@@ -41,11 +41,11 @@ from shards.features import open_features
 
 COCO_IMAGES = 82_783
 CROP = 224
-TOLD_RATE = re.compile(r"\(([\d,.]+) images/s\)")  # what cache-features says when it ends, start-up left out
+PRINTED_RATE = re.compile(r"\(([\d,.]+) images/s\)")  # what cache-features prints at its end, without start-up
 
 
 def logged_rate(out: Path, skip: int) -> dict[str, float]:
-    """Captions per second and share of waiting, from a run's own log, without its first steps."""
+    """Captions per second and share of time waiting for data, from a run's log, without its first steps."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     timed = [line for line in lines if "mean_loss" in line and line["step"] > skip]
     return {
@@ -72,7 +72,7 @@ def ours_raw(s: argparse.Namespace) -> dict[str, float]:
 
 
 def timed(steps: Iterator[int], warm_up: int, count: int, device: torch.device) -> dict[str, float]:
-    """Captions per second of ``count`` steps, each of which says how many captions it had, after some that are not timed."""
+    """Captions per second of ``count`` steps, after ``warm_up`` untimed ones. Each step yields its number of captions."""
     for _ in range(warm_up):
         next(steps)
     started = synchronized(device)
@@ -87,7 +87,7 @@ def tutorial_network(s: argparse.Namespace, split: Split, device: torch.device) 
 
 
 def shard_preprocessing(split: Split) -> Preprocessing:
-    """Crops of 224 from a split's images, for loading without a network."""
+    """Preprocessing with crops of 224 from a split's images, for loading without a network."""
     return with_crop(random_info(CROP), **{name: split.config["resize"][name] for name in ("size", "mode", "filter")})
 
 
@@ -108,7 +108,7 @@ def tutorial_raw(s: argparse.Namespace) -> dict[str, float]:
 
 
 def ours_caching(s: argparse.Namespace) -> dict[str, float]:
-    """Images/s of the whole call, and of its pass as the command tells it; the seconds that COCO's training images would take."""
+    """Images/s of the whole command, and of its pass as the command prints it; seconds for COCO's training images."""
     weights = ("--weights", s.work / "weights.safetensors", "--device", s.device, "--split", "some")
     out = Path(tempfile.mkdtemp(dir=s.work))
     usage = run_command("cache-features", "--shards", s.work / "shards", "--out", out, "--backbone", s.backbone, *weights)
@@ -116,10 +116,10 @@ def ours_caching(s: argparse.Namespace) -> dict[str, float]:
 
 
 def caching_rates(usage: Usage, images: int) -> dict[str, float]:
-    """A call of ``cache-features``, split into its start-up (and end) and the pass over its images."""
-    told = TOLD_RATE.search(usage.said)
-    assert told is not None, usage.said
-    steady = float(told[1].replace(",", ""))
+    """The time of a ``cache-features`` command, split into start-up (and end) and the pass over its images."""
+    printed = PRINTED_RATE.search(usage.output)
+    assert printed is not None, usage.output
+    steady = float(printed[1].replace(",", ""))
     start_up = usage.seconds - images / steady
     return {
         "images_per_second": images / usage.seconds,
@@ -196,7 +196,7 @@ def bare_decoding(s: argparse.Namespace) -> dict[str, float]:
 
 
 def matrix_products(s: argparse.Namespace) -> dict[str, float]:
-    """Forward and backward of the vocabulary projection, the LSTM's two products and the projection, as large as they can be."""
+    """The matrix products of the vocabulary projection and of the LSTM's two inputs, forward and backward, each as one large product."""
     device = pick_device(s.device)
     prepare_device(device)
     kind = torch.bfloat16 if decoder_precision("auto", device) == "bf16" else torch.float32
@@ -218,7 +218,7 @@ def matrix_products(s: argparse.Namespace) -> dict[str, float]:
 
 
 def tokens_per_caption(work: Path) -> float:
-    """In the feature file: words and two marks."""
+    """Mean tokens per caption in the feature file: words, <start> and <end>."""
     return float(np.diff(open_features(work / "features" / "train.h5").table.offsets).mean()) + 2
 
 

@@ -1,6 +1,6 @@
-"""The tutorial's way of training, as it is usually written: what our ways are compared with.
+"""The tutorial's way of training, as it is usually written, for comparison with ours.
 
-A folder of resized JPEGs, one item per caption, decoded and tokenized by DataLoader workers, and the frozen network run at every step.
+The data are a folder of resized JPEGs with one item per caption. DataLoader workers decode and tokenize, and every step runs the frozen network.
 """
 
 from collections.abc import Generator
@@ -19,11 +19,11 @@ from pipeline.sharding.read_samples import shard_samples
 from shards.dataset import Split
 
 EMBEDDING, HIDDEN, LEARNING_RATE, MIN_COUNT = 256, 512, 1e-3, 4  # the tutorial's
-Steps = Generator[tuple[int, int], None, None]  # each next() trains one step and gives (images, captions)
+Steps = Generator[tuple[int, int], None, None]  # each next() trains one step and returns (images, captions)
 
 
 def unpack(split: Split, folder: Path) -> list[tuple[str, str]]:
-    """The very same resized JPEGs as plain files, for A; returns (file name, caption) pairs."""
+    """Write a split's resized JPEGs as plain files; return (file name, caption) pairs."""
     folder.mkdir()
     pairs: list[tuple[str, str]] = []
     for shard in split.shards:
@@ -35,7 +35,7 @@ def unpack(split: Split, folder: Path) -> list[tuple[str, str]]:
 
 
 class JpegFolder(Dataset[tuple[Tensor, Tensor]]):
-    """A: item c is caption c with its image: decoded, randomly cropped and flipped, normalised, tokenized."""
+    """Item c is caption c, tokenized, with its image: decoded, randomly cropped and flipped, normalized."""
 
     def __init__(self, folder: Path, captions: list[tuple[str, str]], vocabulary: Vocabulary, preprocessing: Preprocessing) -> None:
         self.folder, self.captions, self.vocabulary, self.crop = folder, captions, vocabulary, preprocessing.crop
@@ -67,13 +67,13 @@ def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, list[in
 
 
 def tutorial_loader(data: JpegFolder, *, batch_size: int, workers: int, seed: int) -> "DataLoader[tuple[Tensor, Tensor]]":
-    """The tutorial's DataLoader: whole batches, shuffled."""
+    """The tutorial's DataLoader: shuffled, full batches only."""
     shuffle = torch.Generator().manual_seed(seed)
     return DataLoader(data, batch_size, shuffle=True, num_workers=workers, collate_fn=collate, drop_last=True, generator=shuffle)
 
 
 class TutorialCaptioner(nn.Module):
-    """A: Linear + BatchNorm1d, and the LSTM over the image and the words."""
+    """Linear + BatchNorm1d, and the LSTM over the image and the words."""
 
     def __init__(self, features: int, vocabulary: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class TutorialCaptioner(nn.Module):
         self.output = nn.Linear(HIDDEN, vocabulary)
 
     def forward(self, features: Tensor, tokens: Tensor, lengths: list[int]) -> Tensor:
-        # (captions, 1 + longest, embedding): the image comes first; packing leaves the last word out.
+        # (captions, 1 + longest, embedding): the image comes first; packing drops the last word.
         inputs = torch.cat([self.norm(self.linear(features)).unsqueeze(1), self.embedding(tokens)], dim=1)
         hidden, _ = self.lstm(pack_padded_sequence(inputs, lengths, batch_first=True))
         scores: Tensor = self.output(hidden.data)
@@ -99,7 +99,7 @@ def tutorial_steps(
     workers: int,
     seed: int,
 ) -> Steps:
-    """A: train without end, epoch after epoch."""
+    """Train epoch after epoch, without end."""
     loader = tutorial_loader(data, batch_size=batch_size, workers=workers, seed=seed)
     optimizer = torch.optim.Adam(captioner.parameters(), lr=LEARNING_RATE)
     criterion = nn.CrossEntropyLoss()

@@ -1,8 +1,8 @@
-"""The tutorial's way of resizing, for an environment of its own (stock Pillow): one process, one folder into another.
+"""The tutorial's way of resizing, in one process from one folder into another. Runs in its own environment with stock Pillow.
 
     python tutorial_resize.py FROM TO COUNT
 
-Prints the seconds that the loop took. Imports nothing of Capstream.
+Prints the seconds of the loop. Imports nothing of Capstream.
 """
 
 import sys

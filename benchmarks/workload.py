@@ -1,6 +1,4 @@
-"""What several benchmarks need: many photographs from a few, shards of them, weights, commands timed as a
-whole, processes that are asked for passes, turns.
-"""
+"""What benchmarks share: replicated images, their shards, weights, timed commands, processes that serve passes, and measurements in turns."""
 
 import contextlib
 import itertools
@@ -26,20 +24,20 @@ from pipeline.features.calibration import calibration_batches
 from shards.dataset import Split, open_split
 
 T = TypeVar("T")
-PATIENCE = 300.0  # seconds that a process may take to start, for a pass, or to write
+PATIENCE = 300.0  # seconds that a process may take to start, to make a pass, or to write
 ROOT = Path(__file__).resolve().parents[1]
-# Seconds between two looks at processes, at the least: a short command ends soon.
-SHORTEST_LOOK = 0.02
+# Minimum seconds between two samples of the memory of processes: a short command ends soon.
+SHORTEST_PAUSE = 0.02
 
 
 def say(line: str) -> None:
-    """Progress, on standard error: what is measured takes minutes."""
+    """Print progress on standard error: measurements take minutes."""
     print(line, file=sys.stderr, flush=True)
 
 
-def replicate(photographs: Path, folder: Path, count: int) -> None:
-    """``count`` hard links to the photographs (or copies, on another disk), with the captions of each, in COCO's format."""
-    source = json.loads((photographs / "captions.json").read_text())
+def replicate(dataset: Path, folder: Path, count: int) -> None:
+    """Make ``count`` hard links to a dataset's images (copies on another disk), with their captions in COCO's format."""
+    source = json.loads((dataset / "captions.json").read_text())
     captions: dict[int, list[str]] = {}
     for annotation in source["annotations"]:
         captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
@@ -48,7 +46,7 @@ def replicate(photographs: Path, folder: Path, count: int) -> None:
     annotations: list[dict[str, Any]] = []
     for index, image in zip(range(count), itertools.cycle(source["images"])):
         name = f"{index:06d}.jpg"
-        original = photographs / "images" / image["file_name"]
+        original = dataset / "images" / image["file_name"]
         try:
             (folder / "images" / name).hardlink_to(original.resolve())
         except OSError:
@@ -60,56 +58,56 @@ def replicate(photographs: Path, folder: Path, count: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a whole command took.
+    """The resources that a whole command used.
 
     Attributes:
-        seconds: From the interpreter's start to its end.
-        peak_bytes: The most memory of its largest process.
-        together_bytes: The most memory of all its processes at a time, pages that they share counted once; None where nobody watched.
-        said: What it wrote to standard output.
+        seconds: From the start of the interpreter to its end.
+        peak_bytes: The peak memory of its largest process.
+        together_bytes: The peak memory of all its processes together, shared pages counted once; None if it was not watched.
+        output: Its standard output.
     """
 
     seconds: float
     peak_bytes: int
     together_bytes: int | None = None
-    said: str = ""
+    output: str = ""
 
 
 def run_command(*arguments: object, watch: bool = False) -> Usage:
-    """Run a command of ours; with ``watch``, look at the memory of its processes for a tenth of the time."""
+    """Run a Capstream command; with ``watch``, sample the memory of its processes, for at most a tenth of the time."""
     return run_python("cli.py", *arguments, watch=watch)
 
 
 def run_python(*arguments: object, watch: bool = False) -> Usage:
-    """Run a program of this environment, as :func:`run_command` does."""
+    """Run a Python program of this environment, as :func:`run_command` does."""
     command = [sys.executable, "-S", str(ROOT / "benchmarks" / "launch.py"), sys.executable, *map(str, arguments)]
     launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     ended = threading.Event()
     seen = [0]
 
-    def look() -> None:
-        pause = SHORTEST_LOOK
+    def sample() -> None:
+        pause = SHORTEST_PAUSE
         while not ended.wait(pause):
             began = time.perf_counter()
             seen.append(sum(map(memory_of_tree, children(launcher.pid))))
-            pause = max(SHORTEST_LOOK, 10 * (time.perf_counter() - began))
+            pause = max(SHORTEST_PAUSE, 10 * (time.perf_counter() - began))
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=sample)
     if watch:
         watcher.start()
-    said = launcher.communicate()[0].decode()
+    output = launcher.communicate()[0].decode()
     ended.set()
     if watch:
         watcher.join()
-    *own, last = said.splitlines()
+    *own, last = output.splitlines()
     seconds, code, kilobytes = json.loads(last)
     if code != 0:
         raise RuntimeError(f"{' '.join(map(str, arguments))} ended with exit code {code}")
-    return Usage(seconds=seconds, peak_bytes=kilobytes * 1024, together_bytes=max(seen) or None, said="\n".join(own))
+    return Usage(seconds=seconds, peak_bytes=kilobytes * 1024, together_bytes=max(seen) or None, output="\n".join(own))
 
 
 def children(process: int) -> list[int]:
-    """The processes that a process has started, where the system says it; none if it has ended."""
+    """The child processes of a process; none if it has ended, or if the system does not list them."""
     try:
         return [int(child) for task in Path(f"/proc/{process}/task").iterdir() for child in (task / "children").read_text().split()]
     except OSError:
@@ -117,25 +115,25 @@ def children(process: int) -> list[int]:
 
 
 def memory_of_tree(process: int) -> int:
-    """Bytes of a process and all that it started, shared pages in proportion (Linux's PSS); 0 where the system does not say."""
+    """Bytes of a process and its descendants, shared pages counted in proportion (Linux's PSS); 0 where the system does not report them."""
     try:
         sizes = dict(line.split(":", 1) for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:])
     except OSError:
-        return 0  # it has ended meanwhile
+        return 0  # it has ended
     return int(sizes["Pss"].split()[0]) * 1024 + sum(map(memory_of_tree, children(process)))
 
 
-def shard_photographs(photographs: Path, work: Path, count: int, *options: object) -> Split:
-    """Replicate photographs into ``work/photographs`` and shard them into ``work/shards``, as a user does."""
-    say(f"preparing {count} photographs")
-    source = work / "photographs"
-    replicate(photographs, source, count)
+def shard_images(dataset: Path, work: Path, count: int, *options: object) -> Split:
+    """Replicate a dataset's images into ``work/source`` and shard them into ``work/shards`` with the command."""
+    say(f"preparing {count} images")
+    source = work / "source"
+    replicate(dataset, source, count)
     run_command("shard", "--images", source / "images", "--captions", source / "captions.json", "--out", work / "shards", *options)
     return open_split(work / "shards", "train")
 
 
 def write_weights(split: Split, backbone: str, path: Path) -> None:
-    """Random weights with BatchNorm statistics of a split's images, as a .safetensors file: as fast as trained ones."""
+    """Write random weights with BatchNorm statistics of a split's images as a .safetensors file. They are as fast as trained weights."""
     _, frozen = open_backbone(
         backbone=backbone,
         weights="random",
@@ -146,19 +144,19 @@ def write_weights(split: Split, backbone: str, path: Path) -> None:
     frozen.whitening = None
     state = backbone_state(frozen)
     for key, value in state.items():
-        if key.endswith(".bn3.weight"):  # ends a residual branch; at full strength, rounding errors grow as in no trained network
+        if key.endswith(".bn3.weight"):  # scales a residual branch; at full scale, rounding errors grow more than in any trained network
             value.mul_(0.2)
     save_file(state, path)
 
 
 def measured_apart(module: str, options: Mapping[str, object], work: Path, what: str) -> dict[str, float]:
-    """One measurement of a benchmark in a process of its own: what one does to the allocator, the next must not feel.
+    """Make one measurement of a benchmark in its own process, so that measurements do not affect each other's memory allocator.
 
     Args:
-        module: A benchmark that answers ``--measure``, such as ``benchmarks.bench_train``.
-        options: What it is given, by name.
-        work: The folder in which everything has been prepared.
-        what: The measurement's name.
+        module: A benchmark with the option ``--measure``, such as ``benchmarks.bench_train``.
+        options: Its options by name.
+        work: The folder with the prepared data.
+        what: The name of the measurement.
     """
     given = [text for name, value in options.items() for text in ("--" + name.replace("_", "-"), str(value))]
     command = [sys.executable, "-m", module, *given, "--work", str(work), "--measure", what]
@@ -168,7 +166,7 @@ def measured_apart(module: str, options: Mapping[str, object], work: Path, what:
 
 
 def take_turns(ways: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
-    """Measure A, B, C, A, B, C ..., so that a slow minute of the machine meets all of them."""
+    """Measure A, B, C, A, B, C ..., so that a slow period of the machine affects all of them."""
     found: dict[str, list[T]] = {way: [] for way in ways}
     for repeat in range(repeats):
         for way, measure in ways.items():
@@ -179,21 +177,21 @@ def take_turns(ways: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, l
 
 
 class ServedError(Exception):
-    """A process ended, or did not answer in time; the message says how."""
+    """A process ended or did not answer in time; the message has the details."""
 
 
 class Served:
-    """A process that makes a pass over its data whenever it is asked: the other side of :func:`benchmarks.peer_ways.serve`."""
+    """A process that makes a pass over its data on request: the client of :func:`benchmarks.peer_ways.serve`."""
 
     def __init__(self, command: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None) -> None:
         self.log = log
         with log.open("wb") as errors:
             pipe = subprocess.PIPE
-            # A session of its own, so that its workers can be ended with it.
+            # Its own session, so that its workers can be killed with it.
             self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=errors, env=environment, start_new_session=True)
 
     def answer(self) -> dict[str, float]:
-        """Its next line."""
+        """The next answer."""
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
             raise ServedError(f"no answer in {PATIENCE:.0f} s")
@@ -204,11 +202,11 @@ class Served:
         return found
 
     def start(self, images: int) -> bool:
-        """Wait until it is ready and has made a first pass, of so many images."""
+        """Wait until it is ready and has made a first pass, and check the pass's number of images."""
         self.answer()
         found = self.make_pass()["images"]
         if found != images:
-            raise ServedError(f"a pass gave {found} of {images} images")
+            raise ServedError(f"a pass had {found} of {images} images")
         return True
 
     def make_pass(self) -> dict[str, float]:
@@ -217,7 +215,7 @@ class Served:
         return self.answer()
 
     def ask(self) -> None:
-        """Let it begin a pass."""
+        """Request a pass."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(b"\n")
@@ -246,4 +244,4 @@ class Served:
 
 def last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it ended without a word"
+    return lines[-1][:300] if lines else "it ended without a message"

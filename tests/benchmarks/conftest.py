@@ -1,4 +1,4 @@
-"""A few drawn scenes in the place of photographs."""
+"""A few drawn scenes in place of real images."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from tests.conftest import Small
 
 
 @pytest.fixture
-def photographs(small: Small, tmp_path: Path) -> Path:
-    (tmp_path / "photographs").mkdir()
-    (tmp_path / "photographs" / "images").symlink_to(small.source / "images")
-    (tmp_path / "photographs" / "captions.json").write_bytes((small.source / "captions_train.json").read_bytes())
-    return tmp_path / "photographs"
+def dataset(small: Small, tmp_path: Path) -> Path:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "images").symlink_to(small.source / "images")
+    (tmp_path / "dataset" / "captions.json").write_bytes((small.source / "captions_train.json").read_bytes())
+    return tmp_path / "dataset"

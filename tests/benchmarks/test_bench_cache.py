@@ -1,4 +1,4 @@
-"""The benchmarks of caching run on a few drawn photographs; how fast anything is, is not tested."""
+"""The benchmarks of caching run on a few drawn images; speed is not tested."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,8 @@ from benchmarks import bench_cache, bench_views
 OPTIONS = ["--backbone", "squeezenet1_1", "--batch-size", "4", "--batches", "2", "--repeats", "1", "--device", "cpu"]
 
 
-def test_ours_is_compared_with_the_tutorials_way_and_the_limit_in_one_run(
-    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--photographs", str(photographs), "--images", "40", "--precision", "fp32", "--out", str(tmp_path / "results")]
+def test_ours_is_compared_with_the_tutorials_way_and_the_limit_in_one_run(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--images", str(dataset), "--num-images", "40", "--precision", "fp32", "--out", str(tmp_path / "results")]
     report = bench_cache.main([*OPTIONS, *options])
     assert all(rate > 0 for rates in report["rates"].values() for rate in rates)
     assert report["ratios"]["ours / B"] == report["medians"]["ours"] / report["medians"]["B"]
@@ -22,11 +20,11 @@ def test_ours_is_compared_with_the_tutorials_way_and_the_limit_in_one_run(
     assert "| ours / A |" in capsys.readouterr().out
 
 
-def test_memory_and_disk_of_views_are_measured(photographs: Path) -> None:
-    report = bench_cache.main([*OPTIONS, "--photographs", str(photographs), "--memory", "20"])
+def test_memory_and_disk_of_views_are_measured(dataset: Path) -> None:
+    report = bench_cache.main([*OPTIONS, "--images", str(dataset), "--memory", "20"])
     assert [row["images"] for row in report["memory"]] == [20]
     assert all(row["peak_bytes"] > 100_000_000 for row in report["memory"])
-    views = bench_cache.main([*OPTIONS, "--photographs", str(photographs), "--images", "20", "--views"])["views"]
+    views = bench_cache.main([*OPTIONS, "--images", str(dataset), "--num-images", "20", "--views"])["views"]
     assert {name: row["feature_bytes"] for name, row in views.items()} == {
         "center": 20 * 512 * 2,
         "flip": 20 * 512 * 4,
@@ -35,8 +33,8 @@ def test_memory_and_disk_of_views_are_measured(photographs: Path) -> None:
     }
 
 
-def test_the_centre_and_the_mean_of_views_are_compared(tmp_path: Path) -> None:
-    options = ["--images", "30", "--backbone", "squeezenet1_1", "--views", "center", "flip", "--seeds", "1", "--epochs", "1"]
+def test_the_center_crop_and_the_mean_of_views_are_compared(tmp_path: Path) -> None:
+    options = ["--num-images", "30", "--backbone", "squeezenet1_1", "--views", "center", "flip", "--seeds", "1", "--epochs", "1"]
     report = bench_views.main([*options, "--out", str(tmp_path)])
     assert [row["views"] for row in report["rows"]] == ["center", "flip"]
     assert report["rows"][0]["center"] == report["rows"][0]["mean"]

@@ -1,12 +1,12 @@
-"""The benchmark of captioning runs on a few drawn photographs; how fast anything is, is not tested."""
+"""The benchmark of captioning runs on a few drawn images; speed is not tested."""
 
 from pathlib import Path
 
 from benchmarks import bench_caption
 
 
-def test_whole_commands_are_compared_in_turns(photographs: Path, tmp_path: Path) -> None:
-    options = ["--photographs", str(photographs), "--images", "20", "--backbone", "squeezenet1_1", "--repeats", "1", "--device", "cpu"]
+def test_whole_commands_are_compared_in_turns(dataset: Path, tmp_path: Path) -> None:
+    options = ["--images", str(dataset), "--num-images", "20", "--backbone", "squeezenet1_1", "--repeats", "1", "--device", "cpu"]
     report = bench_caption.main([*options, "--out", str(tmp_path)])
     assert report["ratio"] == report["medians"]["caption"] / report["medians"]["cache-features"] > 0
     assert len(list(tmp_path.glob("bench_caption-squeezenet1_1-*"))) == 2

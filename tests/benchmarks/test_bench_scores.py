@@ -15,7 +15,7 @@ def test_mistakes_are_the_same_each_time_and_change_the_captions() -> None:
 
 
 @pytest.mark.skipif(find_java() is None, reason="there is no Java here")
-def test_the_report_names_agreement_and_costs(tmp_path: Path) -> None:
+def test_the_report_has_agreement_and_times(tmp_path: Path) -> None:
     annotations = [{"image_id": i // 2, "caption": f"a dog number {i} runs."} for i in range(10)]
     (tmp_path / "c.json").write_text(json.dumps({"annotations": annotations}))
     report = main(["--captions", str(tmp_path / "c.json"), "--mistakes", "30", "--out", str(tmp_path)])

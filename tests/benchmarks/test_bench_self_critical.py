@@ -1,4 +1,4 @@
-"""The benchmark of self-critical training runs on little; how fast anything is, is not tested."""
+"""The benchmark of self-critical training runs on little data; speed is not tested."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every section of the suite runs on a few drawn photographs; how fast anything is, is not tested."""
+"""Every section of the suite runs on a few drawn images; speed is not tested."""
 
 import json
 import os
@@ -15,25 +15,25 @@ from benchmarks.bench_peers import dropped, in_page_cache
 from benchmarks.workload import ROOT, memory_of_tree, run_python, take_turns
 
 TINY = (
-    "--repeats 1 --backbone squeezenet1_1 --batch-size 8 --images 36 --feature-images 60 --feature-dim 512 --raw-steps 1 --cached-steps 10 "
+    "--repeats 1 --backbone squeezenet1_1 --batch-size 8 --num-images 36 --feature-images 60 --feature-dim 512 --raw-steps 1 --cached-steps 10 "
     "--loading-batches 2 --shard-images 20 --train-steps 2 --decode-images 8 --peer-images 30 --peer-features 40 "
     "--growth-images 8 --growth-times 1 3 --growth-workers 2"
 )
 
 
-def suite(photographs: Path, out: Path, captions: Path, *options: str) -> dict[str, Any]:
-    return run.main([*TINY.split(), "--photographs", str(photographs), "--captions", str(captions), "--out", str(out), *options])
+def suite(dataset: Path, out: Path, captions: Path, *options: str) -> dict[str, Any]:
+    return run.main([*TINY.split(), "--images", str(dataset), "--captions", str(captions), "--out", str(out), *options])
 
 
 @pytest.fixture
-def captions(photographs: Path) -> Path:
-    return photographs / "captions.json"
+def captions(dataset: Path) -> Path:
+    return dataset / "captions.json"
 
 
 def test_raw_cached_and_limits_are_measured_in_the_same_turns_and_reported_with_plots(
-    photographs: Path, captions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Path, captions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = suite(photographs, tmp_path / "results", captions, "--only", "raw-cached", "limits")
+    report = suite(dataset, tmp_path / "results", captions, "--only", "raw-cached", "limits")
     found, limits = report["raw-cached"], report["limits"]
     assert set(found["rates"]) == {"tutorial raw", "ours raw", "ours cached"}
     assert all(rate > 0 for rates in (*found["rates"].values(), *found["caching"].values()) for rate in rates)
@@ -41,13 +41,13 @@ def test_raw_cached_and_limits_are_measured_in_the_same_turns_and_reported_with_
     assert found["disk"]["shards"]["bytes"] > found["disk"]["folder of JPEGs"]["bytes"] > 36 * 1000
     assert all(stage["share"] > 0 for stage in limits["stages"])
     (cached,) = (stage for stage in limits["stages"] if stage["stage"] == "`train --features`")
-    assert cached["rates"] == found["rates"]["ours cached"]  # one measurement, told in both sections
+    assert cached["rates"] == found["rates"]["ours cached"]  # one measurement, reported in both sections
     assert limits["machine"]["flop_per_image"] > 1e8
     names = sorted(path.name for path in (tmp_path / "results").iterdir())
     stem = f"suite-raw-cached-limits-{report['date']}"
     assert names == [f"{stem}-limits.png", f"{stem}-raw-cached.png", f"{stem}.json", f"{stem}.md"]
     text = (tmp_path / "results" / f"{stem}.md").read_text()
-    assert "Not measured here" in text.split("## The GPU")[1]
+    assert "Not measured" in text.split("## The GPU")[1]
     assert "--only raw-cached limits" in text
     capsys.readouterr()
     run.main(["--table", str(tmp_path / "results" / f"{stem}.json")])
@@ -56,14 +56,14 @@ def test_raw_cached_and_limits_are_measured_in_the_same_turns_and_reported_with_
 
 
 def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_named(
-    photographs: Path, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "FOLDER", tmp_path / "none")
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'ImportError: no such thing' >&2\nexit 3\n")
     broken.chmod(0o755)
     monkeypatch.setattr(bench_peers, "interpreter", lambda name: str(broken) if name == "ffcv" else peers.interpreter(name))
-    found = suite(photographs, tmp_path / "out", captions, "--only", "peers", "--peers", "webdataset", "litdata", "ffcv")["peers"]
+    found = suite(dataset, tmp_path / "out", captions, "--only", "peers", "--peers", "webdataset", "litdata", "ffcv")["peers"]
     assert set(found["writing"]["warm"]) == {"ours", "webdataset"}
     assert set(found["loading"]["warm"]) == {"ours", "DataLoader", "webdataset"}
     assert set(found["features"]["warm"]) == {"ours", "h5py", "h5py, gzip", "h5py, sorted batches", ".npy files"}
@@ -76,8 +76,8 @@ def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_nam
     assert "- litdata: not installed" in text.read_text()
 
 
-def test_growth_tells_time_and_memory_of_every_stage(photographs: Path, captions: Path, tmp_path: Path) -> None:
-    found = suite(photographs, tmp_path, captions, "--only", "growth")["growth"]
+def test_growth_reports_time_and_memory_of_every_stage(dataset: Path, captions: Path, tmp_path: Path) -> None:
+    found = suite(dataset, tmp_path, captions, "--only", "growth")["growth"]
     stages = [(stage["stage"], stage["workers"]) for stage in found["stages"]]
     assert stages == [("shard", 2), ("vocab", None), ("cache-features", 2), ("train", None), ("evaluate", None)]
     assert all(stage["images"] == [8, 24] for stage in found["stages"])
@@ -90,18 +90,18 @@ def test_growth_tells_time_and_memory_of_every_stage(photographs: Path, captions
     assert "torch" in content["machine"]
 
 
-def test_time_and_memory_of_each_image_more_are_differences() -> None:
+def test_time_and_memory_per_additional_image_are_differences() -> None:
     rows = [
         {"stage": "shard", "workers": 1, "images": images, "seconds": seconds, "peak_bytes": 7, "together_bytes": memory}
         for images, seconds, memory in ((10, 2.0, 1000), (40, 5.0, 1000), (160, 11.0, 2500))
     ]
     (found,) = bench_growth.summary(rows)
-    assert found["ms_per_image_more"] == [100.0, 50.0]
-    assert found["bytes_per_image_more"] == 10.0
+    assert found["ms_per_additional_image"] == [100.0, 50.0]
+    assert found["bytes_per_additional_image"] == 10.0
 
 
-def test_a_report_does_not_tell_where_somebody_keeps_his_files() -> None:
-    assert [run.without_home(argument) for argument in ("--captions", str(ROOT / "docs" / "a.json"), "b.json", "3")] == [
+def test_a_report_does_not_show_where_files_are_kept() -> None:
+    assert [run.relative_path(argument) for argument in ("--captions", str(ROOT / "docs" / "a.json"), "b.json", "3")] == [
         *("--captions", "docs/a.json", "b.json", "3")
     ]
 
@@ -114,10 +114,10 @@ def test_the_suite_starts_as_a_script_and_as_a_module_and_names_its_sections(com
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--only", "nothing"], "invalid choice: 'nothing'"), (["--photographs", "/nowhere"], "there is no captions.json")],
-    ids=["section", "photographs"],
+    [(["--only", "nothing"], "invalid choice: 'nothing'"), (["--images", "/nowhere"], "holds no captions.json")],
+    ids=["section", "images"],
 )
-def test_wrong_usage_is_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_reported(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run.main(options)
     assert message in capsys.readouterr().err
@@ -134,7 +134,7 @@ def test_measurements_take_turns() -> None:
     assert order == ["A", "B", "A", "B"]
 
 
-def test_memory_of_a_process_counts_those_that_it_started() -> None:
+def test_memory_of_a_process_includes_its_children() -> None:
     held = "x = bytearray(80_000_000); print(1, flush=True); input()"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{held}'])"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -145,7 +145,7 @@ def test_memory_of_a_process_counts_those_that_it_started() -> None:
     assert memory_of_tree(process.pid) == 0
 
 
-def test_a_file_that_was_dropped_is_out_of_the_page_cache_until_it_is_read(tmp_path: Path) -> None:
+def test_a_dropped_file_is_not_in_the_page_cache_until_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(os.urandom(1 << 20))
     assert in_page_cache(tmp_path / "x")
     if not dropped(tmp_path):
