@@ -1,1 +1,1 @@
-"""Vocabulary, encoder, decoder, decoding and metrics. Tensors only: touches no artefact, knows no shard."""
+"""Vocabulary, encoder, decoder, decoding and metrics. Works on tensors only: no files, no shards."""

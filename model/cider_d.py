@@ -1,10 +1,10 @@
 """CIDEr-D of many captions at a time, over token ids: the reward of self-critical training.
 
-The scores are those of pycocoevalcap's scorer (``cider/cider_scorer.py``; Vedantam et al., 2015, "CIDEr: Consensus-based image description
-evaluation"), to 1e-9. What it trades: the references are counted once, when the scorer is made, and stay in memory as
-sorted arrays; in return no caption, reference or word is visited in Python when captions are scored.
+The scores equal those of pycocoevalcap's scorer (``cider/cider_scorer.py``; Vedantam et al., 2015, "CIDEr: Consensus-based image description
+evaluation") to 1e-9. The trade-off: the references are counted once, when the scorer is created, and stay in memory as sorted arrays; in
+return, scoring loops over no caption, reference or word in Python.
 
-No n-gram is hashed. It is the pair of its first n - 1 words and its last word, both as numbers, and its own number is its place among
+N-grams are not hashed. An n-gram is the pair (number of its first n - 1 words, number of its last word), and its own number is its index among
 the sorted pairs of the references.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_N = 4
-# The deviation of the gaussian length penalty, in bigrams.
+# The standard deviation of the Gaussian length penalty, in bigrams.
 SIGMA = 6.0
 SCALE = 10.0
 
@@ -27,16 +27,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class _Ngrams:
-    """The references' n-grams of one length, and the references of each image that have them.
+    """The references' n-grams of one length n, and which references contain them.
 
     Attributes:
-        pairs: int64 (n-grams,), rising: (number of the first n - 1 words) * (distinct words) + (number of the last word).
-        idf: float64 (n-grams + 1,): the weight of each; the last is that of all n-grams that no reference has.
-        norms: float64 (references,): the length of each reference's vector.
-        offsets: int64 (images + 1,): image i has the entries from ``offsets[i]`` to ``offsets[i + 1]`` of the following.
-        numbers: Unsigned (entries,), rising within an image: an n-gram of one of its references.
-        members: Unsigned (entries,): the place of that reference among the image's.
-        counts: Unsigned (entries,): how often the reference has it.
+        pairs: int64 (n-grams,), ascending: (number of the first n - 1 words) * (distinct words) + (number of the last word).
+        idf: float64 (n-grams + 1,): the weight of each n-gram; the last one is for n-grams that are in no reference.
+        norms: float64 (references,): the norm of each reference's vector.
+        offsets: int64 (images + 1,): image i has the entries from ``offsets[i]`` to ``offsets[i + 1]`` in the following arrays.
+        numbers: Unsigned (entries,), ascending within an image: an n-gram in one of its references.
+        members: Unsigned (entries,): the index of that reference among the image's references.
+        counts: Unsigned (entries,): how often the reference contains the n-gram.
     """
 
     pairs: NDArray[np.int64]
@@ -48,45 +48,45 @@ class _Ngrams:
     counts: Integers
 
     def entries_of(self, rows: Integers, places: Places, numbers: Places) -> tuple[Places, Places]:
-        """Which references of their images have the n-grams of candidates.
+        """Find the candidates' n-grams in the references of their images.
 
         Args:
-            rows: Integers (batch images,), rising.
-            places: Integers (n,): the image of each n-gram, as its place in ``rows``.
-            numbers: Integers (n,): the n-grams; -1 is one that no reference has.
+            rows: Integers (batch images,), ascending.
+            places: Integers (n,): the image of each n-gram, as an index into ``rows``.
+            numbers: Integers (n,): the n-grams; -1 for one that is in no reference.
 
         Returns:
-            (which, entries): integers (found,) each: the place of an n-gram in ``numbers``, and an entry that has it.
+            (which, entries): integers (found,) each: the index of an n-gram in ``numbers``, and an entry with this n-gram.
         """
         sizes = self.offsets[rows + 1] - self.offsets[rows]
         entries = _ranges(self.offsets[rows], sizes)
-        # (entries,), rising: an n-gram of an image is one number
-        there = np.repeat(np.arange(len(rows)), sizes) * len(self.pairs) + self.numbers[entries]
+        # (entries,), ascending: image and n-gram as one number
+        present = np.repeat(np.arange(len(rows)), sizes) * len(self.pairs) + self.numbers[entries]
         which = np.flatnonzero(numbers >= 0)
         wanted = places[which] * len(self.pairs) + numbers[which]
-        begins = np.searchsorted(there, wanted)
-        found = np.searchsorted(there, wanted, side="right") - begins
+        begins = np.searchsorted(present, wanted)
+        found = np.searchsorted(present, wanted, side="right") - begins
         return np.repeat(which, found), entries[_ranges(begins, found)]
 
 
 class CiderD:
-    """Scores captions against references that were counted once.
+    """Scores captions against references that are counted once.
 
-    An n-gram weighs log(images / images that have it in a reference); one that no reference has weighs log(images). Ids are compared as
-    they come: where the end of a caption is to count, references and candidates end with <end>.
+    The weight of an n-gram is log(images / images with it in a reference); for an n-gram in no reference it is log(images). All ids are
+    compared: for the end of a caption to count, references and candidates must end with <end>.
 
-    A reference takes 6 or 7 bytes for each of its n-grams, an n-gram 16. For references in COCO's number and length (566,000 captions of
-    113,287 images, 19 million and 3.4 million of these) that is 0.19 GB, and 1 GB for the seconds in which they are counted
+    Memory: 6 or 7 bytes per n-gram of a reference, and 16 bytes per distinct n-gram. References of COCO's size (566,000 captions of 113,287
+    images with 19 million n-grams, 3.4 million of them distinct) take 0.19 GB, and 1 GB for the seconds in which they are counted
     (``benchmarks/bench_cider_d.py``).
 
     Args:
-        references: Integers (tokens,): all references, one after the other.
+        references: Integers (tokens,): all references, concatenated.
         offsets: Integers (references + 1,): reference r is ``references[offsets[r]:offsets[r + 1]]``.
-        image_rows: Integers (references,), rising: the image of each reference.
-        images: How many images there are.
+        image_rows: Integers (references,), ascending: the image of each reference.
+        images: The number of images.
 
     Raises:
-        ValueError: The arrays do not fit together.
+        ValueError: The arrays do not match.
 
     >>> scorer = CiderD(np.array([4, 5, 6, 4, 7, 8]), np.array([0, 3, 6]), np.array([0, 1]), images=2)
     >>> scorer.score(np.array([[4, 5, 6], [5, 6, 0], [9, 9, 9]]), np.array([3, 2, 3]), np.array([0, 0, 1])).round(3).tolist()
@@ -94,7 +94,7 @@ class CiderD:
     """
 
     def __init__(self, references: Integers, offsets: Integers, image_rows: Integers, images: int) -> None:
-        # Products and differences of them are to come.
+        # Products and differences must not overflow.
         offsets, image_rows = offsets.astype(np.int64), image_rows.astype(np.int64)
         _check_references(references, offsets, image_rows, images)
         self._lengths = np.diff(offsets)
@@ -127,15 +127,15 @@ class CiderD:
         """CIDEr-D of each candidate against the references of its image.
 
         Args:
-            tokens: Integers (candidates, longest): each candidate's ids; what stands behind its length is not looked at.
-            lengths: Integers (candidates,): how many ids each has; an empty candidate scores 0.
-            images: Integers (candidates,): the image of each, in any order, as often as wanted.
+            tokens: Integers (candidates, longest): each candidate's ids; ids beyond its length are ignored.
+            lengths: Integers (candidates,): the number of ids of each candidate; an empty candidate scores 0.
+            images: Integers (candidates,): each candidate's image, in any order; an image may occur more than once.
 
         Returns:
             float64 (candidates,), between 0 and 10.
 
         Raises:
-            ValueError: The arrays do not fit together, or an image has no reference.
+            ValueError: The arrays do not match, or an image has no reference.
         """
         lengths, images = lengths.astype(np.int64), images.astype(np.int64)
         self._check_candidates(tokens, lengths, images)
@@ -160,7 +160,7 @@ class CiderD:
             dots = np.bincount(first_match[owners[of]] + known.members[entries], shared, minlength=len(cosines))
             scales = norms[candidate_of] * known.norms[reference_of]
             cosines += np.divide(dots, scales, out=np.zeros(len(dots)), where=scales > 0)
-        # The scorer's length of a caption is its number of bigrams.
+        # pycocoevalcap's scorer takes the number of bigrams as the length of a caption.
         differences = np.maximum(lengths - 1, 0)[candidate_of] - np.maximum(self._lengths - 1, 0)[reference_of]
         cosines *= np.exp(-(differences**2) / (2 * SIGMA**2))
         return SCALE * np.bincount(candidate_of, cosines, minlength=len(lengths)) / (MAX_N * against)
@@ -169,37 +169,37 @@ class CiderD:
         if tokens.ndim != 2 or lengths.shape != images.shape or lengths.shape != tokens.shape[:1]:
             raise ValueError(f"tokens {tokens.shape}, lengths {lengths.shape} and images {images.shape} are not (n, m), (n,) and (n,)")
         if ((lengths < 0) | (lengths > tokens.shape[1])).any():
-            raise ValueError(f"lengths of {lengths.min()} to {lengths.max()}, and {tokens.shape[1]} ids are there")
+            raise ValueError(f"lengths from {lengths.min()} to {lengths.max()}: must be between 0 and the {tokens.shape[1]} ids of a row")
         if ((images < 0) | (images >= len(self._reference_offsets) - 1)).any():
-            raise ValueError(f"images {images.min()} to {images.max()}, and there are {len(self._reference_offsets) - 1}")
+            raise ValueError(f"images from {images.min()} to {images.max()}: must be between 0 and {len(self._reference_offsets) - 2}")
         alone = self._reference_offsets[images + 1] == self._reference_offsets[images]
         if alone.any():
-            raise ValueError(f"image {images[alone][0]} has no reference, so that its captions cannot be scored")
+            raise ValueError(f"image {images[alone][0]} has no reference: its captions cannot be scored")
 
 
 def _check_references(references: Integers, offsets: Integers, image_rows: Integers, images: int) -> None:
     if not references.ndim == offsets.ndim == image_rows.ndim == 1:
-        raise ValueError("references, offsets and image_rows are not of one dimension each")
+        raise ValueError("references, offsets and image_rows must have one dimension each")
     if len(offsets) != len(image_rows) + 1 or offsets[0] != 0 or offsets[-1] != len(references) or (offsets[1:] < offsets[:-1]).any():
-        raise ValueError(f"offsets do not cut {len(references)} ids into {len(image_rows)} references")
+        raise ValueError(f"offsets do not split {len(references)} ids into {len(image_rows)} references")
     if images < 1 or (image_rows[1:] < image_rows[:-1]).any() or (len(image_rows) and not 0 <= image_rows[0] <= image_rows[-1] < images):
-        raise ValueError(f"image_rows do not rise from 0 to {images - 1} at most")
+        raise ValueError(f"image_rows must be ascending and between 0 and {images - 1}")
 
 
 def _count_ngrams(words: Places, lengths: Integers) -> Iterator[tuple[Places, Places, Places]]:
-    """Count the n-grams of each caption, for n of 1 to ``MAX_N``.
+    """Count the n-grams of each caption, for n from 1 to ``MAX_N``.
 
     Args:
-        words: Integers (words,): all captions, one after the other, as small numbers.
+        words: Integers (words,): all captions, concatenated, as small numbers.
         lengths: Integers (captions,).
 
     Yields:
-        For each n: of each n-gram of each caption (parent, last word, how often), in the order of captions. The parent is the place of its
-        first n - 1 words among what was yielded before; at first, the caption.
+        For each n, three arrays with an element for each distinct n-gram of each caption, in the order of captions: parent, last word, count.
+        The parent is the index of its first n - 1 words in the previously yielded arrays; for n = 1 it is the caption.
     """
     distinct = int(words.max(initial=0)) + 1
     starts, parents = np.arange(len(words)), np.repeat(np.arange(len(lengths)), lengths)
-    # (words,): words from each to the end of its caption
+    # (words,): number of words from each one to the end of its caption
     remaining = np.repeat(np.cumsum(lengths), lengths) - starts
     for n in range(1, MAX_N + 1):
         kept = remaining[starts] >= n
@@ -209,25 +209,25 @@ def _count_ngrams(words: Places, lengths: Integers) -> Iterator[tuple[Places, Pl
 
 
 def _idf(frequencies: Places, images: int) -> Floats:
-    """log(images) - log(frequency), as the scorer computes it; exactly 0 for what every image has, whatever the last bit of a logarithm."""
+    """log(images) - log(frequency), as pycocoevalcap computes it; exactly 0 for an n-gram of every image, without rounding errors."""
     return np.where(frequencies >= images, 0.0, np.log(float(images)) - np.log(np.maximum(frequencies, 1)))
 
 
 def _norms(owners: Places, weights: Floats, captions: int) -> Floats:
-    """float64 (captions,): the length of each caption's vector, whose ``weights`` belong to the captions ``owners``."""
+    """float64 (captions,): the norm of each caption's vector; ``owners`` has the caption of each of the ``weights``."""
     return np.sqrt(np.bincount(owners, weights**2, minlength=captions))
 
 
-def _find(rising: Integers, wanted: Integers) -> Places:
-    """The place of each of ``wanted`` in ``rising``; -1 where it is not there."""
-    if not len(rising):
+def _find(ascending: Integers, wanted: Integers) -> Places:
+    """The index of each of ``wanted`` in ``ascending``; -1 where it does not occur."""
+    if not len(ascending):
         return np.full(len(wanted), -1)
-    places = np.minimum(np.searchsorted(rising, wanted), len(rising) - 1)
-    return np.where(rising[places] == wanted, places, -1)
+    places = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
+    return np.where(ascending[places] == wanted, places, -1)
 
 
 def _ranges(starts: Places, sizes: Places) -> Places:
-    """``range(start, start + size)`` of each, one after the other.
+    """``range(start, start + size)`` for each start and size, concatenated.
 
     >>> _ranges(np.array([7, 2]), np.array([3, 2])).tolist()
     [7, 8, 9, 2, 3]
@@ -237,5 +237,5 @@ def _ranges(starts: Places, sizes: Places) -> Places:
 
 
 def _narrow(values: Places) -> Integers:
-    """The same in the narrowest unsigned integers."""
+    """The same values in the narrowest unsigned integer dtype."""
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))

@@ -1,7 +1,7 @@
-"""The frozen backbone (photograph -> pooled features) and the trainable projection (features -> the LSTM's first input).
+"""The frozen backbone (image -> pooled features) and the trainable projection (features -> the decoder's embedding space).
 
-"Frozen" is kept by construction: :class:`FrozenBackbone` ignores ``train()``, whoever calls it, so that no BatchNorm statistic
-ever moves, and its forward pass records no gradients.
+"Frozen" holds by construction: :class:`FrozenBackbone` ignores ``train()``, so that its BatchNorm statistics never change, and its forward
+pass records no gradients.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,15 +12,16 @@ from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
-from model.networks import WeightsInfo, build_network
+from model.backbone_sources import WeightsInfo
+from model.networks import build_network
 from model.preprocessing import Preprocessing, normalize, scale_and_shift
 
 
 class Whitening(nn.Module):
-    """Pooled features -> uncorrelated ones of about unit variance, by the principal axes of a sample.
+    """Pooled features -> uncorrelated features of about unit variance, by the principal axes of a sample.
 
-    Random networks' features are nearly copies of one another: a few directions hold almost all variance, and gradient descent
-    hardly sees the others. The sample's covariance C of standardised features is inverted as (C + 0.01)^(-1/2).
+    The features of random networks are almost copies of one another: a few directions hold almost all variance, and gradient descent
+    hardly reaches the others. With the covariance C of the sample's standardized features, the features are multiplied by (C + 0.01)^(-1/2).
     """
 
     mean: Tensor
@@ -33,10 +34,10 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
-        """Take mean and axes from a sample, float32 (images, dim)."""
+        """Compute mean and axes from a sample, float32 (images, dim)."""
         self.mean.copy_(features.mean(dim=0))
         deviation = features.std(dim=0, correction=0)
-        # A unit that was silent for the whole sample must not shout when it speaks at last.
+        # A unit that is constant over the sample must not dominate where it is not.
         deviation = deviation.clamp_min(max(0.01 * float(deviation.mean()), 1e-6))
         standard = ((features - self.mean) / deviation).double()
         values, axes = torch.linalg.eigh(standard.T @ standard / len(standard))
@@ -52,7 +53,7 @@ class FrozenBackbone(nn.Module):
 
     Args:
         network: Normalised pixels -> pooled features, as :func:`model.networks.build_network` makes it.
-        preprocessing: What the weights were trained with.
+        preprocessing: The preprocessing that the weights were trained with.
     """
 
     whitening: Whitening | None
@@ -69,13 +70,13 @@ class FrozenBackbone(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode, whatever ``mode`` says."""
+        """Stay in eval mode; ``mode`` is ignored."""
         del mode
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Pooled features of cropped photographs.
+        """Pooled features of cropped images.
 
         Args:
             images: uint8 (images, crop, crop, 3) on the network's device.
@@ -92,7 +93,7 @@ def build_backbone(backbone: str, state: Mapping[str, Tensor], preprocessing: Pr
     """Build a network with its weights and freeze it.
 
     Args:
-        backbone, state: As for :func:`model.networks.build_network`, or what :func:`backbone_state` gave.
+        backbone, state: As for :func:`model.networks.build_network`; ``state`` may also be from :func:`backbone_state`.
 
     Raises:
         KeyError, ValueError, AssertionError, RuntimeError: As :func:`model.networks.build_network`.
@@ -108,7 +109,7 @@ def build_backbone(backbone: str, state: Mapping[str, Tensor], preprocessing: Pr
 
 
 def backbone_state(backbone: FrozenBackbone, *, whitening: bool = True) -> dict[str, Tensor]:
-    """The network's tensors, as :func:`build_backbone` takes them back: without the head, which is gone, and with the whitening."""
+    """The network's tensors for :func:`build_backbone`: without the removed classifier, and with the whitening unless it is excluded."""
     state = backbone.network.state_dict()
     if backbone.whitening is not None and whitening:
         state |= {f"whitening.{key}": value for key, value in backbone.whitening.state_dict().items()}
@@ -117,10 +118,10 @@ def backbone_state(backbone: FrozenBackbone, *, whitening: bool = True) -> dict[
 
 @torch.no_grad()
 def calibrate(backbone: FrozenBackbone, batches: Iterable[Tensor]) -> None:
-    """Give random weights the BatchNorm statistics of real photographs, and whitened features.
+    """Set a random network's BatchNorm statistics and whitening from real images.
 
-    Without the statistics deep random networks overflow. In training mode each layer normalises by its own batch, so that one
-    pass sets all layers; the statistics are plain means over the batches. A second pass finds the axes of :class:`Whitening`.
+    Without the statistics, deep random networks overflow. In training mode each layer normalizes by its own batch, so that one
+    pass sets all layers; the statistics are plain means over the batches. A second pass computes the axes of :class:`Whitening`.
 
     Args:
         batches: uint8 (images, crop, crop, 3), at least one.
@@ -143,16 +144,16 @@ def calibrate(backbone: FrozenBackbone, batches: Iterable[Tensor]) -> None:
 
 
 class BiasCorrectedBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm1d over the batch of all processes, whose running averages are unbiased from the first step.
+    """BatchNorm1d over the batches of all processes, with running averages that are unbiased from the first step.
 
-    An exponential average with momentum 0.01 stays near its start for hundreds of steps. Dividing by 1 - (1 - m)^t, as Adam
-    does (Kingma and Ba, 2015, section 3), is the same as averaging with the factor m / (1 - (1 - m)^t) at step t.
+    An exponential average with momentum 0.01 stays near its initial value for hundreds of steps. Dividing it by 1 - (1 - m)^t, as Adam
+    does (Kingma and Ba, 2015, section 3), equals averaging with the factor m / (1 - (1 - m)^t) at step t.
 
-    Where several processes train together, mean and variance are those of all their images: count, sum and squares are added up
-    over the processes, in float64, by an operation that gradients go back through. torch's SyncBatchNorm does it on GPUs alone.
+    In distributed training, mean and variance are those of the images of all processes: count, sum and squares are summed over the
+    processes in float64 by a differentiable operation. torch's SyncBatchNorm works on GPUs only.
     """
 
-    # What num_batches_tracked says, read once: asking a GPU at every step would make it wait.
+    # A copy of num_batches_tracked: reading it from a GPU at every step would synchronize.
     _batches: int | None = None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -160,10 +161,10 @@ class BiasCorrectedBatchNorm1d(nn.BatchNorm1d):
         self._batches = None
 
     def forward(self, features: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Normalise ``features``, (images, dim).
+        """Normalize ``features``, (images, dim).
 
         Args:
-            seen: (images, dim): in training, what the running averages are of; by default of ``features``.
+            seen: (images, dim): in training, the running averages are computed from these; by default from ``features``.
         """
         if not self.training:
             return super().forward(features)
@@ -175,12 +176,12 @@ class BiasCorrectedBatchNorm1d(nn.BatchNorm1d):
         momentum = self.momentum
         factor = momentum / (1.0 - (1.0 - momentum) ** self._batches)
         shared = distributed.is_available() and distributed.is_initialized()
-        normalised = self._over_all_processes if shared else self._over_this_process
+        normalized = self._over_all_processes if shared else self._over_this_process
         if seen is None:
-            return normalised(features, factor)
+            return normalized(features, factor)
         with torch.no_grad():
-            normalised(seen, factor)
-        return normalised(features, 0.0)
+            normalized(seen, factor)
+        return normalized(features, 0.0)
 
     def _over_this_process(self, features: Tensor, factor: float) -> Tensor:
         return functional.batch_norm(
@@ -198,22 +199,22 @@ class BiasCorrectedBatchNorm1d(nn.BatchNorm1d):
         assert self.running_mean is not None and self.running_var is not None
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
-            # Running variances are of a sample, as torch's are: divided by images - 1.
+            # Running variances are unbiased, as torch's are: divided by images - 1.
             self.running_var.lerp_((variance * images / (images - 1)).to(self.running_var.dtype), factor)
-        normalised = ((wide - mean) * (variance + self.eps).rsqrt()).to(features.dtype)
-        return normalised * self.weight + self.bias
+        normalized = ((wide - mean) * (variance + self.eps).rsqrt()).to(features.dtype)
+        return normalized * self.weight + self.bias
 
 
 class Projection(nn.Module):
     """Linear + BatchNorm1d from pooled features to the decoder's embedding space, as in the tutorial (momentum 0.01).
 
-    It stays in float32 under autocast: it is small, and BatchNorm's sums are not for eight bits.
+    It stays in float32 under autocast: it is small, and bfloat16 is too coarse for BatchNorm's sums.
 
     Args:
-        dropout: Share of the pooled features that a training step leaves out. For the linear layer it is a ridge penalty (Wager et al., 2013,
-            "Dropout training as adaptive regularization"): with few images it would learn each of them by heart. BatchNorm's running
-            averages are of whole features: those of dropped ones vary more than what evaluation will see (Li et al., 2019,
-            "Understanding the disharmony between dropout and batch normalization by variance shift").
+        dropout: Probability with which a pooled feature is dropped in training. For the linear layer this is a ridge penalty (Wager et al.,
+            2013, "Dropout training as adaptive regularization"), which prevents overfitting on few images. BatchNorm's running averages are
+            computed without dropout: dropped features vary more than the features that evaluation sees (Li et al., 2019, "Understanding the
+            disharmony between dropout and batch normalization by variance shift").
     """
 
     def __init__(self, feature_dim: int, embedding_dim: int, *, dropout: float = 0.0) -> None:
@@ -223,28 +224,28 @@ class Projection(nn.Module):
         self.norm = BiasCorrectedBatchNorm1d(embedding_dim, momentum=0.01)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Float (images, feature_dim) -> float32 (images, embedding_dim); at least two images in training mode, over all processes."""
+        """Float (images, feature_dim) -> float32 (images, embedding_dim); in training mode at least two images, summed over all processes."""
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
-            whole = None
+            complete = None
             if self.training and self.dropout.p:
                 with torch.no_grad():
-                    whole = self.linear(features)
-            projected: Tensor = self.norm(self.linear(self.dropout(features)), whole)
+                    complete = self.linear(features)
+            projected: Tensor = self.norm(self.linear(self.dropout(features)), complete)
         return projected
 
 
 def feature_dim(backbone: FrozenBackbone) -> int:
-    """How many features the network gives, found by asking it."""
+    """The number of features per image, found by running the network once."""
     crop = backbone.preprocessing.crop
     device = next(backbone.parameters()).device
     return int(backbone(torch.zeros(1, crop, crop, 3, dtype=torch.uint8, device=device)).shape[1])
 
 
 def with_crop(info: WeightsInfo, *, size: int, mode: str, filter: str) -> Preprocessing:
-    """The preprocessing of weights on shards of a size.
+    """The preprocessing for weights, on shards whose images have this size.
 
     Raises:
-        ValueError: The shards are smaller than the crop.
+        ValueError: The images are smaller than the crop.
     """
     return Preprocessing(size=size, mode=mode, filter=filter, crop=info.crop, mean=info.mean, std=info.std)

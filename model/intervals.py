@@ -1,7 +1,7 @@
 """Bootstrap intervals (Efron and Tibshirani, 1993, "An introduction to the bootstrap", chapter 13: percentiles).
 
-Images are drawn anew, as many as there are, with replacement; the figure is computed of each such draw; the interval holds the middle
-95% of them. It says how far the figure depends on which images happen to be in the split, and nothing about another training's luck.
+As many images as the split has are drawn with replacement, and the figure is computed for each draw. The interval holds the middle 95% of
+these figures. It shows how far the figure depends on the choice of images, and nothing about the variation between trainings.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 RESAMPLES = 1000
 COVERAGE = 0.95
-# Draws that are held at a time: 100 of 40,000 images are 32 MB.
+# Draws in memory at a time: 100 draws of 40,000 images take 32 MB.
 _CHUNK = 100
 
 
 def resampled_sums(values: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
-    """Sums over images that were drawn anew.
+    """Sums over resampled images.
 
     Args:
         values: float64 (images, columns).
 
     Returns:
-        float64 (resamples, columns). The same seed and number of images draw the same images.
+        float64 (resamples, columns). The same seed and number of images give the same draws.
     """
     images = len(values)
     generator = np.random.default_rng(seed)
@@ -36,7 +36,7 @@ def resampled_sums(values: NDArray[np.float64], *, resamples: int = RESAMPLES, s
 
 
 def bounds(figures: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The bounds, float64 (columns,) each, between which the middle 95% of the resampled figures, float64 (resamples, columns), lie."""
+    """Bounds of the middle 95% of resampled figures, float64 (resamples, columns): low and high, float64 (columns,) each."""
     low, high = np.quantile(figures, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0)
     return low, high
 
@@ -49,6 +49,6 @@ def mean_bounds(values: NDArray[np.float64], *, resamples: int = RESAMPLES, seed
 def statistic_bounds(
     values: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], list[float]], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bounds of figures that ``statistic`` computes of the all_reduce_sum ``values``, float64 (images, columns)."""
+    """Bounds of figures that ``statistic`` computes from the sums over images of ``values``, float64 (images, columns)."""
     sums = resampled_sums(values, resamples=resamples, seed=seed)
     return bounds(np.array([statistic(row) for row in sums]))

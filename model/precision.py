@@ -1,9 +1,9 @@
-"""The frozen network in half the bits: BatchNorm folded, bfloat16 or float16 where it agrees with float32.
+"""The frozen network in lower precision: BatchNorm folded, and bfloat16 or float16 where the features agree with float32.
 
-Rounding a network's weights shifts what each layer gives on average, and shifts add up through the layers while random errors cancel.
-So each lowered layer's bias is corrected by the difference of the two means over some photographs (Nagel et al., "Data-free
-quantization through weight equalization and bias correction", ICCV 2019, section 4.2, in its empirical form). If that is not enough,
-the first layers stay float32, as few as needed: an error in the first layers goes through all others.
+Rounding a network's weights shifts each layer's mean output. Shifts add up through the layers, while random errors cancel. The bias of each
+layer in lower precision is therefore corrected by the difference of the two means over a sample of images (Nagel et al., "Data-free
+quantization through weight equalization and bias correction", ICCV 2019, section 4.2, the empirical form). If that is not enough, the first
+layers stay float32, as few as needed: an error in the first layers passes through all others.
 """
 
 import copy
@@ -17,28 +17,28 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from model.backbone_sources import PooledHead
 from model.encoder import FrozenBackbone
-from model.networks import PooledHead
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AGREEMENT = 0.9995
-# On the few photographs that are tried, less disagreement than is allowed at all: among many others some will disagree more.
+# On the sample, less disagreement is accepted than AGREEMENT allows: among many other images, some will disagree more.
 WANTED = 1 - 0.7 * (1 - AGREEMENT)
-# Where even two layers in float32 leave less than this, more will not help.
+# If the cosine is below this even with two layers in float32, more layers will not help.
 HOPELESS = 0.99
-# More layers than this in float32 cost more than the others gain.
+# More float32 layers than this cost more time than the other layers save.
 MOST_FP32_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
-    """A network of lower precision.
+    """A network in lower precision.
 
     Attributes:
         backbone: The network.
         kept: Which of its first convolutions and linear layers stayed float32.
-        judges: On how many photographs the cosine was found.
-        cosine: The smallest cosine similarity to float32 features on photographs that the correction had not seen.
+        judges: The number of images that the cosine was computed on.
+        cosine: The smallest cosine similarity to float32 features, on images that the correction did not use.
     """
 
     backbone: FrozenBackbone
@@ -57,9 +57,9 @@ class _Tracer(fx.Tracer):
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """A copy whose BatchNorms are part of the convolutions before them, where a convolution feeds nothing else.
+    """A copy whose BatchNorms are folded into the convolutions before them, where a convolution feeds nothing else.
 
-    A network that cannot be traced comes back as it is: it works, and is slower.
+    A network that cannot be traced is copied unchanged: it works, but is slower.
     """
     network = copy.deepcopy(network)
     try:
@@ -84,7 +84,7 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
 
 
 def folded(backbone: FrozenBackbone) -> FrozenBackbone:
-    """The same float32 network with its BatchNorms folded."""
+    """The same float32 network with its BatchNorms folded into the convolutions."""
     return _with_network(backbone, fold_batch_norms(backbone.network))
 
 
@@ -95,7 +95,7 @@ def _with_network(backbone: FrozenBackbone, network: nn.Module) -> FrozenBackbon
 
 
 class _CompiledForOneSize(nn.Module):
-    """Runs a compiled network on batches of one size, which it was compiled for, and the network itself on all others."""
+    """Runs a compiled network on batches of the size that it was compiled for, and the original network on all others."""
 
     def __init__(self, network: nn.Module, images: int) -> None:
         super().__init__()
@@ -109,20 +109,20 @@ class _CompiledForOneSize(nn.Module):
 
 
 def compiled(backbone: FrozenBackbone, images: int) -> FrozenBackbone:
-    """The same network, compiled with its weights as constants for batches of ``images``; it compiles when it is first run."""
+    """The same network, compiled with its weights as constants for batches of ``images``; it is compiled at its first run."""
     return _with_network(backbone, _CompiledForOneSize(backbone.network, images))
 
 
 def lower(backbone: FrozenBackbone, precision: str, sample: Tensor) -> Lowered:
-    """Bring a network to ``precision`` so that its features agree with float32, if they can.
+    """Convert a network to ``precision`` so that its features agree with float32, if possible.
 
     Args:
         backbone: A float32 network, folded.
         precision: ``bf16`` or ``fp16``.
-        sample: SourceImages, uint8 (images, crop, crop, 3) on the network's device: every second one corrects, the others judge.
+        sample: uint8 (images, crop, crop, 3) on the network's device: half of the images correct the biases, the other half judge the result.
 
     Returns:
-        The network with the fewest float32 layers that agrees, or else the one that comes nearest.
+        The network with the fewest float32 layers that agrees, or else the one with the highest cosine.
     """
     correcting, judging = sample[0::2], sample[1::2] if len(sample) > 1 else sample
     wanted = backbone(judging)
@@ -137,7 +137,7 @@ def lower(backbone: FrozenBackbone, precision: str, sample: Tensor) -> Lowered:
             with _corrected(lowered.network, {name: means[name] for name in order[layers:]}):
                 lowered(correcting)
             cosine = float(functional.cosine_similarity(wanted.double(), lowered(judging).double(), dim=1).nan_to_num(-1.0).min())
-        except RuntimeError:  # a layer that does not take what another type of layer before it gives
+        except RuntimeError:  # a layer that does not accept the dtype of the layer before it
             if best is None:
                 raise
             break
@@ -150,16 +150,17 @@ def lower(backbone: FrozenBackbone, precision: str, sample: Tensor) -> Lowered:
 
 
 def rebuilt(backbone: FrozenBackbone, precision: str, kept: Sequence[str], state: Mapping[str, Tensor]) -> FrozenBackbone:
-    """The network that :func:`lower` made, from its parts: for another process.
+    """The network that :func:`lower` made, rebuilt from its parts in another process.
 
     Args:
         backbone: The same float32 network, folded.
-        precision, kept: As for :func:`lower`, and from its result.
-        state: The lowered network's tensors.
+        precision: As for :func:`lower`.
+        kept: From the result of :func:`lower`.
+        state: The tensors of the network in lower precision.
     """
     network = _cast(backbone.network, DTYPES[precision], kept)
     for name, module in _layers(network).items():
-        if module.bias is None and f"{name}.bias" in state:  # the correction made it
+        if module.bias is None and f"{name}.bias" in state:  # added by the correction
             module.bias = nn.Parameter(torch.empty_like(state[f"{name}.bias"]), requires_grad=False)
     network.load_state_dict(state)
     return _with_network(backbone, network)
@@ -174,7 +175,7 @@ def _prefixes(layers: int) -> Iterator[int]:
 
 
 def _cast(network: nn.Module, dtype: torch.dtype, keep: Sequence[str]) -> nn.Module:
-    """A copy in ``dtype``, but for BatchNorms, whose statistics cannot be rounded, and the layers named in ``keep``."""
+    """A copy in ``dtype``, except for BatchNorms, whose statistics must not be rounded, and the layers named in ``keep``."""
     network = copy.deepcopy(network)
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d) or name in keep:
@@ -191,7 +192,7 @@ def _cast(network: nn.Module, dtype: torch.dtype, keep: Sequence[str]) -> nn.Mod
 
 
 def _match_weights(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Bring a layer's inputs to the type of its weights."""
+    """Convert a layer's inputs to the dtype of its weights."""
     dtype = next(t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
     return tuple(value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value for value in inputs)
 
@@ -208,7 +209,7 @@ def _channel_means(module: nn.Module, output: Tensor) -> Tensor:
 
 @contextmanager
 def _recorded_means(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Each layer's mean output per channel, in the order of their first calls; layers that are called again are not corrected."""
+    """Each layer's mean output per channel, in the order of first calls; NaN for layers that are called more than once."""
     means: dict[str, Tensor] = {}
 
     def record(name: str) -> Any:
@@ -227,7 +228,7 @@ def _recorded_means(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 @contextmanager
 def _corrected(network: nn.Module, means: dict[str, Tensor]) -> Iterator[None]:
-    """During one forward pass, shift each layer's bias so that its output has the recorded mean; later layers see the shifted output."""
+    """During one forward pass, shift each layer's bias so that its output has the recorded mean. Later layers see the shifted output."""
 
     def correct(wanted: Tensor) -> Any:
         def hook(module: nn.Conv2d | nn.Linear, _inputs: Any, output: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Pixels -> the network's input: one function for caching, evaluation and captioning, one for training's augmentation.
+"""Pixels -> the network's input. Caching, evaluation, captioning and training share these functions.
 
-Pixels stay uint8 until they are on the device; cropping is slicing, and normalisation is the last thing before the network.
+Pixels stay uint8 until they are on the device. Cropping is slicing; normalization comes last, right before the network.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,8 +16,8 @@ class Preprocessing:
 
     Attributes:
         size: Both sides of a resized image are at least this many pixels.
-        mode: Resize mode that made it.
-        filter: Resampling filter that made it.
+        mode: Resize mode of the shards.
+        filter: Resampling filter of the shards.
         crop: Side of the square that the network sees.
         mean, std: Per channel (R, G, B), for pixels scaled to 0..1.
     """
@@ -35,7 +35,7 @@ class Preprocessing:
 
 
 def center_crop(images: Iterable[Tensor], crop: int) -> Tensor:
-    """The middle crop x crop pixels of each uint8 (height, width, 3); with an odd rest the smaller part is above and left.
+    """The central crop x crop pixels of each image, uint8 (height, width, 3); an odd margin is smaller at the top and left.
 
     Returns:
         uint8 (images, crop, crop, 3).
@@ -45,9 +45,9 @@ def center_crop(images: Iterable[Tensor], crop: int) -> Tensor:
 
 
 def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Images, uint8 (images, height, width, 3), turned left to right where ``mirrored``, bool (images,) on the same device, says so.
+    """Flip images, uint8 (images, height, width, 3), horizontally where ``mirrored``, bool (images,) on the same device, is true.
 
-    For a device: threads that decode would spend a fifth of their time on it.
+    Meant to run on the device: decoding threads would spend a fifth of their time on it.
     """
     return torch.where(mirrored[:, None, None, None], images.flip(2), images)
 
@@ -62,6 +62,6 @@ def normalize(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """uint8 (images, height, width, 3) -> float32 (images, 3, height, width), channels last in memory.
 
     Args:
-        scale, shift: From :func:`scale_and_shift`, on the images' device: made there anew, they would stop a GPU for every batch.
+        scale, shift: From :func:`scale_and_shift`, on the images' device. Creating them for every batch would synchronize a GPU.
     """
     return torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2)

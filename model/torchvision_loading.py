@@ -1,8 +1,8 @@
-"""Imports torchvision also where its compiled operators cannot be loaded.
+"""Imports torchvision even where its compiled operators cannot be loaded.
 
-torchvision's wheels on the registry are linked against CUDA. Beside a CPU build of torch its operators fail to load, and its
-import then stops at the shape functions of two detection operators that were never declared. Capstream uses no
-operator of torchvision's, only its networks and weights, so declaring the two by their schemas is enough.
+torchvision's published wheels are linked against CUDA. With a CPU build of torch its operators fail to load, and the import then fails at the
+shape functions of two detection operators that were never declared. Capstream uses torchvision's networks and weights, but none of its
+operators, so it is enough to declare the schemas of these two.
 """
 
 import functools
@@ -24,7 +24,7 @@ def torchvision_models() -> ModuleType:
     """``torchvision.models``.
 
     Raises:
-        ImportError: torchvision is not installed, or fits torch in no way.
+        ImportError: torchvision is not installed, or does not work with this torch.
     """
     if torch.version.cuda is None and torch.version.hip is None:
         _declare_missing_operators()
@@ -42,7 +42,7 @@ def _declare_missing_operators() -> None:
             except OSError:
                 continue
             return
-    # "FRAGMENT" adds to a namespace that something else may have opened; the library object must outlive the declarations.
+    # "FRAGMENT" adds to a namespace that may already be open; the library object must outlive the declarations.
     fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):

@@ -1,4 +1,4 @@
-"""Tokens <-> ids. Ids 0 to 3 are <pad>, <start>, <end>, <unk>; then words by falling frequency, ties by code point."""
+"""Tokens <-> ids. Ids 0 to 3 are <pad>, <start>, <end>, <unk>; then come words by descending frequency, ties by code point."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ SPECIAL = (PAD, START, END, UNK)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """An ordered list of distinct words; a word's id is its place.
+    """An ordered list of distinct words; a word's id is its index.
 
     >>> vocabulary = Vocabulary((PAD, START, END, UNK, "a", "dog"))
     >>> vocabulary.encode(["a", "cat"]), vocabulary.decode([4, 5])
@@ -30,7 +30,7 @@ class Vocabulary:
         return len(self.words)
 
     def id(self, word: str) -> int:
-        """A word's id; that of <unk> for unknown words.
+        """A word's id; the id of <unk> for unknown words.
 
         Raises:
             KeyError: The word is unknown and the vocabulary has no <unk>.
@@ -39,7 +39,7 @@ class Vocabulary:
         return self._ids[UNK] if found is None else found
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """Ids of ``tokens``; unknown ones become <unk>. Nothing is added: give <start> and <end> where they are wanted."""
+        """Ids of ``tokens``; unknown ones become <unk>. <start> and <end> are not added."""
         return [self.id(token) for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
@@ -48,15 +48,15 @@ class Vocabulary:
 
 
 def build_vocabulary(counts: Mapping[str, int], *, min_count: int) -> Vocabulary:
-    """The words that occur at least ``min_count`` times, after the four special ones.
+    """The four special words, then the words that occur at least ``min_count`` times.
 
-    A caption's own token that is spelled like a special one (say, "<unk>") is not counted a second time.
+    A token in a caption that is spelled like a special word (such as "<unk>") is not added a second time.
     """
     kept = sorted((word for word, count in counts.items() if count >= min_count and word not in SPECIAL), key=lambda w: (-counts[w], w))
     return Vocabulary((*SPECIAL, *kept))
 
 
 def check_special(words: Sequence[str]) -> None:
-    """Raise ValueError unless ``words`` begin with the four special ones, as training and decoding need them."""
+    """Raise ValueError unless ``words`` begin with the four special words, which training and decoding need."""
     if tuple(words[: len(SPECIAL)]) != SPECIAL:
         raise ValueError(f"the first words are {list(words[: len(SPECIAL)])}, not {list(SPECIAL)}")

@@ -13,10 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from model.backbone_sources import WeightsInfo, source_name, source_of
 from model.encoder import FrozenBackbone, backbone_state, build_backbone, calibrate, feature_dim, with_crop
 from model.networks import (
-    TIMM,
-    WeightsInfo,
     backbone_names,
     describe,
     download_state,
@@ -115,22 +114,22 @@ def list_backbones(pattern: str = "") -> Iterator[tuple[str, int, int, list[str]
     ``timm:PATTERN`` lists timm's instead of torchvision's.
 
     Raises:
-        InputError: No network matches, or timm is not installed.
+        InputError: No network matches, or the library is not installed.
     """
-    with _timm_wanted(pattern):
+    with _library_of(pattern):
         names = backbone_names(pattern)
     if not names:
-        library = "timm" if pattern.startswith(TIMM) else "torchvision"
-        raise InputError(f"{pattern}: no classification network of {library} has this in its name. Omit it to list all.")
+        raise InputError(f"{pattern}: no classification network of {source_name(pattern)} has this in its name. Omit it to list all.")
     return ((name, *describe(name), weights_names(name)) for name in names)
 
 
 @contextmanager
-def _timm_wanted(backbone: str) -> Iterator[None]:
+def _library_of(backbone: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(f"{backbone}: needs timm ({error}). Install it with: pip install '.[timm]'") from None
+        library, install = source_name(backbone), source_of(backbone).install
+        raise InputError(f"{backbone}: needs {library} ({error}). {f'Install it with: {install}' if install else ''}".rstrip()) from None
 
 
 def known_weights(backbone: str) -> list[str]:
@@ -142,11 +141,10 @@ def known_weights(backbone: str) -> list[str]:
     if backbone == IMPORTED:
         raise _undeclared()
     try:
-        with _timm_wanted(backbone):
+        with _library_of(backbone):
             return weights_names(backbone)
     except KeyError:
-        library = "timm" if backbone.startswith(TIMM) else "torchvision"
-        prefix = TIMM if backbone.startswith(TIMM) else ""
+        library, prefix = source_name(backbone), source_of(backbone).prefix
         names = backbone_names(prefix)
         near = difflib.get_close_matches(backbone, names, n=4, cutoff=0.4)
         guess = f"Did you mean {', '.join(near)}? " if near else ""

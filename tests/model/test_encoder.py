@@ -8,12 +8,12 @@ from model.networks import random_info, random_state
 PREPROCESSING = with_crop(random_info(64), size=64, mode="squash", filter="lanczos")
 
 
-def photographs(count: int, seed: int = 0) -> torch.Tensor:
+def noise(count: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 56, 56, 3), dtype=torch.uint8, generator=generator)
 
 
-def test_frozen_buffers_never_move_whatever_calls_train() -> None:
+def test_frozen_buffers_never_change_whoever_calls_train() -> None:
     frozen = build_backbone("resnet18", random_state("resnet18", seed=0), PREPROCESSING)
     parent = nn.Sequential(frozen, nn.Linear(512, 2))
     before = {key: value.clone() for key, value in frozen.state_dict().items()}
@@ -21,7 +21,7 @@ def test_frozen_buffers_never_move_whatever_calls_train() -> None:
     frozen.train(True)
     optimizer = torch.optim.SGD([p for p in parent.parameters() if p.requires_grad], lr=1.0)
     for seed in range(3):
-        parent(photographs(4, seed)).sum().backward()
+        parent(noise(4, seed)).sum().backward()
         optimizer.step()
     assert not any(module.training for module in frozen.modules())
     for key, value in frozen.state_dict().items():
@@ -32,15 +32,15 @@ def test_frozen_buffers_never_move_whatever_calls_train() -> None:
     ("name", "dim"),
     [("resnet18", 512), ("alexnet", 256), ("squeezenet1_1", 512), ("mobilenet_v3_small", 576), ("shufflenet_v2_x0_5", 1024), ("mnasnet0_5", 1280)],
 )
-def test_networks_of_every_kind_give_pooled_features_of_their_own_size(name: str, dim: int) -> None:
+def test_networks_of_all_families_give_pooled_features_of_their_own_size(name: str, dim: int) -> None:
     preprocessing = with_crop(random_info(128), size=128, mode="squash", filter="lanczos")
     frozen = build_backbone(name, random_state(name, seed=0), preprocessing)
     assert feature_dim(frozen) == dim
 
 
-def test_calibrated_random_features_are_finite_white_and_survive_being_kept() -> None:
+def test_calibrated_random_features_are_finite_and_white_and_the_same_after_saving() -> None:
     frozen = build_backbone("resnet18", random_state("resnet18", seed=0), PREPROCESSING)
-    images = photographs(32)
+    images = noise(32)
     calibrate(frozen, torch.split(images, 16))
     features = frozen(images)
     assert features.half().isfinite().all()
@@ -50,7 +50,7 @@ def test_calibrated_random_features_are_finite_white_and_survive_being_kept() ->
     assert not frozen.training
 
 
-def test_a_unit_that_was_silent_in_the_sample_does_not_drown_the_others() -> None:
+def test_a_unit_that_is_constant_in_the_sample_does_not_dominate_the_others() -> None:
     torch.manual_seed(0)
     sample = torch.randn(8, 16)
     sample[:, 3] = 0.0
@@ -58,7 +58,7 @@ def test_a_unit_that_was_silent_in_the_sample_does_not_drown_the_others() -> Non
     whitening.calibrate(sample)
     loud = sample[:1].clone()
     loud[0, 3] = 1.0
-    assert whitening(loud).abs().max() < 2000  # finite in float16 by far; 1e-6 as a unit's deviation makes it ten million
+    assert whitening(loud).abs().max() < 2000  # far from overflow in float16; with 1e-6 as the unit's deviation it would be ten million
 
 
 def test_evaluation_statistics_are_right_after_a_few_steps() -> None:
@@ -77,7 +77,7 @@ def test_evaluation_statistics_are_right_after_a_few_steps() -> None:
     assert (plain.running_mean < 0.5).all()
 
 
-def test_the_bias_correction_equals_adams_by_hand() -> None:
+def test_the_bias_correction_equals_adams_computed_by_hand() -> None:
     norm = BiasCorrectedBatchNorm1d(1, momentum=0.1)
     total = 0.0
     for step, value in enumerate((1.0, 2.0, 4.0), 1):
@@ -87,33 +87,33 @@ def test_the_bias_correction_equals_adams_by_hand() -> None:
         assert norm.running_mean.item() == pytest.approx(total / (1 - 0.9**step), rel=1e-5)
 
 
-def test_feature_dropout_leaves_out_a_share_of_the_features_in_training_alone() -> None:
+def test_feature_dropout_drops_features_only_in_training() -> None:
     torch.manual_seed(0)
     projection = Projection(1000, 4, dropout=0.4)
     features, seen = torch.rand(64, 1000) + 0.5, []
     projection.linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     projection(features)
     projection.eval()(features)
-    _, trained, evaluated = seen  # the first are those of the running averages
+    _, trained, evaluated = seen  # the first pass is for the running averages
     left = trained != 0
     assert float(left.float().mean()) == pytest.approx(0.6, abs=0.01)
     torch.testing.assert_close(trained[left], features[left] / 0.6)
     assert torch.equal(evaluated, features)
 
 
-def test_with_feature_dropout_the_running_averages_are_those_of_whole_features() -> None:
+def test_the_running_averages_are_computed_without_feature_dropout() -> None:
     torch.manual_seed(0)
     features = torch.rand(64, 100)
     projection = Projection(100, 4, dropout=0.5)
     trained = projection(features)
-    whole = projection.linear(features)
+    complete = projection.linear(features)
     assert projection.norm.running_mean is not None and projection.norm.running_var is not None
-    torch.testing.assert_close(projection.norm.running_mean, whole.mean(0))
-    torch.testing.assert_close(projection.norm.running_var, whole.var(0))
-    # Training itself normalises what was dropped: mean 0 and variance 1 over the batch.
+    torch.testing.assert_close(projection.norm.running_mean, complete.mean(0))
+    torch.testing.assert_close(projection.norm.running_var, complete.var(0))
+    # In training the output with dropout is normalized: mean 0 and variance 1 over the batch.
     torch.testing.assert_close(trained.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(trained.var(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
-    torch.testing.assert_close(projection.eval()(features), (whole - whole.mean(0)) / (whole.var(0) + 1e-5).sqrt())
+    torch.testing.assert_close(projection.eval()(features), (complete - complete.mean(0)) / (complete.var(0) + 1e-5).sqrt())
     assert int(projection.norm.num_batches_tracked or 0) == 1
 
 

@@ -4,12 +4,12 @@ import pytest
 from model.intervals import mean_bounds, resampled_sums, statistic_bounds
 
 
-def test_a_resample_draws_as_many_images_as_there_are() -> None:
+def test_a_resample_has_as_many_images_as_the_split() -> None:
     sums = resampled_sums(np.ones((50, 2)), resamples=7)
     assert sums.tolist() == [[50.0, 50.0]] * 7
 
 
-def test_the_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
+def test_the_interval_of_a_mean_matches_the_normal_approximation() -> None:
     values = np.random.default_rng(3).normal(5.0, 2.0, (4000, 1))
     low, high = mean_bounds(values)
     expected = 1.96 * values.std() / np.sqrt(len(values))
@@ -17,7 +17,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
     assert high[0] == pytest.approx(values.mean() + expected, abs=0.15 * expected)
 
 
-def test_it_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_truth_about_as_often_as_stated() -> None:
     covered = 0
     for seed in range(200):
         low, high = mean_bounds(np.random.default_rng([9, seed]).exponential(1.0, (150, 1)), resamples=400, seed=seed)
@@ -25,14 +25,14 @@ def test_it_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 175 <= covered <= 200
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_one_another() -> None:
+def test_the_interval_depends_on_the_seed_only() -> None:
     values = np.random.default_rng(0).random((60, 3))
     first, again, other = (mean_bounds(values, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-def test_a_statistic_is_computed_of_each_draws_sums() -> None:
+def test_a_statistic_is_computed_from_the_sums_of_each_draw() -> None:
     values = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 1.0]])
     sums = resampled_sums(values, seed=4)
     low, high = statistic_bounds(values, lambda row: [float(row[0] / row[1])], seed=4)

@@ -17,7 +17,7 @@ from model.networks import (
 PREPROCESSING = with_crop(random_info(256), size=256, mode="squash", filter="lanczos")
 
 
-def test_random_weights_are_seeded_and_leave_torchs_generator_alone() -> None:
+def test_random_weights_are_seeded_and_do_not_change_torchs_generator() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -28,7 +28,7 @@ def test_random_weights_are_seeded_and_leave_torchs_generator_alone() -> None:
 
 
 @pytest.mark.parametrize(("name", "dim"), [("resnet152", 2048), ("mobilenet_v3_small", 576), ("swin_t", 768), ("regnet_y_400mf", 440)])
-def test_a_network_is_described_as_it_is_when_built_with_its_weights(name: str, dim: int) -> None:
+def test_a_networks_description_matches_the_built_network(name: str, dim: int) -> None:
     built = build_backbone(name, random_state(name, seed=0), PREPROCESSING)
     assert describe(name) == (dim, sum(parameter.numel() for parameter in built.parameters()))
     assert feature_dim(built) == dim
@@ -61,13 +61,13 @@ def test_a_state_that_does_not_fit_lists_missing_and_unexpected_keys_and_other_s
 
 def test_the_classifier_may_be_missing_from_the_weights() -> None:
     state = random_state("resnet18", seed=0)
-    whole = build_backbone("resnet18", state, PREPROCESSING)
+    complete = build_backbone("resnet18", state, PREPROCESSING)
     del state["fc.weight"], state["fc.bias"]
     image = torch.randint(0, 256, (1, 224, 224, 3), dtype=torch.uint8)
-    assert torch.equal(build_backbone("resnet18", state, PREPROCESSING)(image), whole(image))
+    assert torch.equal(build_backbone("resnet18", state, PREPROCESSING)(image), complete(image))
 
 
-def test_weights_without_counters_of_batches_fit_as_files_from_before_them_do() -> None:
+def test_weights_without_batch_counters_fit_because_old_files_have_none() -> None:
     state = random_state("densenet121", seed=0)
     old = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     assert len(old) < len(state)
@@ -75,7 +75,7 @@ def test_weights_without_counters_of_batches_fit_as_files_from_before_them_do() 
     assert all(torch.equal(built[key], value) for key, value in old.items() if key in built)
 
 
-def test_weights_say_themselves_which_crop_mean_and_deviation_they_want() -> None:
+def test_published_weights_have_their_crop_mean_and_deviation() -> None:
     assert weights_names("resnet152")[0] == "IMAGENET1K_V1"
     assert published_weights("inception_v3", "IMAGENET1K_V1").crop == 299
     assert published_weights("vit_b_16", "IMAGENET1K_SWAG_E2E_V1").crop == 384
@@ -94,7 +94,7 @@ def test_a_transformer_is_built_for_the_crop_of_its_weights() -> None:
 # timm, where it is installed
 
 
-def test_timms_networks_are_found_described_and_built_by_name() -> None:
+def test_timm_networks_are_found_described_and_built_by_name() -> None:
     timm = pytest.importorskip("timm")
     assert "timm:test_resnet" in backbone_names("timm:test_")
     assert weights_names("timm:test_resnet") == ["r160_in1k"]

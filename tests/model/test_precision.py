@@ -19,12 +19,12 @@ from pipeline.images.decode import Resize, load_image
 PREPROCESSING = with_crop(random_info(64), size=64, mode="squash", filter="lanczos")
 
 
-def photographs(count: int, seed: int = 0) -> Tensor:
+def noise(count: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (count, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def frozen(name: str) -> FrozenBackbone:
-    """A network whose BatchNorms have statistics that are not those of their start."""
+    """A network whose BatchNorm statistics are not the initial ones."""
     state = random_state(name, seed=0)
     generator = torch.Generator().manual_seed(1)
     for key, value in state.items():
@@ -40,17 +40,17 @@ def norms(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("name", "left"), [("resnet18", 0), ("mobilenet_v2", 0), ("shufflenet_v2_x0_5", 0), ("densenet121", 62)])
-def test_folding_leaves_the_features_as_they_are(name: str, left: int) -> None:
+def test_folding_does_not_change_the_features(name: str, left: int) -> None:
     before = frozen(name)
     statistics = {key: value.clone() for key, value in before.state_dict().items()}
     after = folded(before)
     assert norms(after.network) == left
-    torch.testing.assert_close(after(photographs(4)), before(photographs(4)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(after(noise(4)), before(noise(4)), rtol=1e-3, atol=1e-4)
     assert all(torch.equal(value, statistics[key]) for key, value in before.state_dict().items())
 
 
 class Branching(nn.Module):
-    """A convolution whose output goes elsewhere too, and one that is used twice: neither may take a BatchNorm in."""
+    """A convolution whose output is used elsewhere too, and one that is used twice: no BatchNorm may be folded into either."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Untraceable(nn.Module):
 
 
 @pytest.mark.parametrize("network", [Branching, Untraceable])
-def test_what_cannot_be_folded_stays_and_gives_the_same(network: Callable[[], nn.Module]) -> None:
+def test_what_cannot_be_folded_is_left_unchanged(network: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     original = network().eval()
     pixels = torch.randn(2, 3, 5, 5)
@@ -85,7 +85,7 @@ def test_what_cannot_be_folded_stays_and_gives_the_same(network: Callable[[], nn
 
 
 class Pooled(nn.Module):
-    """Two layers and a mean: small enough to reckon by hand what lowering does."""
+    """Two layers and a mean: small enough to compute the effect of lower precision by hand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,12 +95,12 @@ class Pooled(nn.Module):
         return self.linear(functional.relu(self.convolution(pixels)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
-def test_lowered_layers_have_the_mean_output_of_float32_on_the_correcting_images() -> None:
+def test_layers_in_lower_precision_have_the_mean_output_of_float32_on_the_correcting_images() -> None:
     torch.manual_seed(0)
     network = Pooled()
-    nn.init.constant_(network.convolution.weight, 1.0034)  # bfloat16 makes 1.0 of it: 0.34 per cent too little, everywhere
+    nn.init.constant_(network.convolution.weight, 1.0034)  # rounded to 1.0 in bfloat16: 0.34 percent too small
     exact = FrozenBackbone(network, PREPROCESSING)
-    sample = 255 - photographs(16) // 4
+    sample = 255 - noise(16) // 4
     plain = FrozenBackbone(copy.deepcopy(exact.network).bfloat16(), PREPROCESSING)
     plain.network.register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16(),))
     wanted = exact(sample[0::2]).mean(dim=0)
@@ -111,12 +111,12 @@ def test_lowered_layers_have_the_mean_output_of_float32_on_the_correcting_images
     biased = (plain(sample[0::2]).mean(dim=0) - wanted).abs().max()
     corrected = (lowered.backbone(sample[0::2]).mean(dim=0) - wanted).abs().max()
     assert biased > 0.003 * wanted.abs().max()
-    assert corrected < 0.5 * biased  # what is left is the rounding of the biases
+    assert corrected < 0.5 * biased  # the rest is the rounding of the biases
 
 
-def test_the_cosine_is_the_smallest_on_images_that_did_not_correct() -> None:
+def test_the_cosine_is_the_smallest_on_images_not_used_for_the_correction() -> None:
     exact = folded(frozen("resnet18"))
-    sample = photographs(12)
+    sample = noise(12)
     lowered = lower(exact, "bf16", sample)
     cosines = functional.cosine_similarity(exact(sample[1::2]).double(), lowered.backbone(sample[1::2]).double(), dim=1)
     assert lowered.cosine == pytest.approx(float(cosines.min()), abs=1e-6)
@@ -127,7 +127,7 @@ def test_the_cosine_is_the_smallest_on_images_that_did_not_correct() -> None:
 
 @pytest.fixture(scope="module")
 def mobilenet(data: Path) -> tuple[FrozenBackbone, Tensor]:
-    """A network with real weights that bfloat16 alone would change too much, and 16 real photographs."""
+    """A network with real weights whose features do not agree in bfloat16 without correction, and 16 real images."""
     state = torch.load(data / "weights" / "mobilenet_v2_tf2ptq-2d2ba5d1.pth", weights_only=True)
     preprocessing = with_crop(random_info(256), size=256, mode="squash", filter="lanczos")
     paths = sorted((data / "coco-cc" / "images").iterdir())[:16]
@@ -135,7 +135,7 @@ def mobilenet(data: Path) -> tuple[FrozenBackbone, Tensor]:
     return folded(build_backbone("mobilenet_v2", state, preprocessing)), images
 
 
-def test_as_few_first_layers_as_needed_stay_float32_to_the_bit(mobilenet: tuple[FrozenBackbone, Tensor]) -> None:
+def test_as_few_first_layers_as_needed_stay_float32_unchanged(mobilenet: tuple[FrozenBackbone, Tensor]) -> None:
     exact, images = mobilenet
     lowered = lower(exact, "bf16", images)
     assert lowered.agrees
@@ -147,14 +147,14 @@ def test_as_few_first_layers_as_needed_stay_float32_to_the_bit(mobilenet: tuple[
     assert after["features.18.0.weight"].dtype is torch.bfloat16
 
 
-def test_without_the_corrections_half_precision_would_not_agree(mobilenet: tuple[FrozenBackbone, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_correction_half_precision_does_not_agree(mobilenet: tuple[FrozenBackbone, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     exact, images = mobilenet
     monkeypatch.setattr("model.precision._corrected", lambda *_: contextlib.nullcontext())
     assert lower(exact, "bf16", images).cosine < AGREEMENT
 
 
-def test_a_lowered_network_is_rebuilt_from_its_parts_to_the_same_features(mobilenet: tuple[FrozenBackbone, Tensor]) -> None:
-    for exact, sample in (mobilenet, (folded(frozen("densenet121")), photographs(4))):
+def test_a_network_in_lower_precision_is_rebuilt_with_the_same_features(mobilenet: tuple[FrozenBackbone, Tensor]) -> None:
+    for exact, sample in (mobilenet, (folded(frozen("densenet121")), noise(4))):
         lowered = lower(exact, "bf16", sample)
         again = rebuilt(exact, "bf16", lowered.kept, load(save(backbone_state(lowered.backbone))))
         assert torch.equal(again(sample), lowered.backbone(sample))
@@ -162,11 +162,11 @@ def test_a_lowered_network_is_rebuilt_from_its_parts_to_the_same_features(mobile
 
 def test_fp16_agrees_more_closely_than_bf16() -> None:
     exact = folded(frozen("resnet18"))
-    assert lower(exact, "fp16", photographs(8)).cosine > lower(exact, "bf16", photographs(8)).cosine
+    assert lower(exact, "fp16", noise(8)).cosine > lower(exact, "bf16", noise(8)).cosine
 
 
 @pytest.mark.parametrize("name", ["swin_t", "convnext_tiny", "densenet121", "efficientnet_b0", "regnet_y_400mf", "googlenet", "squeezenet1_1"])
-def test_networks_of_every_kind_run_in_bf16(name: str) -> None:
+def test_networks_of_all_families_run_in_bf16(name: str) -> None:
     preprocessing = with_crop(random_info(128), size=128, mode="squash", filter="lanczos")
     exact = folded(build_backbone(name, random_state(name, seed=0, crop=112), preprocessing))
     images = torch.randint(0, 256, (2, 112, 112, 3), dtype=torch.uint8)
@@ -181,4 +181,4 @@ def test_a_compiled_network_gives_the_same_features_for_batches_of_any_size() ->
     exact = folded(frozen("squeezenet1_1"))
     fast = compiled(exact, 4)
     for count in (4, 3, 1):
-        torch.testing.assert_close(fast(photographs(count)), exact(photographs(count)), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(fast(noise(count)), exact(noise(count)), rtol=1e-3, atol=1e-4)

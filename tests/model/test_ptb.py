@@ -49,7 +49,7 @@ def test_a_number_and_its_fraction_are_one_token_with_a_no_break_space() -> None
 
 
 @given(st.text())
-def test_any_text_has_tokens_without_punctuation_spaces_and_capitals(text: str) -> None:
+def test_tokens_of_any_text_have_no_punctuation_spaces_or_capitals(text: str) -> None:
     for token in ptb_tokens(text):
         assert token
         assert token not in PUNCTUATION
@@ -61,13 +61,13 @@ word = st.from_regex(r"[a-z]{2,8}(-[a-z]{2,8})?", fullmatch=True).filter(lambda 
 
 
 @given(st.lists(st.tuples(word, st.sampled_from(["", "", ",", "'s", "n't", " 's", '"', " -", ";"])), max_size=12))
-def test_tokens_of_tokens_are_the_same(words: list[tuple[str, str]]) -> None:
+def test_tokenizing_tokens_again_changes_nothing(words: list[tuple[str, str]]) -> None:
     once = ptb_tokens(" ".join(f"{word}{mark}" for word, mark in words))
     assert ptb_tokens(" ".join(once)) == once
 
 
 @pytest.mark.parametrize("piece", ["a;", "a,", "1/", "'s", "#a", "a.b@", "(", "http://a ", "<a "])
-def test_a_hostile_text_takes_time_in_proportion_to_its_length(piece: str) -> None:
+def test_the_time_for_a_hostile_text_is_proportional_to_its_length(piece: str) -> None:
     began = time.perf_counter()
     ptb_tokens(piece * 20_000)
     assert time.perf_counter() - began < 20
@@ -76,15 +76,15 @@ def test_a_hostile_text_takes_time_in_proportion_to_its_length(piece: str) -> No
 @pytest.mark.parametrize(
     ("piece", "times", "tokens"),
     [
-        ("\u0e32", 5_000, ["\u0e32" * 5_000]),  # a letter that is a vowel's mark too
-        ("#.", 100_000, ["#"] * 100_000),  # like a web name, over and over, that never ends in .com
+        ("\u0e32", 5_000, ["\u0e32" * 5_000]),  # a letter that is also a vowel mark
+        ("#.", 100_000, ["#"] * 100_000),  # resembles a web name that never ends in .com
         ("www.1-", 100_000, ["www.1-www", ".1"] * 50_000),
     ],
     ids=["a long word of marks", "many full stops", "many beginnings of web names"],
 )
-def test_a_long_hostile_text_is_split_to_its_end(piece: str, times: int, tokens: list[str]) -> None:
+def test_a_long_hostile_text_is_tokenized_completely(piece: str, times: int, tokens: list[str]) -> None:
     code = "import json, sys; from model.ptb import ptb_tokens; print(json.dumps(ptb_tokens(json.load(sys.stdin))))"
-    # In a process of its own: a search that goes wrong would not end in years, and cannot be interrupted.
+    # In its own process: catastrophic backtracking would not end, and cannot be interrupted.
     done = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps(piece * times), cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )

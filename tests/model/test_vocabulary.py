@@ -10,7 +10,7 @@ def test_the_worked_example_encodes_as_documented() -> None:
     assert vocabulary.encode([START, "PyTorch", "is", "deep", ".", END]) == [0, 1, 2, 4, 7, 8]
 
 
-def test_words_stand_by_frequency_and_ties_by_code_point() -> None:
+def test_words_are_ordered_by_frequency_and_ties_by_code_point() -> None:
     vocabulary = build_vocabulary({"b": 5, "a": 5, "z": 9, "rare": 3, UNK: 99}, min_count=4)
     assert vocabulary.words == (*SPECIAL, "z", "a", "b")
     assert vocabulary.encode(["rare", "z"]) == [vocabulary.id(UNK), 4]
@@ -22,7 +22,7 @@ def test_a_word_that_occurs_twice_is_refused() -> None:
 
 
 @given(st.dictionaries(st.text(), st.integers(1, 9)))
-def test_known_words_survive_encoding(counts: dict[str, int]) -> None:
+def test_known_words_are_decoded_as_encoded(counts: dict[str, int]) -> None:
     vocabulary = build_vocabulary(counts, min_count=2)
     known = [word for word, count in counts.items() if count >= 2]
     assert vocabulary.decode(vocabulary.encode(known)) == known
