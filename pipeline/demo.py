@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.metrics import score_captions
+from model.metrics import corpus_scores
 from model.ptb import ptb_tokens
 from pipeline.captioning.caption import caption_images
 from pipeline.captioning.captioner import CaptionerConfig
 from pipeline.captioning.draw import draw_captions
 from pipeline.captions.vocabulary import make_vocabulary
 from pipeline.datasets.synthetic import named_pairs, synthesize
-from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.evaluate import EvaluationSource, evaluate
+from pipeline.evaluation.scoring import ScoringConfig
 from pipeline.features.cache_features import CacheConfig, cache_features
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.shard import write_shards
@@ -136,7 +137,11 @@ def demo(*, out: Path, images: int | None, weights: str, workers: int, device: s
     rows.append(("an epoch from raw", f"{raw_epoch:,.1f} s (by its first {RAW_STEPS} steps): {raw_epoch / cached_epoch:,.1f} times as long"))
 
     say("6/7 evaluate: greedy captions of the val split")
-    result = evaluate(run=out / "run", features=out / "features", java=False, device=device)
+    result = evaluate(
+        CaptionerConfig(run=out / "run", device=device),
+        EvaluationSource(features=out / "features"),
+        scoring=ScoringConfig(java=False),
+    )
     scores = {name: found.value for name, found in result.scores.scores.items()}
     val = open_features(feature_path(out / "features", "val")).table
     captions = [caption for _, _, caption in result.captions]
@@ -208,4 +213,4 @@ def shuffled(captions: Sequence[str], table: CaptionTable) -> tuple[list[str], d
     other = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no image keeps its own features
     control = [captions[other[row]] for row in range(len(captions))]
     references = [list(map(ptb_tokens, texts)) for texts in table.reference_texts()]
-    return control, score_captions(list(map(ptb_tokens, control)), references).corpus
+    return control, corpus_scores(list(map(ptb_tokens, control)), references)

@@ -1,18 +1,29 @@
 """What users can add without changing the package: one function per kind of thing that has a registry."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 from safetensors.torch import load_file
+from torch import nn
 
+from model.backbone_sources import BACKBONE_SOURCES, BackboneSource, PooledHead
 from model.decoder_config import DECODERS
+from pipeline.backbone.backbones import list_backbones
 from pipeline.captions.formats import CAPTION_FORMATS, CaptionFormat, CaptionInput
 from pipeline.captions.read import CaptionSource, read_splits
 from pipeline.captions.records import CaptionFile, CaptionRow, file_of_rows
 from pipeline.console.command_table import COMMANDS
+from pipeline.evaluation.measurement import Measurement, Metric, TokenizedCaptions
+from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.score_file import write_scores
+from pipeline.evaluation.scoring import Prediction, ScoringConfig, score_texts
+from pipeline.features.cache_features import CacheConfig, cache_features
 from pipeline.runs.checkpoints import latest_checkpoint
+from shards.features import open_features
 from tests.conftest import Small
 
 TOY_COMMAND = """
@@ -128,3 +139,48 @@ def test_a_toy_caption_form_is_added_through_the_registry(tmp_path: Path) -> Non
         ("a.jpg", ["A dog.", "A dog runs."]),
         ("b.jpg", ["A cat."]),
     ]
+
+
+def test_a_toy_metric_is_added_through_the_registry(tmp_path: Path) -> None:
+    def names_a_dog(captions: TokenizedCaptions) -> Measurement:
+        return Measurement(images=np.array([float("dog" in tokens) for tokens in captions.candidates]))
+
+    images = [
+        Prediction(image_id=number, file_name="", caption=caption, references=("A dog runs.", "a dog"))
+        for number, caption in enumerate(("a dog runs", "a cat"))
+    ]
+    METRICS.register("names_a_dog", Metric(label="Names a dog", measure=names_a_dog, share=True))
+    try:
+        write_scores(tmp_path / "s.json", score_texts(images, split="val", made_by={}, scoring=ScoringConfig(java=False)))
+    finally:
+        METRICS.unregister("names_a_dog")
+    content = json.loads((tmp_path / "s.json").read_text())
+    before = [name for name, metric in METRICS.items() if not metric.java_files and name != "novel"]
+    assert list(content["scores"]) == [*before, "names_a_dog"]
+    assert content["scores"]["names_a_dog"] == {"value": 0.5, "low": 0.0, "high": 1.0}
+    assert [image["scores"]["names_a_dog"] for image in content["images"]] == [1.0, 0.0]
+
+
+class Toy(BackboneSource):
+    """A source of one small network."""
+
+    def names(self) -> list[str]:
+        return ["toy"]
+
+    def build(self, backbone: str, crop: int) -> nn.Module:
+        del backbone, crop
+        return nn.Sequential(nn.Conv2d(3, 8, kernel_size=3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), PooledHead())
+
+
+def test_a_toy_backbone_is_added_through_the_registry(small: Small, tmp_path: Path) -> None:
+    BACKBONE_SOURCES.register("toy", Toy())
+    try:
+        assert list(list_backbones("toy")) == [("toy", 8, 3 * 8 * 9 + 8 + 2 * 8, [])]
+        config = CacheConfig(splits=["val"], backbone="toy", weights="random", device="cpu")
+        cache_features(shards=small.shards, out=tmp_path / "features", config=config)
+    finally:
+        BACKBONE_SOURCES.unregister("toy")
+    file = open_features(tmp_path / "features" / "val.h5")
+    assert file.provenance.backbone == "toy"
+    assert file.mean_view(0, 4).shape == (4, 8)
+    assert np.isfinite(file.mean_view(0, 4)).all()

@@ -1,6 +1,6 @@
 """COCO's result format for captions: a JSON list of ``{"image_id", "caption"}`` (https://cocodataset.org/#format-results).
 
-What ``evaluate`` writes, so that others can score it, and what it reads, from anybody.
+``evaluate`` writes this format, so that other tools can score the captions, and reads it from any source.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ FORM = 'A result file is a list of {"image_id": 42, "caption": "a dog on a sofa"
 
 
 def results_path(scores: Path) -> Path:
-    """Where a score file's captions go: beside it.
+    """Default place of the captions that a score file is about: next to it.
 
     >>> results_path(Path("runs/first/val.scores.json")).as_posix(), results_path(Path("scores.json")).as_posix()
     ('runs/first/val.results.json', 'scores.results.json')
@@ -26,16 +26,16 @@ def results_path(scores: Path) -> Path:
 
 
 def check_results_place(path: Path) -> None:
-    """Refuse to write captions over anything but a list, which a result file is, before the work that finds them.
+    """Refuse to overwrite anything but a result file (a JSON list), before any work starts.
 
     Raises:
-        InputError: A folder, or a file of something else, is there.
+        InputError: ``path`` is a folder or another kind of file.
     """
-    check_place(path, "--results", lambda content: isinstance(content, list))
+    check_place(path, "results", lambda content: isinstance(content, list))
 
 
 def write_results(path: Path, captions: Iterable[tuple[int, str]]) -> None:
-    """Commit captions as (image id, caption).
+    """Commit captions, given as (image id, caption).
 
     Raises:
         ResourceError: Disk full, not allowed.
@@ -44,20 +44,20 @@ def write_results(path: Path, captions: Iterable[tuple[int, str]]) -> None:
 
 
 def read_results(path: Path, known: Sequence[int]) -> dict[int, str]:
-    """Captions by image id, in the file's order.
+    """Read captions by image id, in the file's order.
 
     Args:
-        path: A stranger's file.
+        path: An untrusted file.
         known: The ids of the images that have references.
 
     Raises:
-        InputError: No such file, or not a result file for these images; names the first entry that is wrong.
+        InputError: There is no such file, or it is not a result file for these images. The message names the first invalid entry.
     """
     content = read_json(path, what="result file", repair=FORM)
     if not isinstance(content, list):
         raise InputError(f"{path}: not a result file: the top level is a {type(content).__name__}, not a list. {FORM}")
     if not content:
-        raise InputError(f"{path}: the list is empty: there is no caption to score. {FORM}")
+        raise InputError(f"{path}: the list is empty: there are no captions to score. {FORM}")
     images = frozenset(known)
     found: dict[int, str] = {}
     for place, entry in enumerate(content):
@@ -67,7 +67,7 @@ def read_results(path: Path, known: Sequence[int]) -> dict[int, str]:
         if image_id not in images:
             raise InputError(
                 f"{path}: entry {place}: image {image_id} is not among the references' images. "
-                "Give the --references that these captions were made for, or take the entry out."
+                "Give the `references` that these captions were made for, or remove the entry."
             )
         found[image_id] = caption
     return found
@@ -80,10 +80,10 @@ def _entry(where: str, entry: Any) -> tuple[int, str]:
         if name not in entry:
             raise InputError(f'{where} has no "{name}". {FORM}')
     image_id, caption = entry["image_id"], entry["caption"]
-    if type(image_id) is not int:  # not isinstance(): JSON's true is no number
-        raise InputError(f"{where}: image_id is {_shown(image_id)}, not a whole number. Write it as in the references: without quotes or a point.")
+    if type(image_id) is not int:  # not isinstance(): True is an int
+        raise InputError(f"{where}: image_id is {_shown(image_id)}, not an integer. Write it without quotes or a decimal point.")
     if not isinstance(caption, str):
-        raise InputError(f"{where}: the caption of image {image_id} is {_shown(caption)}, not a text. {FORM}")
+        raise InputError(f"{where}: the caption of image {image_id} is {_shown(caption)}, not a string. {FORM}")
     return image_id, caption.encode("utf-8", "replace").decode()
 
 

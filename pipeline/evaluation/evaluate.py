@@ -1,4 +1,4 @@
-"""Run + split -> captions of all its images, and what they are worth: a score file, and a result file for others to score."""
+"""Run + split -> captions of all its images and their scores: a score file, and a result file that other tools can score."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoding import Decoding, ScoredCaption, sentence
+from model.decoding import ScoredCaption, sentence
 from pipeline.backbone.backbones import recorded_network
 from pipeline.captioning.captioner import CaptionerConfig, ImageCaptioner, scored_captions
 from pipeline.evaluation.coco_results import check_results_place, results_path, write_results
 from pipeline.evaluation.score_file import ScoreFile, check_scores_place, scores_path, write_scores
-from pipeline.evaluation.scoring import Prediction, Ptb, check_tokenizer, score_texts
+from pipeline.evaluation.scoring import Prediction, ScoringConfig, score_texts
 from pipeline.execution.prefetch import map_ahead
 from pipeline.execution.progress import Progress
 from pipeline.loading.sources import ShardSource
-from pipeline.runs.checkpoints import CheckpointChoice
 from pipeline.runs.run import Run
 from shards.caption_table import CaptionTable, table_of_split
 from shards.dataset import open_split, read_dataset_file
@@ -29,12 +28,52 @@ from shards.remote import origin
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationSource:
+    """What to caption: a split of cached features or of shards.
+
+    Attributes:
+        features: A folder of feature files; give it or ``shards``.
+        shards: A shard dataset, whose images go through the run's backbone.
+        split: The split's name.
+        batch_size: Images per batch, at least 1.
+
+    Raises:
+        InputError: Both or neither of ``features`` and ``shards``, not a name of a split, or an impossible batch size.
+    """
+
+    features: Path | None = None
+    shards: Path | None = None
+    split: str = "val"
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_split_name(self.split)
+        if (self.features is None) == (self.shards is None):
+            raise InputError("Give either `features` (cached features) or `shards` (raw images).")
+        if self.batch_size < 1:
+            raise InputError(f"`batch_size` {self.batch_size}: must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFiles:
+    """Where to write.
+
+    Attributes:
+        out: The score file, by default ``RUN/SPLIT.scores.json``. An evaluation of several runs has no default.
+        results: The captions in COCO's result format, by default next to ``out``.
+    """
+
+    out: Path | None = None
+    results: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Scores of a run on a split.
 
     Attributes:
-        scores: What was written to ``out``.
-        captions: One per image, those without references included: (COCO image id, file name, caption). ``results`` has them too.
+        scores: The content of ``out``.
+        captions: One per image, including images without references: (COCO image id, file name, caption). ``results`` has them too.
     """
 
     scores: ScoreFile
@@ -45,7 +84,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
-    """A split, opened for captioning: batches are float16 (images, feature_dim)."""
+    """A split, opened for captioning; its batches are float16 (images, feature_dim)."""
 
     table: CaptionTable
     batches: Iterable[Tensor]
@@ -55,95 +94,74 @@ class EvaluationData:
 
 
 def evaluate(
+    captioner: CaptionerConfig,
+    source: EvaluationSource,
     *,
-    run: Path,
-    others: Sequence[Path] = (),
-    features: Path | None = None,
-    shards: Path | None = None,
-    split: str = "val",
-    weights: str | None = None,
-    out: Path | None = None,
-    results: Path | None = None,
-    batch_size: int = 128,
-    checkpoint: CheckpointChoice = "latest",
-    decoding: Decoding = Decoding(),  # noqa: B008 - frozen
-    ptb: Ptb = "builtin",
-    java: bool = True,
-    device: str = "auto",
+    scoring: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
+    files: EvaluationFiles = EvaluationFiles(),
     command: str = "",
     report: Callable[[str], None] = lambda _: None,
     quiet: bool = True,
 ) -> Evaluation:
-    """Caption a whole split and score it against its captions.
+    """Caption all images of a split and score the captions against the references.
 
     Args:
-        run: A run directory.
-        others: More runs that caption together with it, as :func:`pipeline.runs.run.open_caption_model` says; ``out`` has to be given then.
-        features, shards: One of the two: feature files, or shards that go through the run's own backbone.
-        weights: With ``shards``: where the backbone's weights are, if no longer at the place that the run recorded.
-        out: The score file, by default ``RUN/SPLIT.scores.json``.
-        results: The captions in COCO's result format, by default beside ``out``.
-        checkpoint: Of the run, as for :func:`pipeline.runs.run.open_run`.
-        decoding: How captions are made: an image's caption is the first hypothesis; where there are more, the score file has them all.
-        ptb, java: As :func:`pipeline.evaluation.scoring.score_texts`.
+        captioner: Which run or ensemble captions, and how. An image's caption is the best one that decoding finds; the score file also
+            lists the others. The precision ``auto`` is fp32 here, as for cached features in fp32.
+        source: What to caption.
+        scoring: How to score.
+        files: Where to write.
         command: The command line, for the score file.
-        report: Takes a line for each damaged checkpoint that was passed over, and for each step of scoring that takes a while.
+        report: Takes a line for each damaged checkpoint that was skipped, and for each step of scoring that takes a while.
 
     Raises:
-        InputError: Wrong names or folders, or a split without any caption.
-        MismatchError: The features are of another network than the run's.
-        DamageError, ResourceError: As the parts say.
+        InputError: Wrong names or folders, or a split without captions.
+        MismatchError: The features were made by another network than the run's.
+        DamageError: A file is damaged, or the model's scores contain NaN.
+        ResourceError: The disk is full or not writable, or the weights cannot be downloaded.
     """
-    check_split_name(split)
-    if (features is None) == (shards is None):
-        raise InputError("Give one of --features DIR (cached) and --shards DIR (raw).")
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: must be at least 1.")
-    check_tokenizer(ptb)
-    if others and out is None:
-        raise InputError("Scores of several runs together belong to none of them alone: give --out FILE.")
-    out = scores_path(run, split) if out is None else out
-    results = results_path(out) if results is None else results
-    if out.resolve() == results.resolve():
-        raise InputError(f"--out and --results are both {out}: choose different names.")
-    check_scores_place(out)
-    check_results_place(results)
-    # fp32: the features that cached features in fp32 would be
-    config = CaptionerConfig(run=run, ensemble=others, decoding=decoding, precision="fp32", device=device, weights=weights, checkpoint=checkpoint)
-    captioner = ImageCaptioner(config, report=report)
-    opened = captioner.run
-    if features is not None:
-        data = _cached(opened, feature_path(features, split), batch_size)
-    else:
-        assert shards is not None
-        data = _raw(captioner, shards, split, batch_size)
+    out, results = _checked_files(captioner, source.split, files)
+    opened = ImageCaptioner(captioner, report=report)
+    data = _cached(opened.run, source) if source.features is not None else _raw(opened, source)
     if not data.table.captions:
-        raise InputError(f"{data.path}: no image of split {split!r} has a caption to compare with. Choose another --split.")
-    captions, alternatives = _captioned(captioner, data, split, quiet)
+        raise InputError(f"{data.path}: no image of the split {source.split!r} has a reference caption. Choose another `split`.")
+    captions, alternatives = _caption_all(opened, data, source.split, quiet)
     table = data.table
     write_results(results, zip(table.image_ids.tolist(), captions, strict=True))
     notes: list[str] = []
-    training = _training_captions(opened, features, shards, notes)
+    training = _training_captions(opened.run, source, notes)
     without = int((table.caption_counts == 0).sum())
     if without:
-        notes.append(f"{without:,} of {table.images:,} images have no reference: they are captioned in {results.name}, and not scored.")
-    made_by = {
-        "command": command,
-        "run": str(run),
-        "others": [str(other) for other in others],
-        "checkpoint": {"step": opened.position.step, "which": checkpoint},
-        "decoding": asdict(decoding),
-        "data": {"kind": "features" if features is not None else "shards", "path": data.path, "digest": data.digest, "views": list(data.views)},
-    }
-    images = list(_judged(table, captions, alternatives))
-    scores = score_texts(images, split=split, made_by=made_by, training=training, notes=notes, ptb=ptb, java=java, say=report)
+        notes.append(f"{without:,} of {table.images:,} images have no reference: their captions are in {results.name}, but are not scored.")
+    scores = score_texts(
+        list(_predictions(table, captions, alternatives)),
+        split=source.split,
+        made_by=_provenance(opened, source, data, command),
+        training=training,
+        notes=notes,
+        scoring=scoring,
+        report=report,
+    )
     write_scores(out, scores)
     named = tuple(zip(table.image_ids.tolist(), table.file_names, captions, strict=True))
     return Evaluation(scores=scores, captions=named, out=out, results=results)
 
 
-def _captioned(captioner: ImageCaptioner, data: EvaluationData, split: str, quiet: bool) -> tuple[list[str], list[tuple[ScoredCaption, ...]]]:
-    """Each image's caption, and all that decoding found where that is more than one."""
+def _checked_files(captioner: CaptionerConfig, split: str, files: EvaluationFiles) -> tuple[Path, Path]:
+    """The places of the score file and of the result file, checked before any work starts."""
+    if captioner.ensemble and files.out is None:
+        raise InputError("The scores of an ensemble belong to none of its runs: give `out`, a file for them.")
+    out = scores_path(captioner.run, split) if files.out is None else files.out
+    results = results_path(out) if files.results is None else files.results
+    if out.resolve() == results.resolve():
+        raise InputError(f"`out` and `results` are both {out}: choose different names.")
+    check_scores_place(out)
+    check_results_place(results)
+    return out, results
+
+
+def _caption_all(captioner: ImageCaptioner, data: EvaluationData, split: str, quiet: bool) -> tuple[list[str], list[tuple[ScoredCaption, ...]]]:
+    """Each image's caption, and all captions that decoding found where there is more than one."""
     captions: list[str] = []
     alternatives: list[tuple[ScoredCaption, ...]] = []
     with Progress(f"Captioning {split}", total=data.table.images, unit="images", quiet=quiet) as progress:
@@ -156,7 +174,25 @@ def _captioned(captioner: ImageCaptioner, data: EvaluationData, split: str, quie
     return captions, alternatives
 
 
-def _judged(table: CaptionTable, captions: Sequence[str], alternatives: Sequence[tuple[ScoredCaption, ...]]) -> Iterator[Prediction]:
+def _provenance(captioner: ImageCaptioner, source: EvaluationSource, data: EvaluationData, command: str) -> dict[str, Any]:
+    """``made_by`` of the score file."""
+    config = captioner.config
+    return {
+        "command": command,
+        "run": str(config.run),
+        "others": [str(other) for other in config.ensemble],
+        "checkpoint": {"step": captioner.run.position.step, "which": config.checkpoint},
+        "decoding": asdict(config.decoding),
+        "data": {
+            "kind": "features" if source.features is not None else "shards",
+            "path": data.path,
+            "digest": data.digest,
+            "views": list(data.views),
+        },
+    }
+
+
+def _predictions(table: CaptionTable, captions: Sequence[str], alternatives: Sequence[tuple[ScoredCaption, ...]]) -> Iterator[Prediction]:
     for row, references in enumerate(table.reference_texts()):
         if references:
             yield Prediction(
@@ -168,65 +204,69 @@ def _judged(table: CaptionTable, captions: Sequence[str], alternatives: Sequence
             )
 
 
-def _training_captions(run: Run, features: Path | None, shards: Path | None, notes: list[str]) -> tuple[str, ...] | None:
-    """The training captions beside the split, as they were written; None, and a note, where they are not at hand."""
+def _training_captions(run: Run, source: EvaluationSource, notes: list[str]) -> tuple[str, ...] | None:
+    """The training captions next to the split, as they were written; None, and a note, where they are not available."""
+    missing = "novel: the training captions are not available"
     try:
-        if features is not None:
-            path = feature_path(features, "train")
+        if source.features is not None:
+            path = feature_path(source.features, "train")
             if not path.is_file():
-                notes.append(f"novel: the training captions are not at hand (there is no {path}).")
+                notes.append(f"{missing} (there is no {path}).")
                 return None
             file = open_features(path)
             texts, digest, kind, place = file.table.texts, file.digest, "features", str(path)
         else:
-            assert shards is not None
-            if "train" not in read_dataset_file(shards).splits:
-                notes.append(f"novel: the training captions are not at hand (there is no split 'train' in {origin(shards)}).")
+            assert source.shards is not None
+            place = origin(source.shards)
+            if "train" not in read_dataset_file(source.shards).splits:
+                notes.append(f"{missing} ({place} has no split 'train').")
                 return None
-            split = open_split(shards, "train")
+            split = open_split(source.shards, "train")
             if any(shard.mirror is not None and not records_path(shard.path).is_file() for shard in split.shards):
-                notes.append(f"novel: the training captions are not at hand (those of {origin(shards)} have not been fetched).")
+                notes.append(f"{missing} (those of {place} have not been fetched).")
                 return None
-            texts, digest, kind, place = table_of_split(split).texts, split.digest, "shards", origin(shards)
+            texts, digest, kind = table_of_split(split).texts, split.digest, "shards"
     except CapstreamError as error:
         notes.append(f"novel: the training captions cannot be read ({error})")
         return None
     if run.config.source == kind and run.config.data_digest != digest:
-        notes.append(f"novel: compared with the training captions of {place}, which is not what the run was trained on.")
+        notes.append(f"novel: compared with the training captions of {place}, which the run was not trained on.")
     return texts
 
 
 def run_network(run: Run) -> dict[str, object]:
-    """What must be equal for features to suit a run, in the form of :meth:`shards.features.Provenance.network`."""
+    """What must be equal for features to fit a run, in the form of :meth:`shards.features.Provenance.network`."""
     network = run.config.network
     content = network.content()
     return {key: content[key] for key in ("backbone", "weights_sha256", "preprocessing")}
 
 
-def _cached(run: Run, path: Path, batch_size: int) -> EvaluationData:
+def _cached(run: Run, source: EvaluationSource) -> EvaluationData:
+    assert source.features is not None
+    path = feature_path(source.features, source.split)
     file = open_features(path)
     found: dict[str, Any] = recorded_network(file.provenance).content()
     there = {key: found[key] for key in ("backbone", "weights_sha256", "preprocessing")}
     check_network(f"{run.folder}", run_network(run), f"{path}", there)
-    starts = range(0, file.table.images, batch_size)
-    batches = (torch.from_numpy(np.array(file.mean_view(start, start + batch_size))) for start in starts)
+    starts = range(0, file.table.images, source.batch_size)
+    batches = (torch.from_numpy(np.array(file.mean_view(start, start + source.batch_size))) for start in starts)
     return EvaluationData(table=file.table, batches=batches, path=str(path), digest=file.digest, views=file.provenance.views)
 
 
-def _raw(captioner: ImageCaptioner, shards: Path, split_name: str, batch_size: int) -> EvaluationData:
-    split = open_split(shards, split_name)
+def _raw(captioner: ImageCaptioner, source: EvaluationSource) -> EvaluationData:
+    assert source.shards is not None
+    split = open_split(source.shards, source.split)
     preprocessing = captioner.preprocessing
-    resize = split.config["resize"]
     wanted = {"size": preprocessing.size, "mode": preprocessing.mode, "filter": preprocessing.filter}
-    check_network(f"{captioner.run.folder}", wanted, f"{shards}", resize)
+    check_network(f"{captioner.run.folder}", wanted, f"{source.shards}", split.config["resize"])
     captioner.open_backbone()
     table = table_of_split(split)
-    source = ShardSource(split, table, preprocessing, "none")
-    starts: Sequence[int] = range(0, table.images, batch_size)
+    images = ShardSource(split, table, preprocessing, "none")
+    starts: Sequence[int] = range(0, table.images, source.batch_size)
 
     def load(start: int) -> Tensor:
-        rows = np.arange(start, min(start + batch_size, table.images))
-        return source.images(rows, np.zeros((len(rows), 3)))
+        rows = np.arange(start, min(start + source.batch_size, table.images))
+        return images.images(rows, np.zeros((len(rows), 3)))
 
-    batches = (captioner.extract(pixels) for pixels in map_ahead(load, starts, threads=source.threads))
-    return EvaluationData(table=table, batches=batches, path=origin(shards), digest=split.digest, views=("center",))
+    batches = (captioner.extract(pixels) for pixels in map_ahead(load, starts, threads=images.threads))
+    return EvaluationData(table=table, batches=batches, path=origin(source.shards), digest=split.digest, views=("center",))

@@ -1,4 +1,4 @@
-"""Anybody's result file + references -> scores, without a run."""
+"""Result file from any source + references -> scores, without a run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,9 +6,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.captions.read import CaptionSource, read_captions
+from pipeline.captions.records import CaptionedImage
 from pipeline.evaluation.coco_results import read_results
 from pipeline.evaluation.score_file import ENDING, ScoreFile, check_scores_place, write_scores
-from pipeline.evaluation.scoring import Prediction, Ptb, check_tokenizer, score_texts
+from pipeline.evaluation.scoring import Prediction, ScoringConfig, score_texts
 from shards.digests import file_sha256
 from shards.errors import InputError
 
@@ -27,44 +28,35 @@ def score_results(
     references: Path,
     columns: Mapping[str, str] = MappingProxyType({}),
     out: Path | None = None,
-    ptb: Ptb = "builtin",
-    java: bool = True,
+    scoring: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
     command: str = "",
     report: Callable[[str], None] = lambda _: None,
 ) -> ScoredResults:
-    """Score a file in COCO's result format against captions that people wrote.
+    """Score a file in COCO's result format against reference captions.
 
     Args:
-        captions: A JSON list of ``{"image_id", "caption"}``, a caption for each image; images without one are counted and not scored.
-        references: What people wrote, as :func:`pipeline.captions.read.read_captions` reads it, of all splits.
+        captions: A JSON list of ``{"image_id", "caption"}``, one caption per image. Images without one are counted, but not scored.
+        references: The reference captions of all splits, as :func:`pipeline.captions.read.read_captions` reads them.
         columns: Of a table of references, as for :class:`pipeline.captions.read.CaptionSource`.
-        out: The score file; by default ``NAME.scores.json`` beside ``captions``.
-        ptb, java: As :func:`pipeline.evaluation.scoring.score_texts`.
+        out: The score file; by default ``NAME.scores.json`` next to ``captions``.
         command: The command line, for the score file.
         report: Takes a line for each step that takes a while.
 
     Raises:
-        InputError: A file is missing or not of its form, or ``out`` is something else; an image has no reference, or two captions.
-        ResourceError: Disk full, not allowed.
+        InputError: A file is missing or has the wrong form, ``out`` is another kind of file, an image has no reference or two captions.
+        ResourceError: The disk is full or not writable.
     """
-    check_tokenizer(ptb)
     out = captions.with_name(f"{captions.name.removesuffix('.json')}{ENDING}") if out is None else out
-    for given, option in ((captions, "--captions"), (references, "--references")):
+    for given, setting in ((captions, "captions"), (references, "references")):
         if out.resolve() == given.resolve():
-            raise InputError(f"--out {out}: this is the file of {option}, which would be lost. Choose another name.")
+            raise InputError(f"`out` {out}: is the file of `{setting}`, which would be overwritten. Choose another name.")
     check_scores_place(out)
-    read = read_captions(CaptionSource(paths=(references,), columns=columns))
-    records = [record for some in read.splits.values() for record in some]
-    rejects = [reject for some in read.rejects.values() for reject in some]
-    if not records:
-        raise InputError(f"{references}: no image has a usable caption to compare with. Give the --references that these captions were made for.")
-    truth = {record.image_id: record for record in records}
+    notes: list[str] = []
+    truth = _read_references(references, columns, notes)
     found = read_results(captions, list(truth))
-    notes = []
     if len(found) < len(truth):
-        notes.append(f"{len(truth) - len(found):,} of {len(truth):,} images have no caption: the scores are of the others.")
-    if rejects:
-        notes.append(f"{references}: {len(rejects):,} entries could not be used; the first: {rejects[0].message}.")
+        notes.insert(0, f"{len(truth) - len(found):,} of {len(truth):,} images have no caption: the scores are of the other images.")
+    notes.append("novel: a result file does not say what its model was trained on.")
     images = [
         Prediction(
             image_id=image_id,
@@ -81,7 +73,18 @@ def score_results(
         "references": str(references),
         "references_sha256": file_sha256(references),
     }
-    notes.append("novel: a result file does not say what its model was trained on.")
-    scores = score_texts(images, split="", made_by=made_by, notes=notes, ptb=ptb, java=java, say=report)
+    scores = score_texts(images, split="", made_by=made_by, notes=notes, scoring=scoring, report=report)
     write_scores(out, scores)
     return ScoredResults(scores=scores, out=out)
+
+
+def _read_references(references: Path, columns: Mapping[str, str], notes: list[str]) -> dict[int, CaptionedImage]:
+    """The images of all splits by their ids; a note where entries were rejected."""
+    read = read_captions(CaptionSource(paths=(references,), columns=columns))
+    records = [record for split in read.splits.values() for record in split]
+    rejects = [reject for split in read.rejects.values() for reject in split]
+    if not records:
+        raise InputError(f"{references}: no image has a usable caption. Give the `references` that these captions were made for.")
+    if rejects:
+        notes.append(f"{references}: {len(rejects):,} entries were rejected; the first: {rejects[0].message}.")
+    return {record.image_id: record for record in records}

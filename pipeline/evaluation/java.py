@@ -1,7 +1,7 @@
-"""What needs Java: the Stanford PTB tokenizer itself, METEOR and SPICE, through the jars that pycocoevalcap brings.
+"""What needs Java: the Stanford PTB tokenizer, METEOR and SPICE, from the jars in pycocoevalcap's package.
 
-Each is a program of its own that is run with a time limit and no shell. Nothing is downloaded: pycocoevalcap's own SPICE class would fetch
-CoreNLP, so it is never made. What is missing, fails or hangs is a :class:`JavaError` with one line that says so.
+Each runs as a program of its own, with a time limit and without a shell. Nothing is downloaded: pycocoevalcap's own SPICE class would
+download CoreNLP, so it is not used. A program that is missing, fails or hangs raises a :class:`JavaError` with a one-line message.
 """
 
 import contextlib
@@ -22,27 +22,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.ptb import PUNCTUATION
+from pipeline.evaluation.measurement import MetricUnavailableError
 
 TOKENIZER_JAR, METEOR_JAR, SPICE_JAR = "tokenizer/stanford-corenlp-3.4.1.jar", "meteor/meteor-1.5.jar", "spice/spice-1.0.jar"
 METEOR_DATA = "meteor/data/paraphrase-en.gz"
-# SPICE parses with CoreNLP 3.6.0 (https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip), which pycocoevalcap leaves out.
+# SPICE parses with CoreNLP 3.6.0 (https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip), which pycocoevalcap omits.
 SPICE_LIBRARIES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 NEEDS = {
     "tokenizer": (TOKENIZER_JAR,),
     "METEOR": (METEOR_JAR, METEOR_DATA),
     "SPICE": (SPICE_JAR, *(f"spice/lib/{name}" for name in SPICE_LIBRARIES)),
 }
-SECONDS = 300.0  # METEOR reads its tables in 5 s on a machine that does nothing else
+SECONDS = 300.0  # METEOR loads its tables in 5 s on an idle machine
 SECONDS_PER_CAPTION = {"tokenizer": 0.01, "METEOR": 0.1, "SPICE": 1.0}
-# Places in the statistics of a METEOR segment
+# Columns of the statistics of a METEOR segment
 _CAPTION_WORDS, _REFERENCE_WORDS, _CHUNKS, _CAPTION_MATCHES, _REFERENCE_MATCHES = 0, 1, 20, 21, 22
 
 
 Sums = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
-class JavaError(Exception):
-    """Java, a jar or an answer is missing; the message is a line for the notes."""
+class JavaError(MetricUnavailableError):
+    """Java or a jar is missing, or a program failed or gave no usable answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,9 @@ class Meteor:
     """METEOR 1.5 (Denkowski and Lavie, 2014).
 
     Attributes:
-        corpus: Of the all_reduce_sum statistics of all images; it is not the mean of the images' scores.
-        images: float64 (images,).
-        resampled: float64 (sums,): the corpus score of each sum of statistics that was asked for.
+        corpus: The score of the summed statistics of all images, which is not the mean of the images' scores.
+        images: float64 (images,): the score of each image.
+        resampled: float64 (sums,): the corpus score of each requested sum of statistics.
     """
 
     corpus: float
@@ -61,7 +62,7 @@ class Meteor:
 
 
 def find_java() -> str | None:
-    """The java program: of ``JAVA_HOME`` where that names one, else of ``PATH``."""
+    """The java program in ``JAVA_HOME``, or else on the ``PATH``."""
     home = os.environ.get("JAVA_HOME")
     return (shutil.which("java", path=str(Path(home) / "bin")) if home else None) or shutil.which("java")
 
@@ -70,41 +71,41 @@ def require(*files: str, what: str) -> tuple[str, Path]:
     """The java program and the folder of pycocoevalcap.
 
     Args:
-        files: Relative to that folder.
-        what: Needs them, for the message.
+        files: Required files, relative to that folder.
+        what: What needs them, for the message.
 
     Raises:
-        JavaError: Something is not there.
+        JavaError: Java or a file is missing.
     """
     java = find_java()
     if java is None:
-        raise JavaError(f"{what}: there is no java on the PATH, nor at JAVA_HOME. Install a Java runtime to have it.")
+        raise JavaError(f"{what}: there is no java on the PATH or in JAVA_HOME. Install a Java runtime to use it.")
     folder = package_folder()
     missing = [str(folder / name) for name in files if not (folder / name).is_file()]
     if missing:
-        raise JavaError(f"{what}: missing {' and '.join(missing)}. Put {'this file' if len(missing) == 1 else 'these files'} there to have it.")
+        raise JavaError(f"{what}: missing {' and '.join(missing)}. Put {'this file' if len(missing) == 1 else 'these files'} there to use it.")
     return java, folder
 
 
 def package_folder() -> Path:
-    """Where pycocoevalcap and its jars are; nothing of it is imported."""
+    """The folder of pycocoevalcap and its jars, found without importing it."""
     specification = importlib.util.find_spec("pycocoevalcap")
-    assert specification is not None, "pycocoevalcap is one of our requirements"
+    assert specification is not None, "pycocoevalcap is a dependency"
     return Path(next(iter(specification.submodule_search_locations or ())))
 
 
 def time_limit(what: str, captions: int) -> float:
-    """Seconds after which a program is taken to hang."""
+    """Seconds after which a program is considered to hang."""
     return SECONDS + SECONDS_PER_CAPTION[what] * captions
 
 
 def java_tokens(texts: Sequence[str], *, seconds: float | None = None) -> list[list[str]]:
-    """Tokens by the Stanford tokenizer itself, called as pycocoevalcap calls it, without its list of punctuation.
+    """Tokens from the Stanford tokenizer, called as pycocoevalcap calls it, without the punctuation that pycocoevalcap drops.
 
-    All texts are one stream to it: whether the last full stop of a text belongs to an initial can depend on the next text's first word.
+    The tokenizer sees all texts as one stream: whether a text's last full stop belongs to an initial can depend on the next text's first word.
 
     Raises:
-        JavaError: No Java, or it failed.
+        JavaError: Java or a jar is missing, or the tokenizer failed.
     """
     java, folder = require(*NEEDS["tokenizer"], what="The Java tokenizer")
     lines = [" ".join(text.splitlines()) for text in texts]
@@ -113,7 +114,7 @@ def java_tokens(texts: Sequence[str], *, seconds: float | None = None) -> list[l
     output = _run(command, "The Java tokenizer", "\n".join(lines), seconds or time_limit("tokenizer", len(lines)))
     answers = output.split("\n")
     if len(answers) < len(lines):
-        raise JavaError(f"The Java tokenizer gave {len(answers)} lines for {len(lines)} captions.")
+        raise JavaError(f"The Java tokenizer returned {len(answers)} lines for {len(lines)} captions.")
     return [[token for token in line.rstrip().split(" ") if token and token not in PUNCTUATION] for line in answers[: len(lines)]]
 
 
@@ -135,8 +136,8 @@ def _run(command: Sequence[str], what: str, text: str = "", seconds: float = SEC
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """End a program and what it has started: java may be a script around the real one."""
-    if process.poll() is not None:  # its number may be another's by now
+    """Kill a program and its children: java may be a script that starts the real one."""
+    if process.poll() is not None:  # the system may have reused its number
         return
     if os.name == "posix":
         with contextlib.suppress(ProcessLookupError):
@@ -151,22 +152,22 @@ def _last_line(errors: bytes) -> str:
 
 
 def meteor(captions: Sequence[str], references: Sequence[Sequence[str]], sums_of: Sums | None = None, *, seconds: float | None = None) -> Meteor:
-    """METEOR by its jar, spoken to as pycocoevalcap speaks to it.
+    """METEOR from its jar, called as pycocoevalcap calls it.
 
     Args:
-        captions: For each image its tokens, joined by spaces.
-        references: For each image those of its references.
-        sums_of: Of the images' statistics, float64 (images, 23), makes sums, float64 (sums, 23), whose corpus scores come too.
+        captions: For each image, its caption's tokens, joined by spaces.
+        references: For each image, its references' tokens, each joined by spaces.
+        sums_of: Computes sums, float64 (sums, 23), from the images' statistics, float64 (images, 23); their corpus scores are returned too.
 
     Raises:
-        JavaError: No Java, or it failed.
+        JavaError: Java or a file is missing, or METEOR failed.
     """
     java, folder = require(*NEEDS["METEOR"], what="METEOR")
     command = [java, "-Dfile.encoding=UTF-8", "-jar", "-Xmx2G", str(folder / METEOR_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
     with _Conversation(command, "METEOR", seconds or time_limit("METEOR", len(captions))) as jar:
         asked = [" ||| ".join(("SCORE", *map(_plain, group), _plain(caption))) for caption, group in zip(captions, references, strict=True)]
         answers = jar.ask(asked, len(asked))
-        # (images, 23) counts, which add up but for one thing: a caption that is its reference has one chunk, and counts as none.
+        # (images, 23) counts. They are additive with one exception: a caption equal to its reference has one chunk, which counts as none.
         counts = _table(answers)
         same = (counts[:, _CAPTION_MATCHES] == counts[:, _CAPTION_WORDS]) & (counts[:, _REFERENCE_MATCHES] == counts[:, _REFERENCE_WORDS])
         additive = counts.copy()
@@ -178,11 +179,11 @@ def meteor(captions: Sequence[str], references: Sequence[Sequence[str]], sums_of
         scores = np.array(list(map(float, images)))
         return Meteor(corpus=float(scores[-1]), images=scores[:-1], resampled=np.array(list(map(float, resampled[:-1]))))
     except ValueError:
-        raise JavaError("METEOR's answer holds something else than numbers.") from None
+        raise JavaError("METEOR's answer is not a list of numbers.") from None
 
 
 def _plain(text: str) -> str:
-    """A line of METEOR's protocol must not hold its own separator."""
+    """``text`` without the separator of METEOR's protocol."""
     return text.replace("|||", "").replace("  ", " ")
 
 
@@ -190,14 +191,14 @@ def _table(answers: Sequence[str]) -> NDArray[np.float64]:
     try:
         table = np.array([list(map(float, answer.split())) for answer in answers])
         if table.ndim != 2 or table.shape[1] <= _REFERENCE_MATCHES:
-            raise ValueError("another number of columns")
+            raise ValueError("too few columns")
     except ValueError:
-        raise JavaError("METEOR's statistics are not of the form that version 1.5 gives.") from None
+        raise JavaError("METEOR's statistics do not have the form of version 1.5.") from None
     return table
 
 
 class _Conversation:
-    """A program that answers lines with lines, stopped when its time is over."""
+    """A program that answers lines with lines, killed when its time limit is reached."""
 
     def __init__(self, command: Sequence[str], what: str, seconds: float) -> None:
         self.command, self.what, self.seconds = command, what, seconds
@@ -221,7 +222,7 @@ class _Conversation:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
-                with contextlib.suppress(BrokenPipeError):  # what it had not read any more
+                with contextlib.suppress(BrokenPipeError):  # the program ended before it had read everything
                     stream.close()
         self.errors.close()
 
@@ -230,7 +231,7 @@ class _Conversation:
         _kill(self.process)
 
     def ask(self, lines: Sequence[str], answers: int) -> list[str]:
-        """Write lines, read so many lines.
+        """Write lines and read ``answers`` lines.
 
         Raises:
             JavaError: The program ended or hung.
@@ -254,7 +255,7 @@ class _Conversation:
             self.process.stdin.write(data)
             self.process.stdin.flush()
         except (BrokenPipeError, ValueError):
-            pass  # it has ended: whoever reads its answers sees that
+            pass  # the program has ended; ask() reports it
 
     def _broken(self) -> JavaError:
         if self.late:
@@ -265,10 +266,10 @@ class _Conversation:
 
 
 def spice(captions: Sequence[str], references: Sequence[Sequence[str]], *, seconds: float | None = None) -> NDArray[np.float64]:
-    """SPICE 1.0 (Anderson et al., 2016) of each image, float64 (images,), by its jar; NaN where it finds nothing to compare.
+    """SPICE 1.0 (Anderson et al., 2016) of each image, float64 (images,), from its jar; NaN where it finds nothing to compare.
 
     Raises:
-        JavaError: No Java, no CoreNLP 3.6.0, or it failed.
+        JavaError: Java, the jar or CoreNLP 3.6.0 is missing, or SPICE failed.
     """
     java, folder = require(*NEEDS["SPICE"], what="SPICE")
     with tempfile.TemporaryDirectory(prefix="capstream-spice-") as work:

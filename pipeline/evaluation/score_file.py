@@ -1,4 +1,4 @@
-"""The score file: what ``evaluate`` writes, and what ``report`` and anybody's script read. docs/formats.md has the fields."""
+"""The score file: ``evaluate`` writes it; ``report`` and users' scripts read it. docs/formats.md describes its fields."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,7 +15,7 @@ ENDING = ".scores.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A figure over a split, and the bounds of its bootstrap interval."""
+    """A score of a split, and the bounds of its bootstrap interval."""
 
     value: float
     low: float
@@ -24,12 +24,12 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredImage:
-    """An image, its caption, the captions that people wrote, and the scores of this image alone.
+    """An image, its caption, its references, and the scores of this image alone.
 
     Attributes:
-        file_name: As the annotations name it: a stranger's word, never a path to be opened as it is. Empty where it is unknown.
-        scores: By the names of the whole split's.
-        alternatives: All that decoding found, the best first, the caption itself included; none where only that is known.
+        file_name: As in the annotations; empty where it is unknown. It is untrusted: never open it as a path unchecked.
+        scores: By the same names as the split's scores.
+        alternatives: All captions that decoding found, the best first, including ``caption``; empty where only ``caption`` is known.
     """
 
     image_id: int
@@ -45,11 +45,11 @@ class ScoreFile:
     """Everything about one evaluation.
 
     Attributes:
-        split: Its name; empty where a result file was scored.
-        made_by: How it came about: command, run, checkpoint, decoding, data, digests, tokenizer, versions; for reading, not for use.
-        scores: ``bleu_1`` ... ``bleu_4``, ``rouge_l``, ``cider``, and where Java is there ``meteor`` and ``spice``; then what says
-            nothing of right or wrong: ``distinct``, ``novel``, ``mean_length``, ``bad_endings``.
-        notes: What could not be measured, and why; a line each.
+        split: The split's name; empty where a result file was scored.
+        made_by: Provenance, for people: command, run, checkpoint, decoding, data, digests, tokenizer, versions.
+        scores: By the names in :data:`pipeline.evaluation.metrics.METRICS`, in that order: ``bleu_1`` to ``bleu_4``, ``rouge_l``, ``cider``;
+            with Java, ``meteor`` and ``spice``; then the descriptive ones, ``distinct``, ``novel``, ``mean_length``, ``bad_endings``.
+        notes: A line for each thing that could not be measured, and why.
     """
 
     split: str
@@ -60,34 +60,34 @@ class ScoreFile:
 
 
 def scores_path(run: Path, split: str) -> Path:
-    """Where ``evaluate`` puts a run's scores: ``RUN/SPLIT.scores.json``."""
+    """Default place of a run's scores: ``RUN/SPLIT.scores.json``."""
     return run / f"{split}{ENDING}"
 
 
 def check_scores_place(path: Path) -> None:
-    """Refuse to write scores over anything but scores, before the work that finds them.
+    """Refuse to overwrite anything but a score file, before any work starts.
 
     Raises:
-        InputError: A folder, or a file of something else, is there.
+        InputError: ``path`` is a folder or another kind of file.
     """
-    check_place(path, "--out", lambda content: isinstance(content, dict) and content.keys() >= {"made_by", "scores", "images"})
+    check_place(path, "out", lambda content: isinstance(content, dict) and content.keys() >= {"made_by", "scores", "images"})
 
 
-def check_place(path: Path, option: str, replaceable: Callable[[Any], bool]) -> None:
-    """Refuse a file's place, which ``option`` chooses, unless it is free or holds JSON that may be lost.
+def check_place(path: Path, setting: str, replaceable: Callable[[Any], bool]) -> None:
+    """Refuse to write to ``path``, the value of ``setting``, unless it is free or holds JSON that is ``replaceable``.
 
     Raises:
-        InputError: A folder, or a file of something else, is there.
+        InputError: ``path`` is a folder or another kind of file.
     """
     if path.is_dir():
-        raise InputError(f"{option} {path}: is a folder. Give the file's own name, as {path / 'NAME.json'}.")
+        raise InputError(f"`{setting}` {path}: is a folder. Give a file name, such as {path / 'NAME.json'}.")
     if path.exists():
         try:
             content = read_json(path, what="JSON file")
         except InputError:
             content = None
         if not replaceable(content):
-            raise InputError(f"{option} {path}: holds something else, which would be lost. Choose another name.")
+            raise InputError(f"`{setting}` {path}: is another kind of file, which would be overwritten. Choose another name.")
 
 
 def write_scores(path: Path, scores: ScoreFile) -> None:
@@ -103,8 +103,9 @@ def read_scores(path: Path) -> ScoreFile:
     """Read a score file.
 
     Raises:
-        InputError: There is none.
-        DamageError: It is damaged, or of another version.
+        InputError: There is no such file.
+        DamageError: It is damaged.
+        MismatchError: It has another format version.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such score file. Make it with: python cli.py evaluate --run RUN --features DIR --out {path}")
@@ -134,13 +135,13 @@ def _image(entry: dict[str, Any]) -> ScoredImage:
 
 def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r} is no list")
+        raise TypeError(f"{value!r} is not a list")
     return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a string")
     return value
 
 

@@ -7,11 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.intervals import mean_bounds
+from pipeline.evaluation.metrics import METRICS, display_order
 from pipeline.evaluation.score_file import Interval
 from pipeline.reporting.reported_runs import ImageRow
-
-# Metrics whose score of a split is the mean over its images, so that the difference of two runs can be resampled image by image.
-MEANS = ("cider", "rouge_l", "spice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +53,12 @@ def paired_difference(name: str, before: NDArray[np.float64], after: NDArray[np.
 
 
 def score_differences(rows: Sequence[ImageRow], column: int) -> Iterator[Difference]:
-    """The differences between the run at ``column`` and the first run, for each metric of :data:`MEANS` that both have."""
+    """The differences between the run at ``column`` and the first run, for each metric that both have.
+
+    The metrics are those whose score of a split is the mean over its images, so that the difference can be resampled image by image.
+    """
     pairs = [(row[0].scores, row[column].scores) for row in rows if row[0] is not None and (row[column]) is not None]  # type: ignore[union-attr]
-    for name in MEANS:
+    for name in display_order(name for name, metric in METRICS.items() if metric.mean and not metric.descriptive):
         both = [(a[name], b[name]) for a, b in pairs if name in a and name in b]
         if both:
             before, after = np.array(both, dtype=np.float64).T  # (2, images)

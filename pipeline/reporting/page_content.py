@@ -4,40 +4,24 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipeline.evaluation.metrics import METRICS, display_order
 from pipeline.reporting.curves import RunCurves, thinned
 from pipeline.reporting.differences import Difference, score_differences
 from pipeline.reporting.html_page import THUMBNAILS_PER_BLOCK
 from pipeline.reporting.reported_runs import ImageRow, ReportedRun, first_image
 
-LABELS = {
-    "cider": "CIDEr",
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "meteor": "METEOR",
-    "spice": "SPICE",
-    "distinct": "Distinct captions",
-    "novel": "Novel captions",
-    "mean_length": "Mean length in words",
-    "bad_endings": "Bad endings",
-}
-# Metrics of which more is neither better nor worse.
-DESCRIPTIVE = ("distinct", "novel", "mean_length", "bad_endings")
-SHARES = ("distinct", "novel", "bad_endings")
 MAX_DEPTH = 3
 
 
 def page_content(runs: Sequence[ReportedRun], rows: Sequence[ImageRow], notes: Sequence[str], *, with_thumbnails: bool) -> dict[str, Any]:
     """Everything that the page shows except thumbnails."""
-    names = _score_names(name for run in runs for name in run.scores.scores)
-    per_image = _score_names(name for run in runs for image in run.scores.images for name in image.scores)
+    names = display_order(name for run in runs for name in run.scores.scores)
+    per_image = display_order(name for run in runs for image in run.scores.images for name in image.scores)
     return {
         "split": next((run.scores.split for run in runs if run.scores.split), ""),
         "thumbnailsPerBlock": THUMBNAILS_PER_BLOCK if with_thumbnails else 0,
         "notes": list(notes),
-        "scores": [{"name": name, "label": label(name), "share": name in SHARES, "descriptive": name in DESCRIPTIVE} for name in names],
+        "scores": [_score_content(name) for name in names],
         "perImage": [{"name": name, "label": label(name)} for name in per_image],
         "runs": [_run_content(run, names) for run in runs],
         "differences": [[_difference_content(found) for found in score_differences(rows, column)] for column in range(1, len(runs))],
@@ -52,12 +36,17 @@ def label(name: str) -> str:
     >>> label("bleu_4"), label("clip_score")
     ('BLEU-4', 'clip score')
     """
-    return LABELS.get(name, name.replace("_", " "))
+    return METRICS[name].label if name in METRICS else name.replace("_", " ")
 
 
-def _score_names(found: Iterator[str]) -> list[str]:
-    names = dict.fromkeys(found)
-    return [name for name in LABELS if name in names] + [name for name in names if name not in LABELS]
+def _score_content(name: str) -> dict[str, Any]:
+    metric = METRICS.get(name)
+    return {
+        "name": name,
+        "label": label(name),
+        "share": metric is not None and metric.share,
+        "descriptive": metric is not None and metric.descriptive,
+    }
 
 
 def _run_content(run: ReportedRun, names: Sequence[str]) -> dict[str, Any]:

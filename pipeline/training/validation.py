@@ -105,7 +105,7 @@ class Validator:
         if not captions:
             return ValidationResult(loss=loss, cider=None, examples=())
         is_main = self.processes.is_main_process
-        main_score = cider([ptb_tokens(sentence(words)) for words in captions], self.references) if is_main else 0.0
+        main_score = cider([ptb_tokens(sentence(words)) for words in captions], self.references).corpus if is_main else 0.0
         (score,) = self.processes.sum(main_score)  # all processes need it: they have to agree on the best epoch and on when patience runs out
         return ValidationResult(loss=loss, cider=score, examples=tuple(self._examples(captions)) if is_main else ())
 

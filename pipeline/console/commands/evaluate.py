@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -86,13 +86,12 @@ def evaluate(
 
     The scores are BLEU, ROUGE-L and CIDEr, and with Java also METEOR and SPICE. For a run, a split is captioned first.
     """
-    scoring: dict[str, Any] = {"out": out, "ptb": ptb, "java": not no_java, "command": typed_command(), "report": print_note}
     if captions is not None or references is not None:
         if captions is None or references is None:
             raise click.UsageError("--captions and --references must be given together.")
         if unused := [*typed(*FOR_RUNS), *decoding.typed()]:
             raise click.UsageError(f"--captions and --references score existing captions. Omit {', '.join(unused)}.")
-        _score_file(captions, references, columns, scoring)
+        _score_file(captions, references, columns, out, ptb, not no_java)
         return
     if columns:
         raise click.UsageError("--column requires --references.")
@@ -100,24 +99,20 @@ def evaluate(
         raise click.UsageError("Give --run with --features or --shards, or give --captions with --references.")
     if features is not None and typed("weights"):
         raise click.UsageError("--weights requires --shards: cached features need no backbone.")
-    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.captioning.captioner import CaptionerConfig
+    from pipeline.evaluation.evaluate import EvaluationFiles, EvaluationSource, evaluate
     from pipeline.evaluation.score_file import scores_path
+    from pipeline.evaluation.scoring import ScoringConfig
 
     run, *others = runs
     result = evaluate(
-        run=run,
-        others=others,
-        features=features,
-        shards=shard_cache.local_or_none(shards),
-        split=split,
-        weights=weights,
-        results=results,
-        decoding=decoding.config(),
-        batch_size=batch_size,
-        checkpoint=checkpoint,
-        device=device,
+        CaptionerConfig(run=run, ensemble=others, decoding=decoding.config(), device=device, weights=weights, checkpoint=checkpoint),
+        EvaluationSource(features=features, shards=shard_cache.local_or_none(shards), split=split, batch_size=batch_size),
+        scoring=ScoringConfig(ptb=ptb, java=not no_java),
+        files=EvaluationFiles(out=out, results=results),
+        command=typed_command(),
+        report=print_note,
         quiet=False,
-        **scoring,
     )
     _print_scores(result.scores)
     print_result(f"{result.out}: scores of {len(result.scores.images)} captions. {result.results}: {len(result.captions)} captions.")
@@ -128,10 +123,19 @@ def evaluate(
     _print_report_command(page, result.out)
 
 
-def _score_file(captions: Path, references: Path, columns: tuple[str, ...], scoring: dict[str, Any]) -> None:
+def _score_file(captions: Path, references: Path, columns: tuple[str, ...], out: Path | None, ptb: "Ptb", java: bool) -> None:
     from pipeline.evaluation.evaluate_results import score_results
+    from pipeline.evaluation.scoring import ScoringConfig
 
-    result = score_results(captions=captions, references=references, columns=chosen_columns(columns), **scoring)
+    result = score_results(
+        captions=captions,
+        references=references,
+        columns=chosen_columns(columns),
+        out=out,
+        scoring=ScoringConfig(ptb=ptb, java=java),
+        command=typed_command(),
+        report=print_note,
+    )
     _print_scores(result.scores)
     print_result(f"{result.out}: scores of {len(result.scores.images)} captions.")
     _print_report_command(["report", str(result.out)], result.out)

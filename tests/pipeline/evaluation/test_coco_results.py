@@ -13,14 +13,14 @@ def written(path: Path, content: Any) -> Path:
     return path
 
 
-def test_what_is_written_is_read_again_in_its_order(tmp_path: Path) -> None:
+def test_results_are_read_in_the_order_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     write_results(path, [(7, "a dog"), (3, "ein Hündchen")])
     assert json.loads(path.read_text()) == [{"image_id": 7, "caption": "a dog"}, {"image_id": 3, "caption": "ein Hündchen"}]
     assert list(read_results(path, [3, 5, 7]).items()) == [(7, "a dog"), (3, "ein Hündchen")]
 
 
-def test_more_fields_than_the_two_are_allowed(tmp_path: Path) -> None:
+def test_additional_fields_are_allowed(tmp_path: Path) -> None:
     path = written(tmp_path / "r.json", [{"image_id": 7, "caption": "a dog", "id": 1, "score": 0.5}])
     assert read_results(path, [7]) == {7: "a dog"}
 
@@ -34,16 +34,16 @@ def test_more_fields_than_the_two_are_allowed(tmp_path: Path) -> None:
         ([{"image_id": 7, "caption": "a"}, "a dog"], r"entry 1 is 'a dog', not an object"),
         ([{"caption": "a dog"}], r'entry 0 has no "image_id"'),
         ([{"image_id": 7}], r'entry 0 has no "caption"'),
-        ([{"image_id": "7", "caption": "a"}], r"entry 0: image_id is '7', not a whole number.*without quotes"),
-        ([{"image_id": 7.0, "caption": "a"}], r"image_id is 7.0, not a whole number"),
+        ([{"image_id": "7", "caption": "a"}], r"entry 0: image_id is '7', not an integer.*without quotes"),
+        ([{"image_id": 7.0, "caption": "a"}], r"image_id is 7.0, not an integer"),
         ([{"image_id": True, "caption": "a"}], r"image_id is True"),
-        ([{"image_id": [[1] * 999], "caption": "a"}], r"image_id is \[\[1, .*\.\.\., not a whole number"),
-        ([{"image_id": 7, "caption": None}], r"the caption of image 7 is None, not a text"),
+        ([{"image_id": [[1] * 999], "caption": "a"}], r"image_id is \[\[1, .*\.\.\., not an integer"),
+        ([{"image_id": 7, "caption": None}], r"the caption of image 7 is None, not a string"),
         ([{"image_id": 7, "caption": "a"}, {"image_id": 7, "caption": "b"}], r"entry 1: image 7 has a caption already"),
-        ([{"image_id": 8, "caption": "a"}], r"entry 0: image 8 is not among the references' images.*--references"),
+        ([{"image_id": 8, "caption": "a"}], r"entry 0: image 8 is not among the references' images.*`references`"),
     ],
 )
-def test_a_wrong_file_is_refused_by_its_entry_with_the_next_step(tmp_path: Path, content: Any, says: str) -> None:
+def test_an_invalid_file_is_refused_and_the_message_names_the_entry_and_the_next_step(tmp_path: Path, content: Any, says: str) -> None:
     path = written(tmp_path / "r.json", content)
     with pytest.raises(InputError, match=says) as caught:
         read_results(path, [7])
@@ -56,6 +56,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_results(tmp_path / "none.json", [7])
 
 
-def test_lone_surrogates_do_not_stop_the_scores(tmp_path: Path) -> None:
+def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
     path = written(tmp_path / "r.json", '[{"image_id": 7, "caption": "a \\ud800 dog"}]')
     assert read_results(path, [7]) == {7: "a ? dog"}

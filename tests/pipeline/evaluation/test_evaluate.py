@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,21 +16,31 @@ from safetensors.torch import load_file
 
 from model.captioner import Ensemble
 from model.decoding import Decoding, decode, sentence
-from model.metrics import score_captions
+from model.metrics import corpus_scores
 from model.ptb import ptb_tokens
+from pipeline.captioning.captioner import CaptionerConfig
 from pipeline.evaluation import evaluate as evaluate_module
-from pipeline.evaluation.evaluate import Evaluation, evaluate
+from pipeline.evaluation.evaluate import Evaluation, EvaluationFiles, EvaluationSource, evaluate
 from pipeline.evaluation.evaluate_results import score_results
 from pipeline.evaluation.score_file import read_scores
+from pipeline.evaluation.scoring import ScoringConfig
 from pipeline.runs.run import open_run
 from shards.errors import InputError, MismatchError
 from shards.features import FeatureFile, open_features
 from tests.conftest import TINY_MODEL, Small, diverged
 from tests.pipeline.short_runs import train_on_cpu
 
+NO_JAVA = ScoringConfig(java=False)
 
-def cached(small: Small, out: Path, split: str = "val", **options: object) -> Evaluation:
-    return evaluate(run=small.run, features=small.features, split=split, out=out, java=False, device="cpu", **options)  # type: ignore[arg-type]
+
+def on_cpu(run: Path, **more: Any) -> CaptionerConfig:
+    return CaptionerConfig(run=run, device="cpu", **more)
+
+
+def cached(small: Small, out: Path, *, captioner: CaptionerConfig | None = None, command: str = "", **source: Any) -> Evaluation:
+    """The evaluation of the small run on cached features, by default its own."""
+    split = EvaluationSource(**{"features": small.features, **source})
+    return evaluate(captioner or on_cpu(small.run), split, scoring=NO_JAVA, files=EvaluationFiles(out=out), command=command)
 
 
 def test_scores_and_results_are_written_and_agree(small: Small, tmp_path: Path) -> None:
@@ -40,14 +51,14 @@ def test_scores_and_results_are_written_and_agree(small: Small, tmp_path: Path) 
     table = open_features(small.features / "val.h5").table
     assert [entry["image_id"] for entry in written] == table.image_ids.tolist()
     captions = [ptb_tokens(entry["caption"]) for entry in written]
-    expected = score_captions(captions, [list(map(ptb_tokens, texts)) for texts in table.reference_texts()]).corpus
+    expected = corpus_scores(captions, [list(map(ptb_tokens, texts)) for texts in table.reference_texts()])
     assert {name: result.scores.scores[name].value for name in expected} == expected
     assert {"distinct", "novel", "mean_length", "bad_endings"} <= set(result.scores.scores)
     assert [image.references for image in result.scores.images] == table.reference_texts()
     assert [image.file_name for image in result.scores.images] == list(table.file_names)
 
 
-def test_the_score_file_says_how_it_came_about(small: Small, tmp_path: Path) -> None:
+def test_the_score_file_records_how_it_was_made(small: Small, tmp_path: Path) -> None:
     made_by = cached(small, tmp_path / "s.json", command="c").scores.made_by
     file = open_features(small.features / "val.h5")
     assert made_by["command"] == "c"
@@ -59,10 +70,10 @@ def test_the_score_file_says_how_it_came_about(small: Small, tmp_path: Path) -> 
     assert made_by["versions"].keys() >= {"torch", "pycocoevalcap"}
 
 
-def test_scores_stand_in_the_run_under_the_splits_name_by_default(small: Small, tmp_path: Path) -> None:
+def test_by_default_scores_are_written_into_the_run_by_the_splits_name(small: Small, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(small.run, run)
-    result = evaluate(run=run, features=small.features, java=False, device="cpu")
+    result = evaluate(on_cpu(run), EvaluationSource(features=small.features), scoring=NO_JAVA)
     assert result.out == run / "val.scores.json"
     assert result.results == run / "val.results.json"
     assert result.out.is_file()
@@ -77,7 +88,7 @@ def test_pycocotools_loads_the_results_and_scoring_the_file_gives_the_same(small
     with contextlib.redirect_stdout(io.StringIO()):
         loaded = COCO(str(references)).loadRes(str(result.results))
     assert {i: found[0]["caption"] for i, found in loaded.imgToAnns.items()} == {i: caption for i, _, caption in result.captions}
-    again = score_results(captions=result.results, references=references, java=False).scores
+    again = score_results(captions=result.results, references=references, scoring=NO_JAVA).scores
     assert {name: value for name, value in result.scores.scores.items() if name != "novel"} == again.scores
 
 
@@ -86,16 +97,17 @@ def test_raw_and_cached_evaluation_agree_and_batch_size_changes_nothing(small: S
     again = cached(small, tmp_path / "b.json", split="train", batch_size=1)
     assert again.scores == first.scores
     assert again.captions == first.captions
-    raw = evaluate(run=small.run, shards=small.shards, split="train", out=tmp_path / "raw.json", java=False, device="cpu")
+    shards = EvaluationSource(shards=small.shards, split="train")
+    raw = evaluate(on_cpu(small.run), shards, scoring=NO_JAVA, files=EvaluationFiles(out=tmp_path / "raw.json"))
     same = sum(a == b for a, b in zip(raw.captions, first.captions, strict=True))
     assert same >= 0.9 * len(first.captions)  # batches of another size round differently
     assert "novel" in raw.scores.scores
     assert raw.scores.made_by["data"]["views"] == ["center"]
 
 
-def test_all_that_a_beam_found_is_kept_and_the_best_is_the_caption(small: Small, tmp_path: Path) -> None:
+def test_all_captions_of_a_beam_are_kept_and_the_best_is_the_caption(small: Small, tmp_path: Path) -> None:
     assert all(image.alternatives == () for image in cached(small, tmp_path / "a.json").scores.images)
-    beam = cached(small, tmp_path / "b.json", decoding=Decoding(beam=3))
+    beam = cached(small, tmp_path / "b.json", captioner=on_cpu(small.run, decoding=Decoding(beam=3)))
     assert beam.scores.made_by["decoding"]["beam"] == 3
     for image in beam.scores.images:
         assert len(image.alternatives) > 1
@@ -104,18 +116,18 @@ def test_all_that_a_beam_found_is_kept_and_the_best_is_the_caption(small: Small,
         assert scores == sorted(scores, reverse=True)
 
 
-def test_training_captions_that_are_not_at_hand_are_a_note(small: Small, tmp_path: Path) -> None:
+def test_unavailable_training_captions_are_noted(small: Small, tmp_path: Path) -> None:
     (tmp_path / "val.h5").write_bytes((small.features / "val.h5").read_bytes())
-    result = evaluate(run=small.run, features=tmp_path, out=tmp_path / "s.json", java=False, device="cpu")
+    result = cached(small, tmp_path / "s.json", features=tmp_path)
     assert "novel" not in result.scores.scores
-    assert any("the training captions are not at hand" in note and "train.h5" in note for note in result.scores.notes)
+    assert any("the training captions are not available" in note and "train.h5" in note for note in result.scores.notes)
     (tmp_path / "train.h5").write_bytes(b"no such thing")
-    result = evaluate(run=small.run, features=tmp_path, out=tmp_path / "s.json", java=False, device="cpu")
+    result = cached(small, tmp_path / "s.json", features=tmp_path)
     assert any("the training captions cannot be read" in note for note in result.scores.notes)
     (tmp_path / "train.h5").write_bytes((small.features / "val.h5").read_bytes())
-    result = evaluate(run=small.run, features=tmp_path, out=tmp_path / "s.json", java=False, device="cpu")
+    result = cached(small, tmp_path / "s.json", features=tmp_path)
     assert "novel" in result.scores.scores
-    assert any("not what the run was trained on" in note for note in result.scores.notes)
+    assert any("which the run was not trained on" in note for note in result.scores.notes)
 
 
 def test_images_without_a_reference_are_captioned_and_not_scored(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,13 +154,11 @@ def test_features_of_another_network_are_refused_with_both_sides(small: Small, t
 
     cache_features(shards=small.shards, out=tmp_path / "other", splits=["val"], backbone="squeezenet1_1", weights="random", device="cpu")
     with pytest.raises(MismatchError, match=r"resnet18.*squeezenet1_1"):
-        evaluate(run=small.run, features=tmp_path / "other", out=tmp_path / "s.json", device="cpu")
+        cached(small, tmp_path / "s.json", features=tmp_path / "other")
 
 
 @pytest.mark.parametrize("data", ["features", "shards"])
-def test_a_checkpoint_whose_scores_are_no_numbers_is_named_with_the_next_step(
-    small: Small, tmp_path: Path, run_cli: Callable[..., Result], data: str
-) -> None:
+def test_a_checkpoint_with_nan_scores_is_named_with_the_next_step(small: Small, tmp_path: Path, run_cli: Callable[..., Result], data: str) -> None:
     checkpoint = diverged(small.run, tmp_path / "run")
     result = run_cli("evaluate", "--run", tmp_path / "run", f"--{data}", getattr(small, data))
     assert result.exit_code == 1
@@ -157,7 +167,7 @@ def test_a_checkpoint_whose_scores_are_no_numbers_is_named_with_the_next_step(
     assert not list((tmp_path / "run").glob("val.*"))
 
 
-def test_the_command_ends_with_the_report_of_what_it_has_just_written(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+def test_the_command_ends_with_the_next_command_for_what_it_wrote(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
     run = shutil.copytree(small.run, tmp_path / "my run")
     evaluated = ["evaluate", "--run", run, "--features", small.features, "--no-java"]
     for options, wanted in (
@@ -172,19 +182,19 @@ def test_the_command_ends_with_the_report_of_what_it_has_just_written(small: Sma
         assert run_cli(*said[3:]).exit_code == 0
 
 
-def test_nothing_but_scores_and_results_is_written_over(small: Small, tmp_path: Path) -> None:
+def test_only_score_files_and_result_files_are_overwritten(small: Small, tmp_path: Path) -> None:
     run = shutil.copytree(small.run, tmp_path / "run")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for name in ("config.json", "metrics.jsonl", "backbone.safetensors", "checkpoints"):
-        for options in ({"out": run / name}, {"out": tmp_path / "s.json", "results": run / name}):
-            with pytest.raises(InputError, match=rf"{name}: (holds something else, which would be lost|is a folder)"):
-                evaluate(run=run, features=small.features, device="cpu", **options)  # type: ignore[arg-type]
+        for files in (EvaluationFiles(out=run / name), EvaluationFiles(out=tmp_path / "s.json", results=run / name)):
+            with pytest.raises(InputError, match=rf"{name}: is (another kind of file, which would be overwritten|a folder)"):
+                evaluate(on_cpu(run), EvaluationSource(features=small.features), files=files)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     first = cached(small, tmp_path / "s.json")
     assert cached(small, tmp_path / "s.json").scores == first.scores
 
 
-def test_weights_beside_cached_features_are_wrong_usage(small: Small, run_cli: Callable[..., Result]) -> None:
+def test_weights_together_with_cached_features_are_a_usage_error(small: Small, run_cli: Callable[..., Result]) -> None:
     result = run_cli("evaluate", "--run", small.run, "--features", small.features, "--weights", "w.pth")
     assert result.exit_code == 2
     assert "--weights requires --shards" in result.stderr
@@ -192,19 +202,28 @@ def test_weights_beside_cached_features_are_wrong_usage(small: Small, run_cli: C
 
 def test_what_is_missing_is_named(small: Small, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run"):
-        evaluate(run=tmp_path, features=small.features, device="cpu")
+        evaluate(on_cpu(tmp_path), EvaluationSource(features=small.features))
     with pytest.raises(InputError, match=r"test\.h5: no such feature file"):
-        evaluate(run=small.run, features=small.features, split="test", out=tmp_path / "s.json", device="cpu")
-    with pytest.raises(InputError, match="one of --features"):
-        evaluate(run=small.run, device="cpu")
-    with pytest.raises(InputError, match="--out and --results are both"):
-        evaluate(run=small.run, features=small.features, out=tmp_path / "s.json", results=tmp_path / "s.json", device="cpu")
+        cached(small, tmp_path / "s.json", split="test")
 
 
-def test_runs_caption_together_and_what_does_not_fit_is_refused(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+def test_settings_that_contradict_each_other_are_refused(small: Small, tmp_path: Path) -> None:
+    for features, shards in ((None, None), (small.features, small.shards)):
+        with pytest.raises(InputError, match=r"either `features` .* or `shards`"):
+            EvaluationSource(features=features, shards=shards)
+    with pytest.raises(InputError, match="`batch_size` 0: must be at least 1"):
+        EvaluationSource(features=small.features, batch_size=0)
+    with pytest.raises(InputError, match="`ptb` other: must be one of builtin, java"):
+        ScoringConfig(ptb="other")  # type: ignore[arg-type]
+    files = EvaluationFiles(out=tmp_path / "s.json", results=tmp_path / "s.json")
+    with pytest.raises(InputError, match="`out` and `results` are both"):
+        evaluate(on_cpu(small.run), EvaluationSource(features=small.features), files=files)
+
+
+def test_runs_caption_as_an_ensemble_and_mismatching_ones_are_refused(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
     settings = {**TINY_MODEL, "epochs": 1, "seed": 7, "hidden_dim": 40}
     train_on_cpu(out=tmp_path / "second", features=small.features, vocab=small.run / "vocab.json", settings=settings)
-    together = cached(small, tmp_path / "both.json", others=[tmp_path / "second"])
+    together = cached(small, tmp_path / "both.json", captioner=on_cpu(small.run, ensemble=[tmp_path / "second"]))
     assert together.scores.made_by["others"] == [str(tmp_path / "second")]
     runs = [open_run(folder, device=torch.device("cpu")) for folder in (small.run, tmp_path / "second")]
     features = torch.from_numpy(np.array(open_features(small.features / "val.h5").mean_view()))
@@ -214,18 +233,18 @@ def test_runs_caption_together_and_what_does_not_fit_is_refused(small: Small, tm
     ours = ("evaluate", "--run", small.run, "--run", tmp_path / "second", "--features", small.features, "--no-java", "--device", "cpu")
     refused = run_cli(*ours)
     assert refused.exit_code == 1
-    assert "give --out FILE" in refused.output
+    assert "give --out, a file for them" in refused.output
     assert run_cli(*ours, "--out", tmp_path / "c.json").exit_code == 0
-    photographs = sorted(map(str, (small.source / "images").glob("*.jpg")))[:2]
-    one, both = (run_cli("caption", *photographs, *runs, "--device", "cpu") for runs in (ours[1:3], ours[1:5]))
+    images = sorted(map(str, (small.source / "images").glob("*.jpg")))[:2]
+    one, both = (run_cli("caption", *images, *runs, "--device", "cpu") for runs in (ours[1:3], ours[1:5]))
     assert one.exit_code == both.exit_code == 0
 
     train_on_cpu(out=tmp_path / "third", features=small.features, settings={**settings, "min_count": 40}, max_steps=1)
     with pytest.raises(MismatchError, match=r"cannot caption together.*digest of the vocabulary: expected \w+, found \w+"):
-        cached(small, tmp_path / "x.json", others=[tmp_path / "third"])
+        cached(small, tmp_path / "x.json", captioner=on_cpu(small.run, ensemble=[tmp_path / "third"]))
 
 
-def test_the_average_is_the_mean_of_all_kept_checkpoints_weights(small: Small, tmp_path: Path) -> None:
+def test_the_average_is_the_mean_of_the_weights_of_all_checkpoints(small: Small, tmp_path: Path) -> None:
     settings = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 4, "keep_checkpoints": 2}
     train_on_cpu(out=tmp_path / "run", features=small.features, settings=settings)
     kept = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))

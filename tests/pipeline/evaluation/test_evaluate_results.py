@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from model.metrics import score_captions
+from model.metrics import corpus_scores
 from model.ptb import ptb_tokens
 from pipeline.evaluation.evaluate_results import score_results
 from pipeline.evaluation.score_file import read_scores
+from pipeline.evaluation.scoring import ScoringConfig
 from shards.errors import InputError
+
+NO_JAVA = ScoringConfig(java=False)
 
 
 @pytest.fixture
@@ -33,17 +36,17 @@ def coco(data: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_result_file_is_scored_as_pycocotools_and_pycocoevalcap_would(coco: Path) -> None:
+def test_a_result_file_is_scored_like_pycocotools_and_pycocoevalcap_score_it(coco: Path) -> None:
     from pycocotools.coco import COCO
 
-    found = score_results(captions=coco / "results.json", references=coco / "references.json", java=False, command="c")
+    found = score_results(captions=coco / "results.json", references=coco / "references.json", scoring=NO_JAVA, command="c")
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(coco / "references.json"))
         result = truth.loadRes(str(coco / "results.json"))
     ids = [image.image_id for image in found.scores.images]
     candidates = [ptb_tokens(result.imgToAnns[i][0]["caption"]) for i in ids]
     references = [[ptb_tokens(annotation["caption"]) for annotation in truth.imgToAnns[i]] for i in ids]
-    expected = score_captions(candidates, references).corpus
+    expected = corpus_scores(candidates, references)
     assert {name: found.scores.scores[name].value for name in expected} == expected
     assert found.out == coco / "results.scores.json"
     assert read_scores(found.out) == found.scores
@@ -55,12 +58,12 @@ def test_a_result_file_is_scored_as_pycocotools_and_pycocoevalcap_would(coco: Pa
 def test_images_without_a_caption_are_counted_and_not_scored(coco: Path) -> None:
     entries = json.loads((coco / "results.json").read_text())
     (coco / "some.json").write_text(json.dumps(entries[::3]))
-    found = score_results(captions=coco / "some.json", references=coco / "references.json", java=False)
+    found = score_results(captions=coco / "some.json", references=coco / "references.json", scoring=NO_JAVA)
     assert len(found.scores.images) == 100
-    assert found.scores.notes[0] == "200 of 300 images have no caption: the scores are of the others."
+    assert found.scores.notes[0] == "200 of 300 images have no caption: the scores are of the other images."
 
 
-def test_references_may_have_any_form_that_shard_takes(coco: Path) -> None:
+def test_references_may_have_any_form_that_shard_reads(coco: Path) -> None:
     content = json.loads((coco / "references.json").read_text())
     raws: dict[int, list[str]] = {}
     for annotation in content["annotations"]:
@@ -77,12 +80,12 @@ def test_references_may_have_any_form_that_shard_takes(coco: Path) -> None:
     ]
     (coco / "karpathy.json").write_text(json.dumps({"dataset": "coco", "images": images}))
     found, wanted = (
-        score_results(captions=coco / "results.json", references=coco / name, java=False) for name in ("karpathy.json", "references.json")
+        score_results(captions=coco / "results.json", references=coco / name, scoring=NO_JAVA) for name in ("karpathy.json", "references.json")
     )
     assert found.scores.scores == wanted.scores.scores
 
 
-def test_the_command_shows_scores_with_intervals_and_what_is_missing(coco: Path, run_cli: Callable[..., Result]) -> None:
+def test_the_command_prints_scores_with_intervals_and_what_is_missing(coco: Path, run_cli: Callable[..., Result]) -> None:
     entries = json.loads((coco / "results.json").read_text())
     (coco / "results.json").write_text(json.dumps(entries[1:]))
     result = run_cli("evaluate", "--captions", coco / "results.json", "--references", coco / "references.json", "--no-java")
@@ -93,9 +96,9 @@ def test_the_command_shows_scores_with_intervals_and_what_is_missing(coco: Path,
 
 
 def test_inputs_are_never_overwritten(coco: Path) -> None:
-    for name, option in (("results.json", "--captions"), ("references.json", "--references")):
-        with pytest.raises(InputError, match=rf"{name}: this is the file of {option}"):
-            score_results(captions=coco / "results.json", references=coco / "references.json", out=coco / name, java=False)
+    for name, setting in (("results.json", "captions"), ("references.json", "references")):
+        with pytest.raises(InputError, match=rf"`out` \S+{name}: is the file of `{setting}`"):
+            score_results(captions=coco / "results.json", references=coco / "references.json", out=coco / name, scoring=NO_JAVA)
 
 
 def test_columns_of_a_table_of_references_can_be_named(coco: Path, run_cli: Callable[..., Result]) -> None:
@@ -104,15 +107,15 @@ def test_columns_of_a_table_of_references_can_be_named(coco: Path, run_cli: Call
     typed = ("evaluate", "--captions", coco / "two.json", "--references", coco / "table.csv", "--no-java")
     result = run_cli(*typed)
     assert result.exit_code == 1
-    assert "--column image=NAME --column caption=NAME" in result.output
+    assert "--column image=NAME and --column caption=NAME" in " ".join(result.output.split())
     result = run_cli(*typed, "--column", "image=picture", "--column", "caption=words")
     assert result.exit_code == 0, result.output
     assert "scores of 2 captions" in result.output
 
 
 def test_references_of_another_form_are_refused_by_name(coco: Path) -> None:
-    with pytest.raises(InputError, match=r"results\.json: has no column of images"):
-        score_results(captions=coco / "results.json", references=coco / "results.json", java=False)
+    with pytest.raises(InputError, match=r"results\.json: no column of images"):
+        score_results(captions=coco / "results.json", references=coco / "results.json", scoring=NO_JAVA)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def test_references_of_another_form_are_refused_by_name(coco: Path) -> None:
         ["--features", "f"],
     ],
 )
-def test_options_of_two_ways_together_are_wrong_usage(run_cli: Callable[..., Result], arguments: list[str]) -> None:
+def test_options_of_both_modes_together_are_a_usage_error(run_cli: Callable[..., Result], arguments: list[str]) -> None:
     result = run_cli("evaluate", *arguments)
     assert result.exit_code == 2
     assert "--references" in result.output
@@ -135,13 +138,13 @@ def test_options_of_two_ways_together_are_wrong_usage(run_cli: Callable[..., Res
 
 
 @pytest.mark.parametrize("java", [False, True])
-def test_captions_without_a_word_score_nothing_and_are_counted(coco: Path, java: bool) -> None:
+def test_captions_without_a_word_score_0_and_are_counted(coco: Path, java: bool) -> None:
     entries = json.loads((coco / "results.json").read_text())
     entries[3]["caption"], entries[5]["caption"] = "", " ... "
     (coco / "gaps.json").write_text(json.dumps(entries))
-    found = score_results(captions=coco / "gaps.json", references=coco / "references.json", java=java)
-    assert "2 of 300 captions have no word: they score 0." in found.scores.notes
+    found = score_results(captions=coco / "gaps.json", references=coco / "references.json", scoring=ScoringConfig(java=java))
+    assert "2 of 300 captions contain no word: they score 0." in found.scores.notes
     judging = ("bleu_1", "bleu_4", "rouge_l", "cider")
     assert [found.scores.images[place].scores[name] for place in (3, 5) for name in judging] == [0.0] * 8
-    whole = score_results(captions=coco / "results.json", references=coco / "references.json", java=False).scores.scores
+    whole = score_results(captions=coco / "results.json", references=coco / "references.json", scoring=NO_JAVA).scores.scores
     assert all(found.scores.scores[name].value < whole[name].value for name in ("rouge_l", "cider"))  # means over images

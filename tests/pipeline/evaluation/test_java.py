@@ -15,7 +15,7 @@ needs_java = pytest.mark.skipif(find_java() is None, reason="there is no Java he
 
 
 def program(folder: Path, script: str) -> None:
-    """A program called java that does what ``script`` says."""
+    """Write a program called java that runs ``script``."""
     path = folder / "java"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -23,7 +23,7 @@ def program(folder: Path, script: str) -> None:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that JAVA_HOME/bin is, for a java of our own; all jars seem to be there."""
+    """The folder JAVA_HOME/bin, for a fake java; all jars seem to be installed."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     for name in {name for names in NEEDS.values() for name in names}:
@@ -74,7 +74,7 @@ def test_the_java_tokenizer_gives_what_pycocoevalcap_gives() -> None:
 
 
 @needs_java
-def test_meteor_equals_pycocoevalcaps_and_a_draw_of_every_image_once_is_the_corpus() -> None:
+def test_meteor_equals_pycocoevalcaps_and_the_sum_over_all_images_gives_the_corpus_score() -> None:
     from pycocoevalcap.meteor.meteor import Meteor
 
     captions = ["a dog runs on grass", "a red cat sits", "two men walk", "a cat", ""]
@@ -96,7 +96,7 @@ def test_meteor_equals_pycocoevalcaps_and_a_draw_of_every_image_once_is_the_corp
     assert found.resampled[1:].std() > 0
 
 
-def test_without_java_a_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_java_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     for ask in (lambda: java_tokens(["a"]), lambda: meteor(["a"], [["a"]]), lambda: spice(["a"], [["a"]])):
@@ -104,7 +104,7 @@ def test_without_java_a_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             ask()
 
 
-def test_missing_jars_are_named_with_their_place_and_nothing_is_fetched(fake: Path) -> None:
+def test_missing_jars_are_named_with_their_place_and_nothing_is_downloaded(fake: Path) -> None:
     program(fake, "exit 0")
     for name in SPICE_LIBRARIES:
         (fake.parent / "package" / "spice" / "lib" / name).unlink()
@@ -120,8 +120,8 @@ def test_a_java_that_fails_is_reported_with_its_last_line(fake: Path) -> None:
             ask()
 
 
-def test_a_java_that_hangs_is_stopped(fake: Path) -> None:
-    program(fake, "sleep 60")  # not exec: the script has started a program that must end too
+def test_a_java_that_hangs_is_killed(fake: Path) -> None:
+    program(fake, "sleep 60")  # not exec: the script starts a program that must be killed too
     began = time.monotonic()
     for ask in (
         lambda: java_tokens(["a"], seconds=0.3),
@@ -135,9 +135,9 @@ def test_a_java_that_hangs_is_stopped(fake: Path) -> None:
 
 def test_a_java_that_answers_nonsense_is_reported(fake: Path) -> None:
     program(fake, "while read line; do echo hello; done")
-    with pytest.raises(JavaError, match="statistics are not of the form"):
+    with pytest.raises(JavaError, match="statistics do not have the form"):
         meteor(["a"], [["b"]])
-    with pytest.raises(JavaError, match="gave 1 lines for 3 captions"):
+    with pytest.raises(JavaError, match="returned 1 lines for 3 captions"):
         program(fake, "cat > /dev/null; printf x")
         java_tokens(["a", "b", "c"])
 

@@ -26,7 +26,7 @@ SCORES = ScoreFile(
 
 
 def damaged(path: Path, *keys: str | int, value: Any) -> Path:
-    """A score file in which one value is another."""
+    """A score file with one value replaced."""
     write_scores(path, SCORES)
     content: Any = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
     place = content
@@ -37,7 +37,7 @@ def damaged(path: Path, *keys: str | int, value: Any) -> Path:
     return path
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_a_score_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_scores(tmp_path / "s.json", SCORES)
     assert read_scores(tmp_path / "s.json") == SCORES
 
@@ -64,7 +64,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         (("split",), 1),
     ],
 )
-def test_a_value_of_another_kind_is_damage_that_names_the_file(tmp_path: Path, keys: tuple[str | int, ...], value: Any) -> None:
+def test_a_value_of_the_wrong_type_is_damage_that_names_the_file(tmp_path: Path, keys: tuple[str | int, ...], value: Any) -> None:
     path = damaged(tmp_path / "s.json", *keys, value=value)
     with pytest.raises(DamageError, match=r"s\.json: not a score file .*python cli\.py evaluate"):
         read_scores(path)

@@ -1,18 +1,20 @@
 import pytest
 
 from model.decoding import ScoredCaption
-from model.metrics import score_captions
+from model.metrics import BLEU, bleu, cider, corpus_scores, rouge_l
 from model.ptb import ptb_tokens
-from pipeline.evaluation import scoring
+from pipeline.evaluation import java
 from pipeline.evaluation.java import JavaError, find_java
-from pipeline.evaluation.scoring import Prediction, check_tokenizer, score_texts
+from pipeline.evaluation.scoring import Prediction, ScoringConfig, score_texts
 from shards.errors import InputError
 
 REFERENCES = [("A red dog runs.", "The dog is running!"), ("Two cats sleep on a sofa.", "Cats, asleep"), ("A man eats fish.", "a man's dinner")]
 CAPTIONS = ["a red dog runs", "two cats on a", "a man eats fish."]
 
+NO_JAVA = ScoringConfig(java=False)
 
-def judged(captions: list[str] = CAPTIONS) -> list[Prediction]:
+
+def predictions(captions: list[str] = CAPTIONS) -> list[Prediction]:
     return [
         Prediction(image_id=10 + row, file_name=f"{row}.jpg", caption=caption, references=references)
         for row, (caption, references) in enumerate(zip(captions, REFERENCES, strict=False))
@@ -20,11 +22,14 @@ def judged(captions: list[str] = CAPTIONS) -> list[Prediction]:
 
 
 def test_scores_are_those_of_the_ptb_tokens_and_intervals_hold_them() -> None:
-    found = score_texts(judged(), split="val", made_by={"command": "x"}, training=["A RED dog runs!"], java=False)
-    expected = score_captions(list(map(ptb_tokens, CAPTIONS)), [list(map(ptb_tokens, group)) for group in REFERENCES])
-    assert {name: found.scores[name].value for name in expected.corpus} == expected.corpus
+    found = score_texts(predictions(), split="val", made_by={"command": "x"}, training=["A RED dog runs!"], scoring=NO_JAVA)
+    candidates, references = list(map(ptb_tokens, CAPTIONS)), [list(map(ptb_tokens, group)) for group in REFERENCES]
+    expected = corpus_scores(candidates, references)
+    assert {name: found.scores[name].value for name in expected} == expected
+    of_images = {**dict(zip(BLEU, bleu(candidates, references).images, strict=True))}
+    of_images |= {"rouge_l": rouge_l(candidates, references).images, "cider": cider(candidates, references).images}
     for row, image in enumerate(found.images):
-        assert {name: image.scores[name] for name in expected.images} == {name: values[row] for name, values in expected.images.items()}
+        assert {name: image.scores[name] for name in of_images} == {name: values[row] for name, values in of_images.items()}
         assert set(image.scores) == set(found.scores)
     assert all(interval.low <= interval.value <= interval.high for interval in found.scores.values())
     assert {name: round(found.scores[name].value, 3) for name in ("distinct", "novel", "mean_length", "bad_endings")} == {
@@ -41,34 +46,34 @@ def test_scores_are_those_of_the_ptb_tokens_and_intervals_hold_them() -> None:
 
 
 def test_the_same_captions_have_the_same_intervals() -> None:
-    first, second = (score_texts(judged(), split="", made_by={}, java=False) for _ in range(2))
+    first, second = (score_texts(predictions(), split="", made_by={}, scoring=NO_JAVA) for _ in range(2))
     assert first == second
 
 
 def test_one_images_interval_is_its_value() -> None:
-    found = score_texts(judged(CAPTIONS[:1]), split="", made_by={}, java=False)
+    found = score_texts(predictions(CAPTIONS[:1]), split="", made_by={}, scoring=NO_JAVA)
     assert all(interval.low == interval.value == interval.high for interval in found.scores.values())
 
 
-def test_without_training_captions_there_is_no_novelty() -> None:
-    assert "novel" not in score_texts(judged(), split="", made_by={}, java=False).scores
+def test_without_training_captions_there_is_no_novel_score() -> None:
+    assert "novel" not in score_texts(predictions(), split="", made_by={}, scoring=NO_JAVA).scores
 
 
-def test_alternatives_stay_with_their_image() -> None:
+def test_alternatives_are_kept_with_their_image() -> None:
     other = (ScoredCaption(caption="a red dog runs", score=-1.0), ScoredCaption(caption="a dog", score=-2.0))
     image = Prediction(image_id=1, file_name="", caption="a red dog runs", references=REFERENCES[0], alternatives=other)
-    assert score_texts([image], split="", made_by={}, java=False).images[0].alternatives == other
+    assert score_texts([image], split="", made_by={}, scoring=NO_JAVA).images[0].alternatives == other
 
 
 def test_no_images_are_refused() -> None:
-    with pytest.raises(InputError, match="nothing can be scored"):
-        score_texts([], split="", made_by={}, java=False)
+    with pytest.raises(InputError, match="nothing to score"):
+        score_texts([], split="", made_by={}, scoring=NO_JAVA)
 
 
 @pytest.mark.skipif(find_java() is None, reason="there is no Java here")
-def test_meteor_comes_with_an_interval_and_spice_with_a_note_where_its_jars_are_missing() -> None:
+def test_meteor_has_an_interval_and_missing_spice_jars_are_noted() -> None:
     said: list[str] = []
-    found = score_texts(judged(), split="", made_by={}, say=said.append)
+    found = score_texts(predictions(), split="", made_by={}, report=said.append)
     meteor = found.scores["meteor"]
     assert 0 < meteor.low < meteor.value < meteor.high <= 1
     assert all("meteor" in image.scores for image in found.images)
@@ -79,19 +84,20 @@ def test_meteor_comes_with_an_interval_and_spice_with_a_note_where_its_jars_are_
 
 @pytest.mark.skipif(find_java() is None, reason="there is no Java here")
 def test_the_stanford_tokenizer_can_be_used() -> None:
-    found = score_texts(judged(), split="", made_by={}, training=["A RED dog runs!"], ptb="java", java=False)
-    built_in = score_texts(judged(), split="", made_by={}, training=["A RED dog runs!"], java=False)
+    found = score_texts(predictions(), split="", made_by={}, training=["A RED dog runs!"], scoring=ScoringConfig(ptb="java", java=False))
+    built_in = score_texts(predictions(), split="", made_by={}, training=["A RED dog runs!"], scoring=NO_JAVA)
     assert found.scores == built_in.scores
     assert found.made_by["tokenizer"].startswith("Stanford")
 
 
-def test_where_java_fails_the_other_scores_are_there_and_notes_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_java_fails_the_other_scores_are_computed_and_notes_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise JavaError("Java failed (exit code 3).")
 
-    for name in ("require", "java_tokens", "meteor", "spice"):
-        monkeypatch.setattr(scoring, name, fail)
-    found = score_texts(judged(), split="", made_by={}, training=["a"], ptb="java")
+    monkeypatch.setattr(java, "require", lambda *_, **__: None)
+    scoring = ScoringConfig(ptb="java")  # as if Java were installed
+    monkeypatch.setattr(java, "require", fail)
+    found = score_texts(predictions(), split="", made_by={}, training=["a"], scoring=scoring)
     assert found.scores["cider"].value > 0
     assert "meteor" not in found.scores
     assert found.made_by["tokenizer"].startswith("model.ptb")
@@ -99,9 +105,8 @@ def test_where_java_fails_the_other_scores_are_there_and_notes_say_why(monkeypat
     assert len(found.notes) == 3
 
 
-def test_a_tokenizer_that_cannot_be_had_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_is_not_available_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    check_tokenizer("builtin")
-    with pytest.raises(InputError, match=r"--ptb java: .*no java on the PATH.*leave --ptb out"):
-        check_tokenizer("java")
+    with pytest.raises(InputError, match=r"`ptb` java: .*no java on the PATH.*omit `ptb`"):
+        ScoringConfig(ptb="java")

@@ -14,8 +14,10 @@ from PIL import Image
 
 from model.decoding import ScoredCaption
 from model.intervals import RESAMPLES
-from pipeline.evaluation.evaluate import evaluate
+from pipeline.captioning.captioner import CaptionerConfig
+from pipeline.evaluation.evaluate import EvaluationSource, evaluate
 from pipeline.evaluation.score_file import Interval, ScoredImage, ScoreFile, scores_path, write_scores
+from pipeline.evaluation.scoring import ScoringConfig
 from pipeline.reporting.report import report
 from shards.errors import DamageError, InputError, MismatchError
 from shards.json_files import write_json
@@ -61,7 +63,8 @@ def thumbnails_of(page: Path) -> list[str]:
 
 
 def test_a_page_has_scores_curves_settings_and_thumbnails_and_is_reproducible(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
-    evaluate(run=small.run, features=small.features, java=False, device="cpu")
+    source = EvaluationSource(features=small.features)
+    evaluate(CaptionerConfig(run=small.run, device="cpu"), source, scoring=ScoringConfig(java=False))
     out = tmp_path / "report.html"
     result = run_cli("report", small.run, "--shards", small.shards, "--out", out)
     assert result.exit_code == 0, result.output

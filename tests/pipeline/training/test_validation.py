@@ -12,8 +12,10 @@ from model.decoding import greedy, sentence
 from model.metrics import cider
 from model.ptb import ptb_tokens
 from model.vocabulary import Vocabulary
+from pipeline.captioning.captioner import CaptionerConfig
 from pipeline.captions.vocabulary import vocabulary_of
-from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.evaluate import EvaluationFiles, EvaluationSource, evaluate
+from pipeline.evaluation.scoring import ScoringConfig
 from pipeline.loading.training_data import TrainingData, feature_extractor, open_cached
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.validation import Validator
@@ -43,7 +45,7 @@ def test_scores_equal_those_computed_by_hand(small: Small) -> None:
     features = data.val.images(np.arange(table.images), np.zeros((table.images, 3)))
     words = greedy(captioner, features, vocabulary)
     references = [list(map(ptb_tokens, texts)) for texts in table.reference_texts()]
-    assert measured.cider == cider([ptb_tokens(sentence(caption)) for caption in words], references)
+    assert measured.cider == cider([ptb_tokens(sentence(caption)) for caption in words], references).corpus
     losses = []
     for caption in range(table.captions):
         tokens = torch.tensor([vocabulary.encode(["<start>", *table.caption_tokens(caption), "<end>"])])
@@ -70,7 +72,12 @@ def test_a_diverged_training_is_reported_before_captioning(small: Small) -> None
 
 def test_the_last_validation_cider_equals_that_of_evaluate(small: Small, tmp_path: Path) -> None:
     logged = [json.loads(line) for line in (small.run / "metrics.jsonl").read_text().splitlines()]
-    found = evaluate(run=small.run, features=small.features, out=tmp_path / "s.json", java=False, device="cpu").scores.scores["cider"]
+    found = evaluate(
+        CaptionerConfig(run=small.run, device="cpu"),
+        EvaluationSource(features=small.features),
+        scoring=ScoringConfig(java=False),
+        files=EvaluationFiles(out=tmp_path / "s.json"),
+    ).scores.scores["cider"]
     assert [line["val_cider"] for line in logged if "val_cider" in line][-1] == found.value
 
 
