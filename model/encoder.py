@@ -133,7 +133,7 @@ def calibrate(backbone: FrozenBackbone, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train(True)
-    for batch in batches:
+    for batch in batches if norms else ():
         backbone(batch)
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum

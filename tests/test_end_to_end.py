@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from pipeline.demo import demo
+from pipeline.demo import DemoConfig, demo
 
 WEIGHTS = "mobilenet_v2_tf2ptq-2d2ba5d1.pth"
 
@@ -38,11 +38,11 @@ def test_real_photographs_with_real_weights_go_the_whole_way_and_are_learned(dat
 @pytest.mark.full
 def test_the_demos_model_learns_what_is_in_the_drawings(tmp_path: Path) -> None:
     said: list[str] = []
-    result = demo(out=tmp_path / "demo", images=None, weights="random", workers=2, device="cpu", say=said.append)
+    result = demo(DemoConfig(out=tmp_path / "demo", workers=2, device="cpu"), said.append)
     assert len(said) == 7
-    assert result.scores["bleu_4"] >= 0.6
-    assert result.pairs_right >= 0.7
-    assert result.control_scores["bleu_4"] < 0.5 * result.scores["bleu_4"]
-    assert result.control_pairs < 0.5 * result.pairs_right
+    assert result.scores.metrics["bleu_4"] >= 0.6
+    assert result.scores.true_pairs >= 0.7
+    assert result.control.metrics["bleu_4"] < 0.5 * result.scores.metrics["bleu_4"]
+    assert result.control.true_pairs < 0.5 * result.scores.true_pairs
     assert result.picture.stat().st_size > 10_000
     assert "BLEU-4" in result.table()

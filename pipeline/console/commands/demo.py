@@ -17,8 +17,13 @@ from pipeline.execution.messages import print_next_step, print_result
 @device_option
 def demo(out: Path, images: int | None, weights: str, workers: int, device: str) -> None:
     """Run all stages on the built-in dataset. The stages are synth, shard, vocab, cache-features, train, evaluate and caption."""
-    from pipeline.demo import demo
+    from pipeline.demo import IMAGES, DemoConfig, demo
 
-    result = demo(out=out, images=images, weights=weights, workers=workers, device=device, say=print_result)
+    config = DemoConfig(out=out, images=IMAGES if images is None else images, weights=weights, workers=workers, device=device)
+    result = demo(config, print_result)
     print_result(result.table())
-    print_next_step(f"open {result.picture}, then caption an image: python cli.py caption --run {result.run} {result.example}")
+    print_result(f"Picture of captioned scenes: {result.picture}")
+    print_next_step(
+        "train on your own images and captions: python cli.py shard --images IMAGES --captions CAPTIONS --out data/shards "
+        "(docs/tutorial.md has every step; first run: . .venv/bin/activate)"
+    )
