@@ -61,7 +61,7 @@ def test_every_command_ends_by_suggesting_the_next_one(run_cli: Run, tmp_path: P
     [
         (["shard", "--images", "{d}/no", "--captions", "{s}/captions_train.json", "--out", "{d}/o"], "no such folder"),
         (["shard", "--images", "{s}/images", "--captions", "{d}/no.json", "--out", "{d}/o"], "no such file"),
-        (["shard", "--images", "{s}/images", "--captions", "{s}/images/scene_000000.jpg", "--out", "{d}/o"], "no form of captions that is known"),
+        (["shard", "--images", "{s}/images", "--captions", "{s}/images/scene_000000.jpg", "--out", "{d}/o"], "not a known caption"),
         (["shard", "--images", "{s}/images", "--captions", "{s}/captions_train.json", "--out", "{s}"], "holds something other than shards"),
         (["shard", "--images", "{s}/images", "--captions", "{s}/captions_train.json", "--out", "{d}/o", "--split", "a/b"], "letters, digits"),
         (["shard", "--images", "{s}/images", "--captions", "{s}/captions_train.json", "--out", "{d}/o", "--size", "4"], "--size 4"),

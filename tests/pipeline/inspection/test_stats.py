@@ -139,7 +139,7 @@ def test_an_invalid_line_of_rejects_is_named(tmp_path: Path, content: str) -> No
 def test_other_folders_and_other_extensions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a shard dataset"):
         stats(tmp_path)
-    with pytest.raises(InputError, match=r"`plot` a\.txt: a picture is written as"):
+    with pytest.raises(InputError, match=r"`plot` a\.txt: a figure is written as"):
         stats(tmp_path, plot=Path("a.txt"))
     with pytest.raises(InputError, match=r"none\.h5: no such feature file"):
         stats(tmp_path / "none.h5")
