@@ -1,1 +1,1 @@
-"""What the command line's options share: their types, their help and the settings they stand for."""
+"""The command line: the commands and their options, settings from the environment and from files, errors as people read them."""
