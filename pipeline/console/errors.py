@@ -26,7 +26,7 @@ SETTING = re.compile(r"(?<!`)`([A-Za-z_]\w*)`(?!`)")
 def with_options(message: str, command: click.Command | None) -> str:
     """A message in which each setting in backticks is replaced by the command's option of that name.
 
-    A setting goes by the name of its parameter in the code or by its option's own name. All other words in backticks stay as they are.
+    A setting is recognized by the name of its parameter in the code and by its option's own name. All other words in backticks are unchanged.
 
     >>> resize = click.Command("shard", params=[click.Option(["--resize", "mode"]), click.Option(["--shard-size"])])
     >>> with_options("`shard_size` 0: must be at least 1. `mode` and `resize` do not matter, nor does `this`.", resize)
@@ -39,7 +39,7 @@ def with_options(message: str, command: click.Command | None) -> str:
 def option_names(command: click.Command) -> dict[str, str]:
     """The options of a command by the settings' names: ``{"batch_size": "--batch-size", ...}``."""
     parameters = {option.name: option.opts[0] for option in options_of(command) if option.name}
-    # An option's own name goes over the name of another option's parameter
+    # An option's own name takes precedence over the name of another option's parameter
     typed = {text.lstrip("-").replace("-", "_"): text for option in options_of(command) for text in (*option.opts, *option.secondary_opts)}
     return parameters | typed
 
