@@ -39,6 +39,13 @@ def test_every_package_is_in_the_table_of_folders(package: Path) -> None:
     assert f"| `{top if package.parts[0] == 'pipeline' else package.parts[0]}/` |" in (ROOT / "CONTRIBUTING.md").read_text()
 
 
+def test_every_page_is_in_the_site_and_in_the_readme() -> None:
+    site, readme = (ROOT / "mkdocs.yml").read_text(), (ROOT / "README.md").read_text()
+    for page in ROOT.glob("docs/*.md"):
+        assert f": {page.name}\n" in site, page
+        assert f"(docs/{page.name})" in readme, page
+
+
 def test_readme_quotes_the_newest_report() -> None:
     report = max((ROOT / "benchmarks/results").glob("suite-*.json"))
     text = (ROOT / "README.md").read_text()
