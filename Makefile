@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_STAMP := $(VENV)/.demo-ready
 STAMP := $(VENV)/.ready
+# One test process per core. Each begins with a share of the tests in their order and takes over others' tests when it has none left.
+PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-full lint bench bench-reports peers docs reference clean setup
 
@@ -12,10 +14,10 @@ demo: $(DEMO_STAMP)
 	$(BIN)/python cli.py demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not full"
+	$(PYTEST) -m "not full"
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

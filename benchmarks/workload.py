@@ -159,10 +159,13 @@ def measured_apart(module: str, options: Mapping[str, object], work: Path, what:
         what: The name of the measurement.
     """
     given = [text for name, value in options.items() for text in ("--" + name.replace("_", "-"), str(value))]
-    command = [sys.executable, "-m", module, *given, "--work", str(work), "--measure", what]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(run_module(module, *given, "--work", str(work), "--measure", what).splitlines()[-1])
     return found
+
+
+def run_module(module: str, *arguments: str) -> str:
+    """Run ``python -m MODULE ARGUMENTS``; what it writes to standard output."""
+    return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def take_turns(ways: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:

@@ -1,8 +1,9 @@
-"""What tests share: the real data where it is there, and one small dataset, cached and trained once."""
+"""What tests share: the real data, where it is available, and one small dataset, cached and trained once per test process."""
 
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,6 @@ from shards.digests import file_sha256
 from shards.json_files import read_json, write_json
 from tests.caching import cache_features
 
-torch.set_num_threads(2)
 # A shell that runs tests in the background (`make test &` in a script) has them ignore Ctrl-C, and with them every command that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,6 +35,13 @@ TINY_MODEL = {"min_count": 1, "embedding_dim": 16, "hidden_dim": 32, "batch_size
 
 
 PREPROCESSING = with_crop(random_info(64), size=64, mode="squash", filter="lanczos")
+
+
+def pytest_collection_finish() -> None:
+    """Let the fork server import what its processes need while the first tests run, if a test that is about to run uses it."""
+    processes = sys.modules.get("tests.processes")
+    if processes is not None:
+        processes.start_fork_server()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import bench_cache, bench_views
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 OPTIONS = ["--backbone", "squeezenet1_1", "--batch-size", "4", "--batches", "2", "--repeats", "1", "--device", "cpu"]
 
 

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks import bench_caption
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 def test_whole_commands_are_compared_in_turns(dataset: Path, tmp_path: Path) -> None:

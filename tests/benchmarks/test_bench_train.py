@@ -8,6 +8,8 @@ import pytest
 from benchmarks import bench_precisions, bench_train, training_ways
 from benchmarks.workload import Usage
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 TINY = "--backbone squeezenet1_1 --feature-images 60 --feature-dim 16 --batch-size 8 --raw-steps 1 --cached-steps 10 --loading-batches 2"
 WAYS = ["ours cached", "tutorial decoder"]  # test_run.py measures the others
 
@@ -31,7 +33,7 @@ def test_loss_curves_of_two_precisions_are_compared(data: Path, tmp_path: Path) 
         "--data",
         str(data / "flickr8k-features"),
         "--num-images",
-        "30",
+        "16",
         "--epochs",
         "1",
         "--seeds",

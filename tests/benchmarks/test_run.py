@@ -30,6 +30,7 @@ def captions(dataset: Path) -> Path:
     return dataset / "captions.json"
 
 
+@pytest.mark.usefixtures("forked")
 def test_raw_cached_and_limits_are_measured_in_the_same_turns_and_reported_with_plots(
     dataset: Path, captions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,9 +56,11 @@ def test_raw_cached_and_limits_are_measured_in_the_same_turns_and_reported_with_
     assert [line.split("|")[1].split(":")[0].strip() for line in lines[2:]] == ["The tutorial", "Raw shards", "Cached features"]
 
 
+@pytest.mark.parametrize("features", [("h5py",), pytest.param(bench_peers.FEATURES, marks=pytest.mark.full)], ids=["one", "all"])
 def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_named(
-    dataset: Path, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...]
 ) -> None:
+    monkeypatch.setattr(bench_peers, "FEATURES", features)
     monkeypatch.setattr(peers, "FOLDER", tmp_path / "none")
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'ImportError: no such thing' >&2\nexit 3\n")
@@ -66,7 +69,7 @@ def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_nam
     found = suite(dataset, tmp_path / "out", captions, "--only", "peers", "--peers", "webdataset", "litdata", "ffcv")["peers"]
     assert set(found["writing"]["warm"]) == {"ours", "webdataset"}
     assert set(found["loading"]["warm"]) == {"ours", "DataLoader", "webdataset"}
-    assert set(found["features"]["warm"]) == {"ours", "h5py", "h5py, gzip", "h5py, sorted batches", ".npy files"}
+    assert set(found["features"]["warm"]) == {"ours", *features}
     assert found["not_measured"] == {
         "litdata": "not installed: no environment for it (`make peers`)",
         "ffcv, writing": "failed: ImportError: no such thing",
@@ -76,6 +79,7 @@ def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_nam
     assert "- litdata: not installed" in text.read_text()
 
 
+@pytest.mark.usefixtures("forked")
 def test_growth_reports_time_and_memory_of_every_stage(dataset: Path, captions: Path, tmp_path: Path) -> None:
     found = suite(dataset, tmp_path, captions, "--only", "growth")["growth"]
     stages = [(stage["stage"], stage["workers"]) for stage in found["stages"]]

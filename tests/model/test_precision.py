@@ -125,12 +125,12 @@ def test_the_cosine_is_the_smallest_on_images_not_used_for_the_correction() -> N
     assert next(exact.parameters()).dtype is torch.float32
 
 
-@pytest.fixture(scope="module")
-def mobilenet(data: Path) -> tuple[FrozenBackbone, Tensor]:
-    """A network with real weights whose features do not agree in bfloat16 without correction, and 16 real images."""
+@pytest.fixture(scope="module", params=[6, pytest.param(16, marks=pytest.mark.full)])
+def mobilenet(request: pytest.FixtureRequest, data: Path) -> tuple[FrozenBackbone, Tensor]:
+    """A network with real weights whose features do not agree in bfloat16 without correction, and some real images."""
     state = torch.load(data / "weights" / "mobilenet_v2_tf2ptq-2d2ba5d1.pth", weights_only=True)
     preprocessing = with_crop(random_info(256), size=256, mode="squash", filter="lanczos")
-    paths = sorted((data / "coco-cc" / "images").iterdir())[:16]
+    paths = sorted((data / "coco-cc" / "images").iterdir())[: request.param]
     images = center_crop([torch.from_numpy(load_image(path, Resize(size=256))) for path in paths], 224)
     return folded(build_backbone("mobilenet_v2", state, preprocessing)), images
 

@@ -1,6 +1,6 @@
 """Computes one batch's gradients as a training does, in one process or in several: for test_distributed.py to compare.
 
-Usage: gradients.py OUT KIND DATA CHUNKS UNITS, where KIND is features or shards; the main process writes the gradients to OUT.
+The arguments are OUT KIND DATA CHUNKS UNITS, where KIND is features or shards; the main process writes the gradients to OUT.
 """
 
 import sys
@@ -54,13 +54,8 @@ def gradients(kind: str, path: Path, *, chunks: int, units: int, processes: Proc
 
 def main() -> None:
     out, kind, data, chunks, units = sys.argv[1:]
-    torch.set_num_threads(1)
     with process_group(CPU) as processes:
         found = gradients(kind, Path(data), chunks=int(chunks), units=int(units), processes=processes)
         if processes.is_main_process:
             save_file({name: value.contiguous() for name, value in found.items()}, out)
         processes.barrier()
-
-
-if __name__ == "__main__":
-    main()

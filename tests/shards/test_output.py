@@ -26,6 +26,7 @@ from tests import ROOT
 from tests.caching import cache_features
 from tests.conftest import TINY_MODEL
 from tests.pipeline.short_runs import train_on_cpu
+from tests.processes import run_python
 from tests.servers import contents, draw, objects, s3_bucket, shard
 
 NAMES = [f"{number}.jpg" for number in range(10)]
@@ -130,7 +131,7 @@ shard(Path(sys.argv[1]), sys.argv[2])
 @pytest.mark.parametrize("fault", [2, 5, 9, 10])
 def test_a_run_killed_between_two_files_leaves_complete_files_and_resumes_to_the_same_bytes(place: Place, drawn: Path, fault: int) -> None:
     url, client = place
-    child = subprocess.run([sys.executable, "-c", FAULT, str(drawn), url, str(fault)], cwd=ROOT, check=False)
+    child = run_python(FAULT, drawn, url, fault)
     assert child.returncode == -signal.SIGKILL
     whole, there = contents(drawn / "whole"), objects(client, url)
     assert len(there) == fault - 1
@@ -152,7 +153,7 @@ def test_an_interrupted_upload_of_a_large_file_leaves_no_object(place: Place, tm
         "s3fs.S3FileSystem._call_s3 = dying\n"
         "Output(folder=Path(sys.argv[1]), url=sys.argv[2]).upload('large', 'mark')"
     )
-    child = subprocess.run([sys.executable, "-c", code, str(tmp_path), url], cwd=ROOT, check=False)
+    child = run_python(code, tmp_path, url)
     assert child.returncode == -signal.SIGKILL
     output = Output(folder=tmp_path, url=url)
     assert (objects(client, url), output.stat("large"), output.names()) == ({}, None, [])

@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -31,9 +30,9 @@ from shards.fetch import _file_system
 from shards.layout import DATASET_FILE, MIRROR_FILE, records_path, sidecar_path
 from shards.remote import check_cache_holds, localize, mirror_name, origin
 from shards.tar import open_readable_split
-from tests import ROOT
 from tests.conftest import Small
 from tests.pipeline.short_runs import train_on_cpu
+from tests.processes import start_python
 from tests.shards.shard_server import LARGE, Server, largest, opened, tar_bytes, wait_until
 
 Run = Callable[..., Result]
@@ -59,10 +58,6 @@ def assert_same(found: list[CaptionBatch], wanted: list[CaptionBatch]) -> None:
     for one, other in zip(found, wanted, strict=True):
         assert (one.images == other.images).all()
         assert (one.tokens == other.tokens).all()
-
-
-def python(code: str, *arguments: object) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_a_local_path_stays_as_it_is(fine: Path) -> None:
@@ -290,7 +285,7 @@ print(split.digest)
 
 
 def test_concurrent_processes_fetch_each_tar_once(server: Server, fine: Path, tmp_path: Path) -> None:
-    processes = [python(READ, server.url, tmp_path) for _ in range(3)]
+    processes = [start_python(READ, server.url, tmp_path) for _ in range(3)]
     for process in processes:
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
@@ -301,7 +296,7 @@ def test_concurrent_processes_fetch_each_tar_once(server: Server, fine: Path, tm
 def test_a_kill_in_the_middle_of_a_tar_does_no_harm(server: Server, tmp_path: Path) -> None:
     server.hang.add("train-000000.tar")
     folder = tmp_path / mirror_name(server.url)
-    process = python(READ, server.url, tmp_path)
+    process = start_python(READ, server.url, tmp_path)
     wait_until(lambda: bool(list(folder.glob(".train-000000.tar.tmp"))) and server.gets["train-000000.tar"] == 1, 30)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=10)

@@ -5,8 +5,6 @@ import hashlib
 import http.server
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ from model.networks import random_state
 from model.torchvision_loading import torchvision_models
 from pipeline.backbone.backbones import Network, open_backbone, read_weights, reopen_backbone
 from shards.errors import InputError, MismatchError, ResourceError
-from tests import ROOT
+from tests.processes import run_python
 
 RESIZE = {"size": 256, "mode": "squash", "filter": "lanczos"}
 NAME = "mobilenet_v2_tf2ptq-2d2ba5d1.pth"  # the name carries the file's hash, as torchvision's own do
@@ -165,10 +163,7 @@ def test_timms_weights_come_from_the_hub_once_and_are_the_same_by_path(tmp_path:
     for name in ("http_proxy", "HTTP_PROXY", "HF_HUB_OFFLINE"):
         environment.pop(name, None)
 
-    def fetch_in_a_process() -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([sys.executable, "-c", FETCH, str(path)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-    done = fetch_in_a_process()
+    done = run_python(FETCH, path, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     by_name, by_path = (line.split() for line in done.stdout.splitlines())
     assert by_name[0] == "r160_in1k"
@@ -176,13 +171,13 @@ def test_timms_weights_come_from_the_hub_once_and_are_the_same_by_path(tmp_path:
     assert by_name[2] == "160"
     whole = f"GET {HUB_FILE}"
     assert Hub.asked.count(whole) == 1
-    assert fetch_in_a_process().stdout == done.stdout
+    assert run_python(FETCH, path, environment=environment).stdout == done.stdout
     assert Hub.asked.count(whole) == 1
     Hub.content = b""
     shutil.rmtree(tmp_path / "hub")
     server.shutdown()
     server.server_close()
-    failed = fetch_in_a_process()
+    failed = run_python(FETCH, path, environment=environment)
     assert "ResourceError" in failed.stderr
     assert "could not be downloaded" in failed.stderr
 

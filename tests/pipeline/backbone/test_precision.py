@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from model.encoder import build_backbone, with_crop
 from model.networks import random_info, random_state
 from pipeline.backbone.precision import choose_precision, compile_if_worthwhile, decoder_autocast, pick_precision
 from shards.errors import InputError
-from tests import ROOT
+from tests.processes import run_python
 
 CPU = torch.device("cpu")
 PREPROCESSING = with_crop(random_info(64), size=64, mode="squash", filter="lanczos")
@@ -89,7 +87,7 @@ def test_without_a_compiler_a_long_pass_says_so_and_runs_uncompiled(tmp_path: Pa
         "print(tried.notes)"
     )
     environment = {**os.environ, "PATH": str(tmp_path), "CXX": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    done = run_python(code, environment=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "torch.compile does not work here" in done.stdout
     assert "runs uncompiled" in done.stdout

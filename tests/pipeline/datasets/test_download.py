@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import stat
-import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -28,7 +26,7 @@ from pipeline.execution import progress as progress_module
 from shards import fetch
 from shards.atomic import hold_lock
 from shards.errors import DamageError, InputError, OccupiedError, ResourceError
-from tests import ROOT
+from tests.processes import PythonProcess, run_python, start_python
 from tests.range_server import RangeServer, range_server
 
 Run = Callable[..., Result]
@@ -228,20 +226,19 @@ def test_an_archive_of_unknown_size_reserves_no_space_and_its_progress_has_no_to
     assert not [line for line in lines if " of " in line or " left" in line]
 
 
-def program(server: RangeServer, root: Path, before: str = "") -> list[str]:
-    """The command of a process that downloads the small dataset."""
+def program(server: RangeServer, root: Path, before: str = "") -> str:
+    """Code that downloads the small dataset, for a process of its own."""
     parts = {name: vars(archive) for name, archive in small_coco().parts.items()}
-    code = (
+    return (
         "import sys, json\nfrom dataclasses import replace\nfrom pathlib import Path\n"
         f"from pipeline.datasets.catalogue import DATASETS, Archive\nfrom pipeline.datasets.download import download\n"
         f"parts = {{name: Archive(**fields) for name, fields in json.loads({json.dumps(parts)!r}).items()}}\n"
         f"DATASETS['coco2014'] = replace(DATASETS['coco2014'], parts=parts)\n{before}\n"
         f"download('coco2014', root=Path({str(root)!r}), base_url={server.url!r}, quiet=False)\n"
     )
-    return [sys.executable, "-c", code]
 
 
-def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+def wait_until(condition: Callable[[], bool], process: PythonProcess) -> None:
     deadline = time.monotonic() + 30
     while not condition():
         assert process.poll() is None
@@ -252,7 +249,7 @@ def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[bytes]"
 def test_a_kill_during_the_download_loses_only_the_chunk_in_progress(server: RangeServer, tmp_path: Path) -> None:
     server.slow = 0.1
     part = tmp_path / ".train2014.zip.tmp"
-    with subprocess.Popen(program(server, tmp_path), cwd=ROOT) as process:
+    with start_python(program(server, tmp_path)) as process:
         wait_until(lambda: part.is_file() and part.stat().st_size > 100_000, process)
         process.send_signal(signal.SIGKILL)
     had = part.stat().st_size
@@ -267,7 +264,7 @@ def test_a_kill_during_the_download_loses_only_the_chunk_in_progress(server: Ran
 
 def test_a_kill_during_unpacking_loses_one_file(server: RangeServer, tmp_path: Path) -> None:
     slow = "import pipeline.datasets.unzip as u, time\nold = u.is_complete\nu.is_complete = lambda *a: (time.sleep(0.1), old(*a))[1]\n"
-    with subprocess.Popen(program(server, tmp_path, slow), cwd=ROOT) as process:
+    with start_python(program(server, tmp_path, slow)) as process:
         wait_until(lambda: len(list(tmp_path.glob("train2014/*.jpg"))) > 5, process)
         process.send_signal(signal.SIGKILL)
     there = {path: path.stat().st_mtime_ns for path in tmp_path.glob("train2014/COCO*.jpg")}
@@ -281,10 +278,10 @@ def test_a_kill_during_unpacking_loses_one_file(server: RangeServer, tmp_path: P
 def test_ctrl_c_stops_between_two_chunks_and_the_next_run_resumes(server: RangeServer, tmp_path: Path) -> None:
     server.slow = 0.1
     part = tmp_path / ".train2014.zip.tmp"
-    with subprocess.Popen(program(server, tmp_path), cwd=ROOT, stderr=subprocess.PIPE) as process:
+    with start_python(program(server, tmp_path)) as process:
         wait_until(lambda: part.is_file() and part.stat().st_size > 100_000, process)
         process.send_signal(signal.SIGINT)
-        assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1]  # which the command line reports
+        assert "KeyboardInterrupt" in process.communicate(timeout=20)[1]  # which the command line reports
     server.slow = 0
     server.received.clear()
     download("coco2014", root=tmp_path, base_url=server.url)
@@ -293,7 +290,7 @@ def test_ctrl_c_stops_between_two_chunks_and_the_next_run_resumes(server: RangeS
 
 def test_a_full_disk_stops_with_one_paragraph_and_the_next_run_resumes(server: RangeServer, tmp_path: Path) -> None:
     limit = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
-    done = subprocess.run(program(server, tmp_path, limit), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python(program(server, tmp_path, limit))
     assert done.stderr.splitlines()[-1].startswith(
         f"shards.errors.ResourceError: {tmp_path / 'train2014.zip'}: no space left (File too large). Free some"
     )

@@ -1,10 +1,8 @@
 import platform
-import subprocess
-import sys
 
 import pytest
 
-from tests import ROOT
+from tests.processes import run_python
 
 FAULTS = """
 import resource, sys, torch
@@ -23,6 +21,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
 def test_freed_memory_is_reused_without_page_faults() -> None:
     def faults(mode: str) -> int:
-        return int(subprocess.run([sys.executable, "-c", FAULTS, mode], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        return int(run_python(FAULTS, mode, check=True).stdout)
 
     assert faults("keep") < 0.1 * faults("default")

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.execution.array_tasks import ArrayTask, pick_array_task, writer_lock
 from shards.errors import InputError, OccupiedError
-from tests import ROOT
+from tests.processes import PythonProcess, start_python
 from tests.servers import contents, draw, shard
 
 NAMES = [f"{number}.jpg" for number in range(10)]
@@ -45,10 +43,8 @@ def test_impossible_array_tasks_are_refused(task_id: int | None, num_tasks: int 
         pick_array_task(task_id, num_tasks)
 
 
-def hold(folder: Path, *task: int) -> "subprocess.Popen[str]":
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), *map(str, task)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+def hold(folder: Path, *task: int) -> PythonProcess:
+    child = start_python(HOLD, folder, *task, pipes=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
     return child
@@ -91,7 +87,7 @@ def test_array_tasks_make_the_same_files_as_one_run_and_the_last_run_commits(tmp
         "import sys; from pathlib import Path; from pipeline.execution.array_tasks import ArrayTask; from tests.servers import shard\n"
         "shard(Path(sys.argv[1]), Path(sys.argv[1]) / 'out', array_task=ArrayTask(task_id=int(sys.argv[2]), num_tasks=3))"
     )
-    children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(number)], cwd=ROOT) for number in range(3)]
+    children = [start_python(code, tmp_path, number) for number in range(3)]
     assert [child.wait(120) for child in children] == [0, 0, 0]
     assert not (out / "dataset.json").exists()
     assert sorted(contents(out)) == sorted(name for name in contents(tmp_path / "whole") if name.startswith("train-"))

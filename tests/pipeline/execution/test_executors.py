@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import pytest
 
 from pipeline.execution.executors import run_tasks
 from shards.errors import InputError, ResourceError
-from tests import ROOT
+from tests.processes import start_python
 
 
 def square(number: int) -> tuple[int, int]:
@@ -61,9 +59,9 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.execution.executors import run_tasks; "
         "from tests.pipeline.execution.test_executors import sleep_beside\n"
-        "if __name__ == '__main__':\n    list(run_tasks(sleep_beside, [(Path(sys.argv[1]), n) for n in range(2)], workers=2))"
+        "list(run_tasks(sleep_beside, [(Path(sys.argv[1]), n) for n in range(2)], workers=2))"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    parent = start_python(code, tmp_path)
     deadline = time.monotonic() + 60
     while len(pids := [int(p.read_text() or 0) for p in tmp_path.glob("*.pid")]) < 2 or 0 in pids:
         assert time.monotonic() < deadline

@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,24 +15,34 @@ import pytest
 
 from shards.errors import ResourceError
 from shards.features import open_features
-from tests import ROOT
 from tests.caching import cache_features
 from tests.conftest import Small, shard_small
 from tests.pipeline.features.test_cache_features import RESNET, with_kept_weights
+from tests.processes import run_python
 
 COMMAND = """
-import sys, torch
+import sys
 from pathlib import Path
 from tests.caching import cache_features
-if __name__ == "__main__":
-    torch.set_num_threads(2)
-    cache_features(shards=Path(sys.argv[1]), out=Path(sys.argv[2]), splits=["train"], backbone="resnet18", weights="random",
-                   device="cpu", precision="fp32", batch_size=2)
+cache_features(shards=Path(sys.argv[1]), out=Path(sys.argv[2]), splits=["train"], backbone="resnet18", weights="random",
+               device="cpu", precision="fp32", batch_size=2)
 """
-
-
-def run_pass(shards: Path, out: Path) -> list[str]:
-    return [sys.executable, "-c", COMMAND, str(shards), str(out)]
+# Kills itself some time after it was about to rename one more file of features than argv[3].
+KILL = """
+import os, signal, sys, threading
+renamed = 0
+def hook(event, args):
+    global renamed
+    if event == "os.rename" and str(args[1]).endswith(".h5"):
+        renamed += 1
+        if renamed == int(sys.argv[3]) + 1:
+            if float(sys.argv[4]):
+                threading.Timer(float(sys.argv[4]), os.kill, (os.getpid(), signal.SIGKILL)).start()
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+"""
+KEEP_PARTS = "import shutil; shutil.rmtree = lambda *a, **k: None  # the parts stay, to be looked at\n"
 
 
 @pytest.fixture(scope="module")
@@ -43,27 +51,19 @@ def many_parts(small: Small, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     base = tmp_path_factory.mktemp("many")
     shard_small(small.source, base / "shards", "train", shard_size=2)
     out = with_kept_weights(small, base / "out")
-    subprocess.run(run_pass(base / "shards", out), cwd=ROOT, check=True)
+    run_python(COMMAND, base / "shards", out, check=True)
     return base / "shards", (out / "train.h5").read_bytes()
 
 
 def kill_and_compare(small: Small, many_parts: tuple[Path, bytes], out: Path, finished: int, wait: float) -> None:
-    """Kill a pass ``wait`` seconds after so many parts are there; another pass then ends with the uninterrupted one's bytes."""
+    """Kill a pass ``wait`` seconds after it has finished some parts; another pass then ends with the uninterrupted one's bytes."""
     shards, whole = many_parts
     out = with_kept_weights(small, out)
-    child = subprocess.Popen(run_pass(shards, out), cwd=ROOT)
+    assert run_python(KILL + COMMAND, shards, out, finished, wait).returncode == -signal.SIGKILL
     parts = out / ".train.parts"
-    deadline = time.monotonic() + 120
-    while len(list(parts.glob("0*.h5"))) < finished and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.0005)
-    time.sleep(wait)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL  # it was not done yet
     kept = {p.name: p.stat().st_mtime_ns for p in parts.glob("0*.h5")}
-    code = COMMAND.replace(
-        "    torch.set", "    import shutil; shutil.rmtree = lambda *a, **k: None  # the parts stay, to be looked at\n    torch.set"
-    )
-    subprocess.run([sys.executable, "-c", code, str(shards), str(out)], cwd=ROOT, check=True)
+    assert len(kept) == finished or (wait and len(kept) > finished)
+    run_python(KEEP_PARTS + COMMAND, shards, out, check=True)
     assert (out / "train.h5").read_bytes() == whole
     now = {p.name: p.stat().st_mtime_ns for p in parts.glob("0*.h5")}
     assert {name: now[name] for name in kept} == kept
@@ -98,8 +98,7 @@ def test_parts_that_a_pass_killed_right_behind_its_end_has_left_are_removed(smal
 def test_a_damaged_part_is_made_anew_and_nothing_is_left_over(small: Small, many_parts: tuple[Path, bytes], tmp_path: Path) -> None:
     shards, whole = many_parts
     out = with_kept_weights(small, tmp_path / "out")
-    keep_parts = COMMAND.replace("    torch.set", "    import shutil; shutil.rmtree = lambda *a, **k: None\n    torch.set")
-    subprocess.run([sys.executable, "-c", keep_parts, str(shards), str(out)], cwd=ROOT, check=True)
+    run_python(KEEP_PARTS + COMMAND, shards, out, check=True)
     parts = sorted((out / ".train.parts").glob("0*.h5"))
     (out / "train.h5").unlink()
     for number, part in enumerate(parts[:4]):
@@ -109,7 +108,7 @@ def test_a_damaged_part_is_made_anew_and_nothing_is_left_over(small: Small, many
         elif number < 3:
             content[content.index(open_features(part).features.tobytes()) + 100 * number] ^= 4
         part.write_bytes(content if number < 3 else b"")
-    subprocess.run(run_pass(shards, out), cwd=ROOT, check=True)
+    run_python(COMMAND, shards, out, check=True)
     assert (out / "train.h5").read_bytes() == whole
     assert sorted(p.name for p in out.iterdir()) == ["backbone.safetensors", "train.h5", "train.samples.tar"]
 
@@ -129,17 +128,16 @@ def test_a_full_disk_is_a_clear_error_and_a_second_run_ends_with_the_same_bytes(
         f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "    yield first\n    yield from batches\n"
         "parts.pixel_batches = limited\n"
-        "if __name__ == '__main__':\n"
-        "    cli(['cache-features', '--shards', sys.argv[1], '--out', sys.argv[2], '--split', 'train', '--backbone', 'resnet18',"
+        "cli(['cache-features', '--shards', sys.argv[1], '--out', sys.argv[2], '--split', 'train', '--backbone', 'resnet18',"
         " '--weights', 'random', '--device', 'cpu', '--precision', 'fp32', '--batch-size', '2'])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(shards), str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python(code, shards, out)
     assert done.returncode == 1, done.stderr
     assert re.search(r"(000000|train)\.h5: no space left \(File too large\)", done.stderr)
     assert "Traceback" not in done.stderr
     assert not (out / "train.h5").exists()
     assert len(list((out / ".train.parts").glob("0*.h5"))) == (0 if fits == "no part" else 18)
-    subprocess.run(run_pass(shards, out), cwd=ROOT, check=True)
+    run_python(COMMAND, shards, out, check=True)
     assert (out / "train.h5").read_bytes() == whole
 
 
@@ -151,15 +149,13 @@ def test_a_folder_that_may_not_be_used_is_a_clear_error(small: Small, tmp_path: 
     (tmp_path / closed).chmod(0o555 if closed == "out" else 0)
     code = (
         "import os, sys; from cli import cli; import pipeline.features.cache_features\n"
-        "if __name__ == '__main__':\n"
-        "    if os.getuid() == 0: os.setgroups([]); os.setegid(65534); os.seteuid(65534)\n"  # root may do anything anywhere
-        "    cli(['cache-features', '--shards', sys.argv[1], '--out', sys.argv[2], '--backbone', 'resnet18', '--weights', 'random'])"
+        "if os.getuid() == 0: os.setgroups([]); os.setegid(65534); os.seteuid(65534)\n"  # root may do anything anywhere
+        "cli(['cache-features', '--shards', sys.argv[1], '--out', sys.argv[2], '--backbone', 'resnet18', '--weights', 'random'])"
     )
     for folder in (tmp_path, *tmp_path.parents):
         if os.getuid() == 0 and not folder.stat().st_mode & 0o001:
             folder.chmod(folder.stat().st_mode | 0o001)
-    arguments = [sys.executable, "-c", code, str(shards), str(out)]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python(code, shards, out)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert re.search(rf"{tmp_path / closed}.*: not allowed", done.stderr)

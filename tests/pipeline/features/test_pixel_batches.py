@@ -81,7 +81,7 @@ def test_a_killed_worker_is_an_error_with_advice(small: Small) -> None:
     assert victims
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    with pytest.raises(ResourceError, match="fewer --workers"):
+    with pytest.raises(ResourceError, match="fewer `workers`"):
         list(batches)
 
 

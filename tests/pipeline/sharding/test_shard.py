@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from dataclasses import replace
@@ -27,10 +26,10 @@ from pipeline.sharding.shard import write_shards
 from pipeline.sharding.splits import SplitSummary
 from shards.dataset import open_split, read_dataset_file
 from shards.errors import DamageError, InputError, MismatchError, OccupiedError
-from tests import ROOT
 from tests.caching import cache_features
 from tests.conftest import SMALL, TINY_MODEL, Small, shard_small
 from tests.pipeline.short_runs import train_on_cpu
+from tests.processes import run_python, start_python
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -188,11 +187,11 @@ def kill_and_compare(small: Small, folder: Path, finished: int, delay: float) ->
     """Kill a run with two workers ``delay`` seconds after the given number of shards is written; then finish it."""
     code = (
         "import sys; from pathlib import Path; from tests.conftest import shard_small\n"
-        "if __name__ == '__main__':\n"
-        f"    shard_small(Path(sys.argv[1]), Path(sys.argv[2]), 'train', workers=2, shard_size={KILLED_SHARD_SIZE})"
+        f"shard_small(Path(sys.argv[1]), Path(sys.argv[2]), 'train', workers=2, shard_size={KILLED_SHARD_SIZE})\n"
+        "import time; time.sleep(600)"  # however late this process sees that so many shards are there
     )
     out = folder / "killed"
-    child = subprocess.Popen([sys.executable, "-c", code, str(small.source), str(out)], cwd=ROOT, start_new_session=True)
+    child = start_python(code, small.source, out, own_group=True)
     deadline = time.monotonic() + 60
     while len(list(out.glob("train-*.json"))) < finished:
         assert child.poll() is None
@@ -200,7 +199,7 @@ def kill_and_compare(small: Small, folder: Path, finished: int, delay: float) ->
         time.sleep(0.001)
     time.sleep(delay)
     os.killpg(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL  # it was not finished
+    assert child.wait() == -signal.SIGKILL
     for name in ("killed", "whole"):
         shard_small(small.source, folder / name, "train", shard_size=KILLED_SHARD_SIZE)
     assert contents(out) == contents(folder / "whole")
@@ -239,8 +238,7 @@ print(points)
 
 
 def run_to_fault(small: Small, out: Path, fault: int) -> "subprocess.CompletedProcess[str]":
-    arguments = [sys.executable, "-c", FAULT, str(small.source), str(out), str(fault)]
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    return run_python(FAULT, small.source, out, fault)
 
 
 def finish_and_compare(small: Small, out: Path) -> None:
@@ -285,7 +283,7 @@ def test_a_full_disk_is_a_clear_error_and_finished_shards_stay_valid(small: Smal
         "cli(['shard', '--images', sys.argv[1] + '/images', '--captions', sys.argv[1] + '/captions_train.json', '--out', sys.argv[2],"
         " '--size', '64', '--shard-size', '10', '--workers', '1'])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(small.source), str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python(code, small.source, out)
     assert done.returncode == 1
     assert f"train-{grows:06d}.tar: no space left" in done.stderr
     assert "Traceback" not in done.stderr
@@ -303,8 +301,7 @@ def test_the_second_of_two_runs_on_one_split_is_refused(small: Small, tmp_path: 
         "s.write_shard = slow\n"
         "shard_small(Path(sys.argv[1]), Path(sys.argv[2]), 'train', shard_size=100)"
     )
-    arguments = [sys.executable, "-c", code, str(small.source), str(tmp_path / "out")]
-    with subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    with start_python(code, small.source, tmp_path / "out", pipes=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "writing\n"
         with pytest.raises(OccupiedError, match="another process is writing split 'train'"):

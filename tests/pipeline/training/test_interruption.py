@@ -1,11 +1,8 @@
 """A training that was stopped or killed and resumed equals one that was not."""
 
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,9 +11,9 @@ import torch
 
 from pipeline.runs.checkpoints import latest_checkpoint
 from pipeline.training.interruption import Interrupted
-from tests import ROOT
 from tests.conftest import TINY_MODEL, Small
 from tests.pipeline.short_runs import interrupted_at, lines, same, train_on_cpu
+from tests.processes import run_python, start_python
 
 SETTINGS = {**TINY_MODEL, "epochs": 2, "checkpoint_every": 3}
 STRONG = {
@@ -41,34 +38,31 @@ def test_a_training_stopped_anywhere_and_resumed_equals_one_that_was_not(small: 
     assert lines(tmp_path / "parts")[-1] == lines(tmp_path / "uninterrupted")[-1]
 
 
-def start(small: Small, out: Path, source: str) -> "subprocess.Popen[bytes]":
+KILL = """
+import os, signal, threading, time
+from pipeline.training.cross_entropy import CrossEntropyStep
+compute, at, seconds = CrossEntropyStep.__call__, int(sys.argv[4]), float(sys.argv[5])
+def call(self, batch):
+    if batch.epoch * self.steps_per_epoch + batch.step >= at:
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return compute(self, batch)
+CrossEntropyStep.__call__ = call
+"""
+
+
+def train_apart(small: Small, out: Path, source: str, *kill: float) -> int:
+    """Train in a process of its own, which kills itself some seconds after a step has begun, if told so; its exit code."""
     settings = {**SETTINGS, "epochs": 6 if source == "features" else 2, "log_every": 1, "precision": "fp32"}
     data = {"features": "features=Path(sys.argv[2])", "shards": "shards=Path(sys.argv[3]), backbone='resnet18', weights='random'"}
     code = (
         "import sys, torch; torch.set_num_threads(2); from pathlib import Path; from pipeline.training.train import train\n"
         "from pipeline.training.config import DataConfig, RuntimeConfig\n"
+        f"{KILL if kill else ''}"
         f"data, runtime = DataConfig({data[source]}), RuntimeConfig(device='cpu')\n"
-        f"train(out=Path(sys.argv[1]), data=data, settings={settings!r}, resume=True, runtime=runtime)"
+        f"train(out=Path(sys.argv[1]), data=data, settings={settings!r}, resume=True, runtime=runtime)\n"
+        f"{'time.sleep(60)' if kill else ''}"
     )
-    return subprocess.Popen([sys.executable, "-c", code, str(out), str(small.features), str(small.shards)], cwd=ROOT)
-
-
-def steps_logged(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    return path.read_bytes().count(b"mean_loss") if path.is_file() else 0
-
-
-def kill_at(child: "subprocess.Popen[bytes]", run: Path, step: int, seconds: float) -> bool:
-    """Kill a training some seconds after it has logged a step; False if it had already ended."""
-    deadline = time.monotonic() + 60
-    while steps_logged(run) < step and child.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    time.sleep(seconds)
-    running = child.poll() is None
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    return running
+    return run_python(code, out, small.features, small.shards, *kill).returncode
 
 
 @pytest.mark.parametrize("source", ["features", "shards"])
@@ -76,22 +70,24 @@ def kill_at(child: "subprocess.Popen[bytes]", run: Path, step: int, seconds: flo
 def test_a_training_killed_at_random_moments_equals_one_that_was_not_bit_for_bit(small: Small, tmp_path: Path, source: str, kills: int) -> None:
     for name in ("uninterrupted", "killed"):
         shutil.copytree(small.features, tmp_path / name, ignore=shutil.ignore_patterns("*.h5", "*.tar"))  # the same random weights
-    assert start(small, tmp_path / "uninterrupted", source).wait() == 0
-    steps = steps_logged(tmp_path / "uninterrupted")
+    assert train_apart(small, tmp_path / "uninterrupted", source) == 0
+    steps = len([line for line in lines(tmp_path / "uninterrupted") if "mean_loss" in line])
     draw = random.Random(kills)
-    killed = 0
     for step in sorted(draw.randrange(steps - 4) for _ in range(kills)):
-        killed += kill_at(start(small, tmp_path / "killed", source), tmp_path / "killed", step, draw.uniform(0, 0.03))
-    assert killed == kills
-    assert start(small, tmp_path / "killed", source).wait() == 0
+        assert train_apart(small, tmp_path / "killed", source, step, draw.uniform(0, 0.03)) == -signal.SIGKILL
+    assert train_apart(small, tmp_path / "killed", source) == 0
     same(tmp_path / "uninterrupted", tmp_path / "killed")
     assert lines(tmp_path / "killed") == lines(tmp_path / "uninterrupted")
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_resume(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "cli.py", "train", "--features", str(small.features), "--out", str(out), "--epochs", "2000", "--min-count", "1"]
-    child = subprocess.Popen([*command, "--embedding-dim", "16", "--hidden-dim", "32"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    code = (
+        "import sys; from cli import cli\n"
+        "cli(['train', '--features', sys.argv[1], '--out', sys.argv[2], '--epochs', '2000', '--min-count', '1',"
+        " '--embedding-dim', '16', '--hidden-dim', '32'])"
+    )
+    child = start_python(code, small.features, out)
     deadline = time.monotonic() + 60
     while not (out / "metrics.jsonl").is_file() or not (out / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline
