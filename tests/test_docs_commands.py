@@ -20,6 +20,8 @@ from tests.documents import DOCUMENTS, Block, blocks, prepare, prepare_weights, 
 SHELL = re.compile(r"[|><*?;&$`]")
 ALL = [block for document in DOCUMENTS for block in blocks(document)]
 FILES = [ROOT / "cli.py", ROOT / "Makefile", *(path for name in ("pipeline", "model", "shards") for path in (ROOT / name).rglob("*.py"))]
+# Their commands take long: make test checks that they exist with all their options, make test-full runs them.
+LONG = ("caching.md", "coco.md", "decoding.md", "flickr8k.md", "importing.md", "metrics.md", "readers.md", "recipes.md", "training.md", "tutorial.md")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [pytest.param(path, marks=[pytest.mark.full] if path.name in LONG else [], id=path.name) for path in DOCUMENTS])
 def test_the_commands_of_a_document_run_in_order(document: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [block for block in blocks(document) if block.not_run is None]
     if not any(block.is_commands or block.language == "python" for block in shown):
@@ -68,6 +70,10 @@ def run_command(block: Block, command: str) -> None:
 def in_a_shell(block: Block, command: str) -> None:
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, f"{block}: {command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_long_documents_exist() -> None:
+    assert set(LONG) <= {document.name for document in DOCUMENTS}
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.is_commands or b.language == "bash"], ids=str)
