@@ -30,6 +30,7 @@ def captions(dataset: Path) -> Path:
     return dataset / "captions.json"
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("forked")
 def test_raw_cached_and_limits_are_measured_in_the_same_turns_and_reported_with_plots(
     dataset: Path, captions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
