@@ -96,6 +96,7 @@ class RawConfig:
         augment: As for :class:`pipeline.loading.sources.ShardSource`.
         precision: ``fp32`` or ``bf16``; bf16 falls back to fp32 if the network does not agree with it.
         epochs: How often each caption's image passes through the network: compiling pays off only for many images.
+        max_images: At most this many images pass through it, in a training that stops early.
         threads: Threads that decode; by default one per core.
         on_error: ``fail`` at a damaged sample, or ``skip`` it.
     """
@@ -105,6 +106,7 @@ class RawConfig:
     augment: Augmentation
     precision: str
     epochs: int = 1
+    max_images: int | None = None
     threads: int | None = None
     on_error: OnError = "fail"
 
@@ -156,7 +158,10 @@ def _compute(exact: FrozenBackbone, split: Split, config: RawConfig, device: tor
         sample = evenly_spaced_images(split, exact.preprocessing.crop, AGREEMENT_IMAGES)
         # bf16 was chosen for the device. "auto" tests whether this network agrees with it.
         chosen = choose_precision(exact, precision="fp32" if config.precision == "fp32" else "auto", device=device, sample=sample)
-        return compile_if_worthwhile(chosen, sample=sample, views=config.epochs * split.captions, views_per_pass=images_per_pass(device))
+        images = config.epochs * split.captions
+        if config.max_images is not None:
+            images = min(images, config.max_images)
+        return compile_if_worthwhile(chosen, sample=sample, views=images, views_per_pass=images_per_pass(device))
 
 
 def read_caption_table(split: Split, *, quiet: bool = True) -> CaptionTable:

@@ -39,15 +39,18 @@ class PreparedRun:
     initial_checkpoint: Path | None
 
 
-def prepare_run(plan: RunPlan, runtime: RuntimeConfig, device: torch.device, processes: ProcessGroup) -> PreparedRun:
+def prepare_run(plan: RunPlan, runtime: RuntimeConfig, device: torch.device, processes: ProcessGroup, *, max_steps: int | None = None) -> PreparedRun:
     """Open the data and record the run; only the main process writes.
+
+    Args:
+        max_steps: The global step at which training stops, if that is before the last epoch's end.
 
     Raises:
         MismatchError: The run, or the run that it starts from, was trained on other data or with another vocabulary.
         InputError, DamageError, ResourceError: The data are missing, damaged or too few.
     """
     quiet = runtime.quiet or not processes.is_main_process
-    data = _open_data(plan, device, workers=runtime.workers, quiet=quiet)
+    data = _open_data(plan, device, max_steps=max_steps, workers=runtime.workers, quiet=quiet)
     check_units(units_of(data.source.table, captions_per_image=plan.config.captions_per_image))
     if plan.recorded is not None:
         vocabulary = plan.recorded[1]
@@ -62,7 +65,7 @@ def prepare_run(plan: RunPlan, runtime: RuntimeConfig, device: torch.device, pro
     return PreparedRun(out=plan.out, config=config, data=data, vocabulary=vocabulary, initial_checkpoint=plan.initial_checkpoint)
 
 
-def _open_data(plan: RunPlan, device: torch.device, *, workers: int | None, quiet: bool) -> TrainingData:
+def _open_data(plan: RunPlan, device: torch.device, *, max_steps: int | None, workers: int | None, quiet: bool) -> TrainingData:
     if plan.data.features is not None:
         return open_cached(plan.data.features, device)
     assert plan.data.shards is not None
@@ -73,6 +76,7 @@ def _open_data(plan: RunPlan, device: torch.device, *, workers: int | None, quie
         augment=plan.config.augment,
         precision=plan.config.precision,
         epochs=plan.config.epochs,
+        max_images=None if max_steps is None else max_steps * plan.config.batch_size,
         threads=workers,
         on_error=plan.config.on_error,
     )

@@ -60,5 +60,5 @@ def train(
         plan = processes.run_on_all(planned)
         plan = replace(plan, config=replace(plan.config, precision=decoder_precision(plan.config.precision, device)))
         with hold_lock(out, "train", "training") if processes.is_main_process else nullcontext():
-            run = processes.main_process_first(lambda: prepare_run(plan, runtime, device, processes))
+            run = processes.main_process_first(lambda: prepare_run(plan, runtime, device, processes, max_steps=max_steps))
             return Trainer(run, device, processes, quiet=runtime.quiet, max_steps=max_steps).fit()

@@ -187,4 +187,4 @@ def test_the_reason_for_a_missing_peer_is_pips_own_error() -> None:
 def test_an_unknown_peer_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         peers.main(["nobody"])
-    assert "nobody: no such peer" in capsys.readouterr().err
+    assert "nobody: no such tool" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_a_download_without_its_hash_is_refused_and_not_kept(mirror: Path, tmp_p
 
 def test_a_missing_download_names_the_other_choices(mirror: Path, tmp_path: Path) -> None:
     (mirror / NAME).unlink()
-    with pytest.raises(ResourceError, match=r"404.*--weights PATH.*--weights random"):
+    with pytest.raises(ResourceError, match=r"404.*set `weights` to the path.*or to random"):
         fetch(tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_a_run_finds_moved_weights_and_refuses_others(data: Path, tmp_path: Path
     shutil.copy(data / "weights" / NAME, path)
     network, frozen = open_backbone(backbone="mobilenet_v2", weights=str(path), resize=RESIZE, kept=tmp_path / "kept", sample=lambda _: [])
     path.rename(tmp_path / "moved.pth")
-    with pytest.raises(InputError, match=f"{network.weights_sha256}.*--weights PATH"):
+    with pytest.raises(InputError, match=f"{network.weights_sha256}.*set `weights` to its new path"):
         reopen_backbone(network, kept=tmp_path / "kept")
     again = reopen_backbone(network, kept=tmp_path / "kept", weights=str(tmp_path / "moved.pth"))
     image = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)

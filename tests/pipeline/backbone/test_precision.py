@@ -24,7 +24,7 @@ def test_auto_takes_bf16_on_processors_that_have_it_in_hardware(monkeypatch: pyt
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert pick_precision("auto", CPU) == expected
     assert pick_precision("fp16", CPU) == "fp16"
-    with pytest.raises(InputError, match=r"--precision tf32: must be one of auto, fp32, bf16, fp16"):
+    with pytest.raises(InputError, match=r"`precision` tf32: must be one of auto, fp32, bf16, fp16"):
         pick_precision("tf32", CPU)
 
 

@@ -165,13 +165,13 @@ def test_wrong_names_and_numbers_say_what_there_is(small: Small, tmp_path: Path)
         cache_features(shards=small.shards, out=out, backbone="resnet152", weights="IMAGENET")
     with pytest.raises(InputError, match=r"no split 'test' \(available: train, val\)"):
         cache_features(shards=small.shards, out=out, splits=["test"])
-    with pytest.raises(InputError, match=r"--views five-crop: must be center, flip, ten-crop or random:K"):
+    with pytest.raises(InputError, match=r"`views` five-crop: must be center, flip, ten-crop or random:K"):
         cache_features(shards=small.shards, out=out, views="five-crop")
-    with pytest.raises(InputError, match=r"--precision int8: must be one of auto, fp32, bf16, fp16"):
+    with pytest.raises(InputError, match=r"`precision` int8: must be one of auto, fp32, bf16, fp16"):
         cache_features(shards=small.shards, out=out, precision="int8")
-    with pytest.raises(InputError, match=r"--batch-size 0: must be at least 1"):
+    with pytest.raises(InputError, match=r"`batch_size` 0: must be at least 1"):
         cache_features(shards=small.shards, out=out, batch_size=0)
-    with pytest.raises(InputError, match=r"--device cpu,tpu:7|--device tpu:7"):
+    with pytest.raises(InputError, match=r"`device` cpu,tpu:7|`device` tpu:7"):
         cache_features(shards=small.shards, out=out, device="cpu,tpu:7")
     assert not list(out.glob("*"))
     (tmp_path / "d").mkdir()
@@ -183,7 +183,7 @@ def test_wrong_names_and_numbers_say_what_there_is(small: Small, tmp_path: Path)
 def test_a_crop_larger_than_the_shards_names_the_size_that_would_do(small: Small, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(random_state("resnet18", seed=0), path)
-    with pytest.raises(InputError, match=r"crop of 224 pixels.*images of 64.*--size 256"):
+    with pytest.raises(InputError, match=r"crop of 224 pixels.*images of 64.*`size` 256"):
         cache_features(shards=small.shards, out=tmp_path / "out", backbone="resnet18", weights=str(path))
 
 
@@ -206,7 +206,7 @@ def test_without_network_the_error_names_the_other_choices(tmp_path: Path, monke
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
-    with pytest.raises(ResourceError, match=r"IMAGENET1K_V1 of resnet18.*--weights PATH.*--weights random"):
+    with pytest.raises(ResourceError, match=r"IMAGENET1K_V1 of resnet18.*set `weights` to the path.*or to random"):
         open_backbone(
             backbone="resnet18",
             weights="IMAGENET1K_V1",

@@ -155,7 +155,7 @@ def test_whatever_is_left_out_is_counted_and_has_a_line(run_cli: Run, tmp_path: 
 
 
 def test_a_split_file_of_other_images_is_refused_with_its_counts(tiny: Callable[..., ImportSummary], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"dataset\.json: none of its images could be used \(6 features_without_image, 2 missing_features\).*--npy"):
+    with pytest.raises(InputError, match=r"dataset\.json: none of its images could be used \(6 features_without_image, 2 missing_features\).*`npy`"):
         tiny([image(70), image(71, "val")])
     assert len(reject_lines(tmp_path / "out")) == 8
     assert not list((tmp_path / "out").glob("*.h5"))

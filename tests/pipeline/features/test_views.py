@@ -40,5 +40,5 @@ def test_random_views_differ_between_images_and_views_and_reach_every_place() ->
 
 @pytest.mark.parametrize("views", ["", "five-crop", "random", "random:0", "random:101", "random:-1", "random:2x", "center,flip"])
 def test_other_views_are_refused_by_name(views: str) -> None:
-    with pytest.raises(InputError, match=f"--views {re.escape(views)}: must be"):
+    with pytest.raises(InputError, match=f"`views` {re.escape(views)}: must be"):
         view_names(views)
