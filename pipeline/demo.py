@@ -24,7 +24,6 @@ from pipeline.datasets.synthetic import named_pairs, synthesize
 from pipeline.evaluation.evaluate import EvaluationSource, evaluate
 from pipeline.evaluation.scoring import ScoringConfig
 from pipeline.features.cache_features import CacheConfig, cache_features
-from pipeline.images.decode import Resize
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.shard import write_shards
 from pipeline.training.config import DataConfig, RuntimeConfig
@@ -35,7 +34,6 @@ from shards.errors import InputError, OccupiedError
 from shards.features import feature_path, open_features
 
 IMAGES = 4000
-SIZE = 160
 BACKBONES = {"random": "alexnet", "pretrained": "resnet152"}
 SETTINGS: dict[str, Any] = {
     "epochs": 5,
@@ -193,7 +191,7 @@ def _shard(config: DemoConfig) -> Row:
             captions=synth / f"captions_{split}.json",
             out=config.out / "shards",
             split=split,
-            config=ShardConfig(resize=Resize(size=SIZE), shard_size=500),
+            config=ShardConfig(shard_size=500),
             workers=config.workers,
             quiet=False,
         ).images

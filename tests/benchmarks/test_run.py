@@ -72,7 +72,7 @@ def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_nam
     assert set(found["loading"]["warm"]) == {"ours", "DataLoader", "webdataset"}
     assert set(found["features"]["warm"]) == {"ours", *features}
     assert found["not_measured"] == {
-        "litdata": "not installed: no environment for it (`make peers`)",
+        "litdata": "not installed: it has no environment (`make peers`)",
         "ffcv, writing": "failed: ImportError: no such thing",
         "ffcv, loading": "failed: ImportError: no such thing",
     }

@@ -19,9 +19,9 @@ def test_a_path_bytes_and_pixels_of_one_image_have_one_caption(small: Small, tmp
     assert [one.name for one in found] == [str(source), str(source), "2", "3"]
     assert len({one.captions[0].caption for one in found}) == 1
     scores = [one.captions[0].score for one in found]
-    assert scores == pytest.approx([scores[0]] * 4, abs=1e-5)
+    assert scores == pytest.approx([scores[0]] * 4, abs=1e-3)
     again = list(captioner.caption([pixels]))  # the opened run is still usable
-    assert again[0].captions[0].score == pytest.approx(scores[0], abs=1e-5)
+    assert again[0].captions[0].score == pytest.approx(scores[0], abs=1e-3)
 
 
 @pytest.mark.parametrize(

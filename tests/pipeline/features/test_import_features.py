@@ -195,7 +195,7 @@ def test_other_features_or_captions_in_the_same_folder_are_refused_with_both_dig
     with pytest.raises(MismatchError, match=rf"test\.h5: holds other features: weights_sha256 is {there.weights_sha256}, not \w{{64}}"):
         tiny(matrix=MATRIX + 1)
     said = [image(4, "test", sentences=[{"raw": "another"}, {"raw": "text"}]), *TINY[:5]]
-    with pytest.raises(MismatchError, match=rf"test\.h5: .*digest of features and captions is {there.split_digest} there, \w{{64}} now"):
+    with pytest.raises(MismatchError, match=rf"test\.h5: .*digest of features and captions is {there.split_digest}, not \w{{64}}"):
         tiny(said)
     with pytest.raises(MismatchError, match=r"test\.h5: this import makes no such split \(it makes train, val\)"):
         tiny(TINY[:5])
@@ -268,7 +268,7 @@ def test_a_run_on_features_of_an_unknown_network_is_trained_and_scored_but_capti
         ({"backbone": "resnet1888", "weights": "IMAGENET1K_V1"}, "no classification network of this name"),
         ({"backbone": "resnet18", "weights": "none.pth"}, "`weights` none.pth: neither a file nor published weights of resnet18"),
         ({"backbone": "resnet18", "weights": "IMAGENET1K_V1", "size": 200}, "`size` 200: these weights of resnet18 expect a crop of 224"),
-        ({"backbone": "resnet18", "weights": "IMAGENET1K_V1", "mode": "stretch"}, "--resize stretch"),
+        ({"backbone": "resnet18", "weights": "IMAGENET1K_V1", "mode": "stretch"}, "`mode` stretch"),
     ],
 )
 def test_a_declaration_that_says_too_little_or_nonsense_is_refused(

@@ -114,7 +114,7 @@ def test_every_kind_of_wrong_parts_is_named(made: Path) -> None:
     for wrong, says in [
         ([], r"missing: train-000000\.tar, train-000001\.tar, train-000002\.tar"),
         (right[:2], r"missing: train-000002\.tar\)"),
-        ([*right, right[1]], r"\(twice: train-000001\.tar"),
+        ([*right, right[1]], r"\(duplicate: train-000001\.tar"),
         ([*right, ("000003.h5", ("x",))], r"\(of no shard of this split: 000003\.h5"),
         ([("000000.h5", keys[0][:2]), *right[1:]], r"missing: train-000000\.tar; of no shard of this split: 000000\.h5"),
         ([right[1], right[0], right[2]], "out of order"),
