@@ -33,13 +33,15 @@ from shards.caption_table import CaptionTable
 from shards.errors import InputError, OccupiedError
 from shards.features import feature_path, open_features
 
-IMAGES = 4000
+IMAGES = 2200
 BACKBONES = {"random": "alexnet", "pretrained": "resnet152"}
 SETTINGS: dict[str, Any] = {
-    "epochs": 5,
-    "batch_size": 128,
-    "lr": 3e-3,
+    "epochs": 4,
+    "batch_size": 64,
+    "lr": 5e-3,
     "schedule": "cosine",
+    "image_input": "every_step",
+    "val_images": 100,
     "embedding_dim": 128,
     "hidden_dim": 256,
     "min_count": 1,
