@@ -159,7 +159,7 @@ def test_dropout_leaves_inputs_and_outputs_out_in_training_alone() -> None:
         assert torch.equal(first, second)
 
 
-def test_own_words_replace_a_share_of_words_by_likely_ones_and_never_the_start() -> None:
+def test_scheduled_sampling_replaces_a_fraction_of_the_words_by_likely_ones_and_never_the_start() -> None:
     torch.manual_seed(0)
     captioner = Captioner(DecoderConfig(**SIZES)).eval()
     with torch.no_grad():

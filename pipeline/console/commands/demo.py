@@ -11,7 +11,7 @@ from pipeline.execution.messages import print_next_step, print_result
 
 @command("demo", "python cli.py demo", "python cli.py demo --out runs/pretrained --weights IMAGENET1K_V1")
 @click.option("--out", type=PATH, default=Path("runs/demo"), help="Folder for all files of the demo.")
-@click.option("--images", type=int, default=None, show_default="4000", help="Number of scenes.")
+@click.option("--images", type=int, default=None, show_default="2200", help="Number of scenes.")
 @click.option("--weights", default="random", help="random works offline; IMAGENET1K_V1 uses a pretrained ResNet-152.")
 @workers_option
 @device_option
