@@ -21,7 +21,19 @@ SHELL = re.compile(r"[|><*?;&$`]")
 ALL = [block for document in DOCUMENTS for block in blocks(document)]
 FILES = [ROOT / "cli.py", ROOT / "Makefile", *(path for name in ("pipeline", "model", "shards") for path in (ROOT / name).rglob("*.py"))]
 # Their commands take long: make test checks that they exist with all their options, make test-full runs them.
-LONG = ("caching.md", "coco.md", "decoding.md", "flickr8k.md", "importing.md", "metrics.md", "readers.md", "recipes.md", "training.md", "tutorial.md")
+LONG = (
+    "caching.md",
+    "coco.md",
+    "decoding.md",
+    "flickr8k.md",
+    "importing.md",
+    "metrics.md",
+    "readers.md",
+    "recipes.md",
+    "settings.md",
+    "training.md",
+    "tutorial.md",
+)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ def test_ours_is_compared_with_the_tutorials_way_and_the_limit_in_one_run(datase
     assert "| ours / A |" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_memory_and_disk_of_views_are_measured(dataset: Path) -> None:
     report = bench_cache.main([*OPTIONS, "--images", str(dataset), "--memory", "20"])
     assert [row["images"] for row in report["memory"]] == [20]

@@ -57,7 +57,8 @@ def test_raw_cached_and_limits_are_measured_in_the_same_turns_and_reported_with_
     assert [line.split("|")[1].split(":")[0].strip() for line in lines[2:]] == ["The tutorial", "Raw shards", "Cached features"]
 
 
-@pytest.mark.parametrize("features", [("h5py",), pytest.param(bench_peers.FEATURES, marks=pytest.mark.full)], ids=["one", "all"])
+@pytest.mark.full
+@pytest.mark.parametrize("features", [("h5py",), bench_peers.FEATURES], ids=["one", "all"])
 def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_named(
     dataset: Path, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...]
 ) -> None:
@@ -80,6 +81,7 @@ def test_peers_are_compared_with_ours_and_those_that_are_missing_or_fail_are_nam
     assert "- litdata: not installed" in text.read_text()
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("forked")
 def test_growth_reports_time_and_memory_of_every_stage(dataset: Path, captions: Path, tmp_path: Path) -> None:
     found = suite(dataset, tmp_path, captions, "--only", "growth")["growth"]

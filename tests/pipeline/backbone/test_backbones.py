@@ -151,6 +151,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.full
 def test_timms_weights_come_from_the_hub_once_and_are_the_same_by_path(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(3)

@@ -132,6 +132,7 @@ def readers(start: Path) -> list[int]:
     return found
 
 
+@pytest.mark.full
 def test_features_are_byte_for_byte_those_of_the_local_executor(cluster: RayCluster, drawn: Path, tmp_path: Path) -> None:
     cache_features(shards=drawn / "whole", out=tmp_path / "local", **NETWORK)
     (tmp_path / "ray").mkdir()
@@ -153,7 +154,7 @@ def test_the_command_runs_on_an_existing_cluster(cluster: RayCluster, drawn: Pat
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("end", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGKILL])
 def test_workers_end_with_the_command(cluster: RayCluster, drawn: Path, tmp_path: Path, end: signal.Signals) -> None:
     images = tmp_path / "images"
     images.mkdir()

@@ -65,7 +65,7 @@ def train_apart(small: Small, out: Path, source: str, *kill: float) -> int:
     return run_python(code, out, small.features, small.shards, *kill).returncode
 
 
-@pytest.mark.parametrize("source", ["features", "shards"])
+@pytest.mark.parametrize("source", ["features", pytest.param("shards", marks=pytest.mark.full)])
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.full)])
 def test_a_training_killed_at_random_moments_equals_one_that_was_not_bit_for_bit(small: Small, tmp_path: Path, source: str, kills: int) -> None:
     for name in ("uninterrupted", "killed"):
