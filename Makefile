@@ -98,7 +98,7 @@ pillow-simd:
 		echo "Pillow-SIMD could not be built here (see $(VENV)/pillow-simd.log; libjpeg-dev and zlib1g-dev help): stock Pillow is used, sharding is slower."; \
 	fi
 
-# The wheel that pip keeps goes too, so that Pillow-SIMD is built anew with the headers that are there now.
+# Also removes the wheel in pip's cache, so that Pillow-SIMD is built again with the installed headers.
 clean:
 	-$(BIN)/python -m pip cache remove '*illow*imd*' 2>/dev/null
 	rm -rf $(VENV)
