@@ -139,7 +139,7 @@ def open_caption_model(run: Run, others: Sequence[Path], *, checkpoint: Checkpoi
         refuse_differences(
             [*run.config.network.sides(other.config.network), vocabularies],
             f"{run.folder} and {folder} cannot caption together: the second has another",
-            "Train both on the same features, the second with --vocab of the first.",
+            "Train both on the same features, the second with the vocabulary of the first (train --vocab).",
         )
         members.append(other.captioner)
     return Ensemble(members).eval()
