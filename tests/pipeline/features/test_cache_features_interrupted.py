@@ -151,7 +151,7 @@ def test_a_folder_that_may_not_be_used_is_a_clear_error(small: Small, tmp_path: 
     shutil.copytree(small.shards, shards)
     (tmp_path / closed).chmod(0o555 if closed == "out" else 0)
     code = (
-        "import os, sys; from cli import cli; import pipeline.features.cache_features\n"
+        "import os, shlex, sys; from cli import cli; import pipeline.console.commands.cache_features, pipeline.features.cache_features\n"
         "if os.getuid() == 0: os.setgroups([]); os.setegid(65534); os.seteuid(65534)\n"  # root may do anything anywhere
         "cli(['cache-features', '--shards', sys.argv[1], '--out', sys.argv[2], '--backbone', 'resnet18', '--weights', 'random'])"
     )

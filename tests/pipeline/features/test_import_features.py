@@ -197,7 +197,7 @@ def test_other_features_or_captions_in_the_same_folder_are_refused_with_both_dig
     said = [image(4, "test", sentences=[{"raw": "another"}, {"raw": "text"}]), *TINY[:5]]
     with pytest.raises(MismatchError, match=rf"test\.h5: .*digest of features and captions is {there.split_digest}, not \w{{64}}"):
         tiny(said)
-    with pytest.raises(MismatchError, match=r"test\.h5: this import makes no such split \(it makes train, val\)"):
+    with pytest.raises(MismatchError, match=r"test\.h5: not a split of this import \(which makes train, val\)"):
         tiny(TINY[:5])
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
@@ -280,7 +280,7 @@ def test_a_declaration_that_says_too_little_or_nonsense_is_refused(
 
 
 def test_a_network_that_gives_another_number_of_features_is_refused(data: Path, tiny: Callable[..., ImportSummary], tmp_path: Path) -> None:
-    with pytest.raises(MismatchError, match=r"features\.npy: has 4 features per image, mobilenet_v2 gives 1280"):
+    with pytest.raises(MismatchError, match=r"features\.npy: has 4 features per image, mobilenet_v2 has 1280"):
         tiny(backbone="mobilenet_v2", weights=str(data / "weights" / WEIGHTS))
     assert not (tmp_path / "out").exists()
 
