@@ -21,7 +21,7 @@ from pipeline.backbone.backbones import KEPT_FILE, RANDOM, Network, open_backbon
 from pipeline.backbone.portable import portable_network
 from pipeline.backbone.precision import AGREEMENT_IMAGES, pick_precision
 from pipeline.execution.array_tasks import ArrayTask, writer_lock
-from pipeline.execution.devices import BATCH_SIZES, pick_devices, prepare_device
+from pipeline.execution.devices import images_per_pass, pick_devices, prepare_device
 from pipeline.execution.executors import Cluster
 from pipeline.execution.progress import Progress
 from pipeline.features.calibration import calibration_batches, evenly_spaced_images
@@ -133,7 +133,7 @@ def cache_features(
     machine = _Machine.of(config.device, cluster)
     pick_precision(config.precision, machine.devices[0])
     views = view_names(config.views)
-    batch_images = max(1, (config.batch_size or BATCH_SIZES.get(machine.kind, 32)) // len(views))
+    batch_images = max(1, (config.batch_size or images_per_pass(torch.device(machine.kind))) // len(views))
     dataset = read_dataset_file(shards)
     splits = [open_readable_split(shards, name, config.on_error) for name in config.splits or _train_first(dataset)]
     if not splits:
