@@ -65,6 +65,8 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
             print_note("Stopped. Finished work is kept. To continue, run the same command again (train: with --resume).")
             sys.exit(INTERRUPTED)
         except PermissionError as error:
+            if error.filename is None:  # a socket or process of the system, not a file
+                raise click.ClickException(f"The system refused an operation ({error.strerror or error}). Check the user's permissions.") from None
             raise click.ClickException(
                 f"{error.filename}: permission denied ({error.strerror}). Check its permissions, or choose another folder."
             ) from None

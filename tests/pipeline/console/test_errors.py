@@ -62,3 +62,20 @@ def test_errors_for_programs_name_options_too() -> None:
     error = json.loads(result.stderr.splitlines()[-1])
     assert error["kind"] == "error"
     assert error["text"].startswith("--beam ")
+
+
+@pytest.mark.parametrize(
+    ("error", "printed"),
+    [
+        (PermissionError(13, "Permission denied", "out/x"), "Error: out/x: permission denied (Permission denied). Check its permissions"),
+        (PermissionError(1, "Operation not permitted"), "Error: The system refused an operation (Operation not permitted). Check the user's"),
+    ],
+)
+def test_a_refusal_names_the_file_if_there_is_one(error: PermissionError, printed: str) -> None:
+    @click.command()
+    @reported
+    def refused() -> None:
+        raise error
+
+    result = CliRunner().invoke(refused)
+    assert (result.exit_code, result.output[: len(printed)]) == (1, printed)
