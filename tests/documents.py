@@ -134,7 +134,7 @@ def prepare(base: Path) -> None:
     for name in ("first", "second"):
         folder, options = base / "runs" / name, ("--hidden-dim", 32, "--epochs", 1)
         run("train", "--features", base / "data/features", "--vocab", base / "data/vocab.json", "--out", folder, *options)
-        run("evaluate", "--run", folder, "--features", base / "data/features")
+        run("evaluate", "--run", folder, "--features", base / "data/features", "--no-java")
     other_forms(base)
     tars(base)
 

@@ -42,7 +42,7 @@ def test_every_command_ends_by_suggesting_the_next_one(run_cli: Run, tmp_path: P
         ["cache-features", "--shards", d / "sh", "--out", d / "f", "--backbone", "squeezenet1_1", "--weights", "random"],
         ["train", "--features", d / "f", "--out", d / "r", "--vocab", d / "v.json", "--epochs", 1, "--hidden-dim", 16],
         ["train", "--out", d / "r", "--resume", "--epochs", 2],
-        ["evaluate", "--run", d / "r", "--features", d / "f", "--out", d / "scores.json"],
+        ["evaluate", "--run", d / "r", "--features", d / "f", "--out", d / "scores.json", "--no-java"],
         ["caption", "--run", d / "r", d / "s/images/scene_000000.jpg"],
     ]
     for step in steps:

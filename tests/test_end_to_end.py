@@ -12,6 +12,7 @@ from pipeline.demo import DemoConfig, demo
 WEIGHTS = "mobilenet_v2_tf2ptq-2d2ba5d1.pth"
 
 
+@pytest.mark.full
 def test_real_photographs_with_real_weights_go_the_whole_way_and_are_learned(data: Path, run_cli: Callable[..., Result], tmp_path: Path) -> None:
     source, d = data / "coco-cc", tmp_path
     steps = [

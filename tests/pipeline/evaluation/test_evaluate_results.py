@@ -137,7 +137,7 @@ def test_options_of_both_modes_together_are_a_usage_error(run_cli: Callable[...,
     assert arguments[-2] in result.output or len(arguments) == 2
 
 
-@pytest.mark.parametrize("java", [False, True])
+@pytest.mark.parametrize("java", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_captions_without_a_word_score_0_and_are_counted(coco: Path, java: bool) -> None:
     entries = json.loads((coco / "results.json").read_text())
     entries[3]["caption"], entries[5]["caption"] = "", " ... "
