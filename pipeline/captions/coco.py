@@ -14,6 +14,7 @@ from pipeline.captions.records import (
     checked_entries,
     no_garbage_collection,
     storable,
+    unusable_caption,
     usable_records,
 )
 from shards.rejects import Reject
@@ -28,7 +29,7 @@ def coco_file(path: Path, content: Any) -> CaptionFile:
 
     Returns:
         The usable images in the file's order. An image's imgid is its position in the file. Rejected are annotations without their image,
-        images without a usable caption, empty captions, repeated ids, and file names that leave the images' folder.
+        images without a usable caption, captions without words, repeated ids, and file names that leave the images' folder.
 
     Raises:
         InputError: Not a COCO caption file; names the first malformed entry.
@@ -73,15 +74,16 @@ def _captions_by_image(content: Any, images: dict[int, dict[str, Any]], rejects:
         else:
             annotations[annotation["id"]] = annotation
             annotation["caption"] = storable(annotation["caption"])
-            if not annotation["caption"].strip():
-                file_name = images[annotation["image_id"]]["file_name"]
-                rejects.append(Reject(file=file_name, reason="empty_caption", message=f"{label} has no text"))
+            reject = unusable_caption(annotation["caption"], images[annotation["image_id"]]["file_name"], label)
+            if reject is not None:
+                rejects.append(reject)
+                annotation["caption"] = ""
     index = CocoIndex()
     index.dataset = {"images": list(images.values()), "annotations": list(annotations.values())}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools announces its index on standard output
         index.createIndex()
     return {
-        image_id: [Caption(id=each["id"], text=each["caption"]) for each in of_image if each["caption"].strip()]
+        image_id: [Caption(id=each["id"], text=each["caption"]) for each in of_image if each["caption"]]
         for image_id, of_image in index.imgToAnns.items()
     }
 

@@ -17,6 +17,7 @@ from pipeline.captions.records import (
     checked_entries,
     no_garbage_collection,
     storable,
+    unusable_caption,
     usable_records,
 )
 from shards.errors import InputError
@@ -63,8 +64,8 @@ def _read_images(images: list[dict[str, Any]], restval: bool) -> CaptionFile:
             if caption.id in caption_ids:
                 message = "the sentence's id is repeated; the first is kept"
                 left_out.append(Reject(file=f"sentence {caption.id}", reason="duplicate_caption_id", message=message))
-            elif not caption.text.strip():
-                left_out.append(Reject(file=file_name, reason="empty_caption", message=f"sentence {caption.id} has no text"))
+            elif (reject := unusable_caption(caption.text, file_name, f"sentence {caption.id}")) is not None:
+                left_out.append(reject)
             else:
                 captions.append(caption)
             caption_ids.add(caption.id)

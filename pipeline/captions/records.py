@@ -6,6 +6,7 @@ Whatever cannot be used becomes a :class:`shards.rejects.Reject`; nothing is dro
 import contextlib
 import gc
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from pipeline.captions.tokenizer import tokenize
 from shards.errors import InputError
 from shards.paths import is_inside
 from shards.rejects import Reject
+
+# A caption has words if it has a letter, ideograph, syllable or digit of any script. Unicode counts four invisible fillers of Hangul as letters.
+_LETTER_OR_DIGIT = re.compile(r"[^\W_\u115f\u1160\u3164\uffa0]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,15 +101,31 @@ def file_of_rows(rows: Iterable[CaptionRow | Reject]) -> CaptionFile:
             continue
         for text in row.captions:
             caption = Caption(id=next(position), text=storable(text))
-            if caption.text.strip():
+            reject = unusable_caption(caption.text, row.file_name, f"caption {caption.id}")
+            if reject is None:
                 captions.append(caption)
             else:
-                left_out.append(Reject(file=row.file_name, reason="empty_caption", message=f"caption {caption.id} has no text"))
+                left_out.append(reject)
     for file_name, (image_id, split, captions) in images.items():
         records = usable_records(image_id, file_name, captions, rejects.setdefault(split, []))
         splits.setdefault(split, []).extend(records)
     listed = tuple(ListedImage(image_id=image_id, imgid=image_id, file_name=name) for name, (image_id, _, _) in images.items())
     return CaptionFile(splits=splits, rejects=rejects, listed=listed)
+
+
+def unusable_caption(text: str, file_name: str, label: str) -> Reject | None:
+    """The reject of a caption that is empty or has no words; None if it can be used.
+
+    Args:
+        text: The caption.
+        file_name: The image's file name.
+        label: Which caption it is, for the message.
+    """
+    if not text.strip():
+        return Reject(file=file_name, reason="empty_caption", message=f"{label} has no text")
+    if not _LETTER_OR_DIGIT.search(text):
+        return Reject(file=file_name, reason="caption_without_words", message=f"{label} has no letters or digits: {ascii(text)[:80]}")
+    return None
 
 
 def usable_records(image_id: int, file_name: str, captions: Iterable[Caption], rejects: list[Reject]) -> list[CaptionedImage]:

@@ -25,6 +25,7 @@ NUMBERED_CAPTION = re.compile(r"caption_?\d+")
 VALIDATION = ("validation", "valid", "dev")  # other names of split val
 DELIMITERS = (",", "\t", ";", "|")
 PARQUET_ROWS = 1000
+MAX_WAITING = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ def _caption_texts(value: Any) -> list[str]:
     texts = [each.get("raw") if isinstance(each, dict) else each for each in value]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"the captions are not texts ({value!r:.60})")
-    return [str(text) for text in texts]
+    return [str(text) for text in texts] or [""]
 
 
 def delimiter_of(header: str, chosen: Mapping[str, str]) -> str | None:
@@ -194,12 +195,23 @@ def read_json_list(path: Path, content: Sequence[Any], chosen: Mapping[str, str]
 
 def _object_rows(path: Path, objects: Iterable[tuple[str, Any]], chosen: Mapping[str, str]) -> Iterator[CaptionRow | Reject]:
     columns = None
+    names: dict[str, None] = {}  # in order
+    waiting: list[tuple[str, dict[str, Any]]] = []  # objects without an image or a caption, before one that names the columns
     for place, values in objects:
         if not isinstance(values, dict):
             yield Reject(file=place, reason="malformed_row", message=f"{place}: expected an object, found {values!r:.60}")
             continue
-        columns = columns or _columns(path, list(values), chosen)
-        yield _row(place, columns, values)
+        waiting.append((place, values))
+        if columns is None:
+            names.update(dict.fromkeys(values))
+            columns = find_columns(path, list(names), chosen) if names.keys() >= set(chosen.values()) else None
+        if columns is None and len(waiting) == MAX_WAITING:
+            break
+        if columns is not None:
+            yield from (_row(where, columns, each) for where, each in waiting)
+            waiting.clear()
+    if waiting:
+        _columns(path, list(names), chosen)
 
 
 def read_parquet(path: Path, chosen: Mapping[str, str]) -> CaptionFile:

@@ -35,6 +35,11 @@ NEEDS = {
 }
 SECONDS = 300.0  # METEOR loads its tables in 5 s on an idle machine
 SECONDS_PER_CAPTION = {"tokenizer": 0.01, "METEOR": 0.1, "SPICE": 1.0}
+# METEOR writes and reads numbers in Java's default locale, and fails where that has decimal commas.
+_LOCALE = {"language": "en", "country": "US", "script": "", "variant": "", "extensions": ""}
+_PROPERTIES = ("-Dfile.encoding=UTF-8", *(f"-Duser.{part}{category}={value}" for part, value in _LOCALE.items() for category in ("", ".format")))
+# Java reads the options in this variable after those of the command line, and in JAVA_TOOL_OPTIONS and JDK_JAVA_OPTIONS before.
+_LATE_OPTIONS = "_JAVA_OPTIONS"
 # Columns of the statistics of a METEOR segment
 _CAPTION_WORDS, _REFERENCE_WORDS, _CHUNKS, _CAPTION_MATCHES, _REFERENCE_MATCHES = 0, 1, 20, 21, 22
 
@@ -94,6 +99,17 @@ def package_folder() -> Path:
     return Path(next(iter(specification.submodule_search_locations or ())))
 
 
+def java_command(java: str) -> list[str]:
+    """The start of a command that runs Java with UTF-8 and the locale en_US, whatever the system's settings."""
+    return [java, *_PROPERTIES]
+
+
+def java_environment() -> dict[str, str]:
+    """The environment of a Java process, whose options do not change what :func:`java_command` sets."""
+    late = os.environ.get(_LATE_OPTIONS)
+    return {**os.environ, **({_LATE_OPTIONS: " ".join((late, *_PROPERTIES))} if late else {})}
+
+
 def time_limit(what: str, captions: int) -> float:
     """Seconds after which a program is considered to hang."""
     return SECONDS + SECONDS_PER_CAPTION[what] * captions
@@ -109,7 +125,7 @@ def java_tokens(texts: Sequence[str], *, seconds: float | None = None) -> list[l
     """
     java, folder = require(*NEEDS["tokenizer"], what="The Java tokenizer")
     lines = [" ".join(text.splitlines()) for text in texts]
-    command = [java, "-Dfile.encoding=UTF-8", "-cp", str(folder / TOKENIZER_JAR), "edu.stanford.nlp.process.PTBTokenizer"]
+    command = [*java_command(java), "-cp", str(folder / TOKENIZER_JAR), "edu.stanford.nlp.process.PTBTokenizer"]
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     output = _run(command, "The Java tokenizer", "\n".join(lines), seconds or time_limit("tokenizer", len(lines)))
     answers = output.split("\n")
@@ -120,7 +136,10 @@ def java_tokens(texts: Sequence[str], *, seconds: float | None = None) -> list[l
 
 def _run(command: Sequence[str], what: str, text: str = "", seconds: float = SECONDS, folder: Path | None = None) -> str:
     try:
-        with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=folder, start_new_session=True) as process:  # noqa: S603 - no shell
+        environment = java_environment()
+        with subprocess.Popen(  # noqa: S603 - no shell
+            command, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=folder, env=environment, start_new_session=True
+        ) as process:
             try:
                 output, errors = process.communicate(text.encode("utf-8", "replace"), timeout=seconds)
             except BaseException:
@@ -163,7 +182,7 @@ def meteor(captions: Sequence[str], references: Sequence[Sequence[str]], sums_of
         JavaError: Java or a file is missing, or METEOR failed.
     """
     java, folder = require(*NEEDS["METEOR"], what="METEOR")
-    command = [java, "-Dfile.encoding=UTF-8", "-jar", "-Xmx2G", str(folder / METEOR_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
+    command = [*java_command(java), "-jar", "-Xmx2G", str(folder / METEOR_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
     with _Conversation(command, "METEOR", seconds or time_limit("METEOR", len(captions))) as jar:
         asked = [" ||| ".join(("SCORE", *map(_plain, group), _plain(caption))) for caption, group in zip(captions, references, strict=True)]
         answers = jar.ask(asked, len(asked))
@@ -207,7 +226,9 @@ class _Conversation:
     def __enter__(self) -> "_Conversation":
         self.errors = tempfile.TemporaryFile()
         try:
-            self.process = subprocess.Popen(self.command, stdin=PIPE, stdout=PIPE, stderr=self.errors, start_new_session=True)  # noqa: S603 - no shell
+            self.process = subprocess.Popen(  # noqa: S603 - no shell
+                self.command, stdin=PIPE, stdout=PIPE, stderr=self.errors, env=java_environment(), start_new_session=True
+            )
         except OSError as error:
             self.errors.close()
             raise JavaError(f"{self.what} could not be started ({error.strerror}: {self.command[0]}).") from None
@@ -276,7 +297,7 @@ def spice(captions: Sequence[str], references: Sequence[Sequence[str]], *, secon
         asked, answered = Path(work) / "in.json", Path(work) / "out.json"
         pairs = enumerate(zip(captions, references, strict=True))
         asked.write_text(json.dumps([{"image_id": index, "test": caption, "refs": list(group)} for index, (caption, group) in pairs]))
-        command = [java, "-jar", "-Xmx8G", str(folder / SPICE_JAR), str(asked), "-out", str(answered), "-subset", "-silent"]
+        command = [*java_command(java), "-jar", "-Xmx8G", str(folder / SPICE_JAR), str(asked), "-out", str(answered), "-subset", "-silent"]
         _run(command, "SPICE", seconds=seconds or time_limit("SPICE", len(captions)), folder=folder / "spice")
         try:
             found = {entry["image_id"]: entry["scores"]["All"]["f"] for entry in json.loads(answered.read_text())}

@@ -1,4 +1,6 @@
-from pipeline.captions.records import Caption, CaptionedImage, CaptionRow, file_of_rows
+import pytest
+
+from pipeline.captions.records import Caption, CaptionedImage, CaptionRow, file_of_rows, unusable_caption
 from shards.rejects import Reject
 
 
@@ -33,3 +35,25 @@ def test_an_image_with_rows_in_two_splits_belongs_to_the_first() -> None:
     )
     assert {split: [record.file_name for record in records] for split, records in found.splits.items()} == {"val": ["a.jpg"]}
     assert [(reject.file, reject.reason) for reject in found.rejects["train"]] == [("a.jpg", "other_split")]
+
+
+@pytest.mark.parametrize("text", ["개가 달린다", "一只狗", "สุนัขวิ่ง", "कुत्ता", "كلب", "犬", "Hund!", "ä", "7", "٣", "½", "🐕 dog", "\u200bdog"])
+def test_a_caption_with_a_letter_or_digit_of_any_script_has_words(text: str) -> None:
+    assert unusable_caption(text, "a.jpg", "caption 1") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["...", "?!", "_", "🐕", "👩\u200d👧", "🇩🇪", "\u200b", "\ufeff", "\u00ad", "\u3164", "\u2800", "。", "$ %", "\u0301"]
+)
+def test_a_caption_of_punctuation_emoji_or_invisible_characters_is_a_reject(text: str) -> None:
+    reject = unusable_caption(text, "a.jpg", "caption 1")
+    assert reject is not None
+    assert (reject.file, reject.reason) == ("a.jpg", "caption_without_words")
+    assert reject.message == f"caption 1 has no letters or digits: {text!a}"
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t\u00a0\u3000"])
+def test_a_caption_of_white_space_is_empty(text: str) -> None:
+    reject = unusable_caption(text, "a.jpg", "caption 1")
+    assert reject is not None
+    assert reject.reason == "empty_caption"

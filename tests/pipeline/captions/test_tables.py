@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.captions.read import CaptionSource, read_captions
-from pipeline.captions.records import CaptionFile
+from pipeline.captions.records import CaptionFile, unusable_caption
 from pipeline.captions.tables import find_columns, read_delimited, read_json_lines, read_parquet
 from shards.errors import InputError
 
@@ -122,6 +122,19 @@ def test_rows_that_cannot_be_used_are_rejects_that_name_the_row(tmp_path: Path) 
     assert reasons(read(path)) == [(None, *each) for each in wanted]
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_objects_without_a_caption_are_rejects_wherever_they_are(tmp_path: Path, as_list: bool) -> None:
+    objects = [{"image": "1.jpg"}, {"image": "2.jpg", "caption": "fine"}, {"image": "2.jpg", "caption": []}, {"caption": "lost"}]
+    path = tmp_path / "a"
+    path.write_text(json.dumps(objects) if as_list else "\n".join(map(json.dumps, objects)))
+    found = read(path)
+    assert texts(found) == {None: {"2.jpg": ["fine"]}}
+    last = "entry 3" if as_list else "line 4"
+    wanted = [("1.jpg", "empty_caption"), ("2.jpg", "empty_caption"), (last, "malformed_row"), ("1.jpg", "no_captions")]
+    assert reasons(found) == [(None, *each) for each in wanted]
+    assert texts(read(path, caption="caption")) == texts(found)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -171,7 +184,9 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypa
         read_parquet(path, {})
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=20).filter(str.strip)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=20).filter(
+    lambda text: unusable_caption(text, "", "") is None
+)
 
 
 @given(rows=st.lists(st.tuples(st.sampled_from(["a.jpg", "b.jpg", "c d.jpg"]), TEXT), min_size=1, max_size=8))

@@ -1,5 +1,6 @@
 import json
 import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from model.intervals import resampled_sums
 from model.ptb import ptb_tokens
 from pipeline.evaluation import java
-from pipeline.evaluation.java import NEEDS, SPICE_LIBRARIES, JavaError, find_java, java_tokens, meteor, require, spice
+from pipeline.evaluation.java import NEEDS, SPICE_LIBRARIES, JavaError, find_java, java_command, java_tokens, meteor, require, spice
 
 needs_java = pytest.mark.skipif(find_java() is None, reason="there is no Java here")
 
@@ -94,6 +95,50 @@ def test_meteor_equals_pycocoevalcaps_and_the_sum_over_all_images_gives_the_corp
     assert found.resampled.shape == (21,)
     assert asked[0].shape == (5, 23)
     assert found.resampled[1:].std() > 0
+
+
+ITALIAN = "-Duser.language=it -Duser.country=IT -Duser.language.format=it -Duser.country.format=IT"
+
+
+@needs_java
+@pytest.mark.parametrize("variable", ["JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS"])
+def test_options_of_the_environment_do_not_change_the_locale(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, f"{ITALIAN} -Dfile.encoding=ISO-8859-1 -Duser.extensions=u-nu-arab")
+    command = [*java_command(str(find_java())), "-XshowSettings:all", "-version"]
+    shown = subprocess.run(command, capture_output=True, text=True, env=java.java_environment(), timeout=60, check=True).stderr
+    for setting in ("default locale = English (United States)", "default format locale = English (United States)", "file.encoding = UTF-8"):
+        assert f" {setting}\n" in shown
+
+
+@pytest.mark.full
+@needs_java
+def test_under_a_locale_with_decimal_commas_meteor_and_the_tokenizer_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    captions, references = ["a dog runs on grass", "two men walk"], [["the dog is running"], ["two men walk"]]
+    texts = ["A TITLE costs 1,234.5 dollars", "0,5 or 0.5 I"]
+
+    def measured() -> tuple[object, ...]:
+        scores = meteor(captions, references, lambda counts: counts.sum(axis=0)[None])
+        return scores.corpus, scores.images.tolist(), scores.resampled.tolist(), java_tokens(texts)
+
+    expected = measured()
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", ITALIAN)
+    assert measured() == expected
+
+
+@needs_java
+def test_under_a_locale_with_decimal_commas_the_java_tokenizer_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", ITALIAN)
+    assert java_tokens(["A TITLE costs 1,234.5 dollars", "0,5"]) == [["a", "title", "costs", "1,234.5", "dollars"], ["0,5"]]
+
+
+def test_every_java_process_gets_its_locale(fake: Path) -> None:
+    program(fake, f'printf "%s\\n" "$*" >> {fake}/asked; exit 1')
+    for ask in (lambda: java_tokens(["a"]), lambda: meteor(["a"], [["a"]]), lambda: spice(["a"], [["a"]])):
+        with pytest.raises(JavaError):
+            ask()
+    asked = (fake / "asked").read_text().splitlines()
+    assert len(asked) == 3
+    assert all("-Duser.language=en " in line and "-Duser.country.format=US " in line for line in asked)
 
 
 def test_without_java_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -27,12 +27,12 @@ CAPTIONS = [["a dog"], ["a dog runs", "a cat"], ["a <end>"], ["a dog and a cat"]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four images of three sizes with five captions, a missing image, and an empty caption."""
+    """Four images of three sizes with five captions, a missing image, an empty caption, and two captions without words."""
     folder = tmp_path_factory.mktemp("stats")
     images = [{"id": n, "file_name": f"{n}.png"} for n in range(5)]
     for n, size in enumerate(SIZES):
         Image.new("RGB", size).save(folder / f"{n}.png")
-    texts = [(n, text) for n, group in enumerate(CAPTIONS) for text in group] + [(4, "gone"), (0, " ")]
+    texts = [(n, text) for n, group in enumerate(CAPTIONS) for text in group] + [(4, "gone"), (0, " "), (0, "..."), (1, "\u200b")]
     annotations = [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(texts)]
     write_json(folder / "c.json", {"images": images, "annotations": annotations})
     write_shards(images=folder, captions=folder / "c.json", out=folder / "shards", split="train", config=replace(SMALL, shard_size=2))
@@ -67,7 +67,7 @@ def test_statistics_of_shards_equal_manual_counts(shards: Path) -> None:
     assert found.caption_lengths is not None
     assert found.caption_lengths.values == {2: 2, 3: 1, 4: 1, 5: 1}  # "<", "end" and ">" are tokens of their own
     assert (found.caption_lengths.mean, found.caption_lengths.median) == (3.2, 3.0)
-    assert found.rejects == {"missing_file": 1, "empty_caption": 1}
+    assert found.rejects == {"caption_without_words": 2, "empty_caption": 1, "missing_file": 1}
     assert found.sizes is not None
     assert (found.sizes.landscape, found.sizes.portrait, found.sizes.square) == (2, 1, 1)
     assert found.sizes.common == {"320x240": 2, "240x320": 1, "100x100": 1}
@@ -119,7 +119,7 @@ def test_the_command_prints_lines_or_a_json_document(shards: Path, run_cli: Run,
     result = run_cli("stats", shards, "--plot", tmp_path / "s.png")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0] == "train: 4 images, 5 captions, 16 tokens, 8 distinct words"
-    assert "left out            1 empty_caption, 1 missing_file" in result.stdout
+    assert "left out            2 caption_without_words, 1 empty_caption, 1 missing_file" in result.stdout
     assert result.stdout.splitlines()[-1].startswith(f"Next: python cli.py vocab --shards {shards}")
     document: dict[str, Any] = json.loads(run_cli("stats", shards, "--json").stdout)
     assert document["of"] == str(shards)
