@@ -258,7 +258,8 @@ def _file_system(protocol: str, process: int) -> tuple[Any, dict[str, Any]]:  # 
         inspect.signature(fsspec.get_filesystem_class(protocol).__init__).bind(None, **options)
         return fsspec.filesystem(protocol, **options), reading
     except ImportError as error:
-        remedy = "pip install '.[remote]'" if protocol in SUPPORTED_PROTOCOLS else "pip install, and the name of that package"
+        extra = "remote" if protocol in SUPPORTED_PROTOCOLS else "hub" if protocol == "hf" else None
+        remedy = f"pip install '.[{extra}]'" if extra else "pip install, and the name of that package"
         raise InputError(f"a package is missing for {protocol}:// ({error}). Install it with: {remedy}") from None
     except (ValueError, TypeError) as error:
         raise InputError(f"{protocol}:// cannot be read ({error}). Supported are {', '.join(SUPPORTED_PROTOCOLS)}.") from None

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -162,6 +164,12 @@ def other_forms(base: Path) -> None:
         (base / f"Flickr_8k.{name}Images.txt").write_text("".join(f"{image['filename']}\n" for image in part))
     (base / "photos.csv").write_text("image,caption\n" + "".join(f"{image['filename']},a drawing\n" for image in images))
     (base / "more.jsonl").write_text("".join(json.dumps({"image": i["filename"], "caption": "shapes in colours"}) + "\n" for i in images))
+    rows = [
+        {"image": {"bytes": (base / "data/photos" / i["filename"]).read_bytes(), "path": i["filename"]}, "caption": ["a drawing"]} for i in images
+    ]
+    (base / "data/hub").mkdir()
+    for number in range(2):
+        pq.write_table(pa.Table.from_pylist(rows[number::2]), base / f"data/hub/train-{number:05d}-of-00002.parquet")
     np.save(base / "features.npy", np.random.default_rng(0).random((len(images), 2048), dtype=np.float32).astype(np.float16))
 
 

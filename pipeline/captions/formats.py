@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.registry import Registry
+from pipeline.captions.table_files import ARROW_FILE_MAGIC, ARROW_STREAM_MAGIC, PARQUET_MAGIC
 from shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ class CaptionInput:
             return False
         return isinstance(value, dict) and "images" not in value
 
+    @property
+    def is_columnar(self) -> bool:
+        """Whether the file is a Parquet or Arrow file."""
+        return self.beginning.startswith((PARQUET_MAGIC, ARROW_FILE_MAGIC, ARROW_STREAM_MAGIC))
+
     @functools.cached_property
     def document(self) -> Any:
         """The complete file as JSON, read once and kept; None if it is not one JSON document.
@@ -122,6 +128,7 @@ CAPTION_FORMATS.register("CSV", "pipeline.captions.tables:CSV")
 CAPTION_FORMATS.register("JSON Lines", "pipeline.captions.tables:JSON_LINES")
 CAPTION_FORMATS.register("JSON list", "pipeline.captions.tables:JSON_LIST")
 CAPTION_FORMATS.register("Parquet", "pipeline.captions.tables:PARQUET")
+CAPTION_FORMATS.register("Arrow", "pipeline.captions.tables:ARROW")
 CAPTION_FORMATS.register("folder", "pipeline.captions.text_files:FOLDER")
 
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.captions.records import Caption, CaptionedImage, CaptionFile
+from pipeline.captions.records import Caption, CaptionedImage, CaptionFile, StoredImage
 from shards.rejects import Reject
 
 DEFAULT_SPLIT = "train"
@@ -18,6 +18,7 @@ class _MergedImage:
     file_name: str
     split: str | None
     captions: list[Caption]
+    stored: StoredImage | None
 
 
 def merge(files: Sequence[CaptionFile]) -> CaptionFile:
@@ -41,10 +42,12 @@ def merge(files: Sequence[CaptionFile]) -> CaptionFile:
             for record in records:
                 same_name = earlier.get(record.file_name, [])
                 if not same_name:
-                    image = _MergedImage(image_id=image_ids.take(record.image_id), file_name=record.file_name, split=split, captions=[])
+                    image_id = image_ids.take(record.image_id)
+                    image = _MergedImage(image_id=image_id, file_name=record.file_name, split=split, captions=[], stored=record.stored)
                     added.append(image)
                 else:
                     image = same_name[0]
+                    image.stored = image.stored or record.stored
                 _add_captions(image, record, split, same_name, caption_ids, rejects)
         merged += added
         for image in added:
@@ -80,7 +83,7 @@ def _by_split(files: Sequence[CaptionFile], merged: Sequence[_MergedImage], reje
     unnamed = DEFAULT_SPLIT if any(name is not None for name in names) else None
     splits: dict[str | None, list[CaptionedImage]] = {name if name is not None else unnamed: [] for name in names}
     for image in merged:
-        record = CaptionedImage(image_id=image.image_id, file_name=image.file_name, captions=tuple(image.captions))
+        record = CaptionedImage(image_id=image.image_id, file_name=image.file_name, captions=tuple(image.captions), stored=image.stored)
         splits[image.split if image.split is not None else unnamed].append(record)
     return CaptionFile(splits=splits, rejects=rejects, listed=())
 

@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.captions.formats import CaptionInput, format_of
+from pipeline.captions.image_tables import holds_images, read_image_tables
+from pipeline.captions.locations import expanded
 from pipeline.captions.merge import DEFAULT_SPLIT, merge
 from pipeline.captions.records import CaptionedImage, CaptionFile, no_garbage_collection
+from pipeline.captions.tables import read_table_file
 from pipeline.captions.text_files import read_split_list
 from shards.errors import InputError
 from shards.layout import check_split_name
+from shards.paths import Location, is_url
 from shards.rejects import Reject
 
 
@@ -18,16 +22,18 @@ class CaptionSource:
     """Where captions come from.
 
     Attributes:
-        paths: Captions files or folders of any format, in order.
+        paths: Captions files or folders of any format, in order; patterns; and URLs of Parquet and Arrow files.
         split_lists: (split, file with the names of its images), for captions that name no splits.
         columns: For tables: ``image``, ``caption``, ``split`` -> the column's name.
         restval: As in :func:`pipeline.captions.karpathy.karpathy_file`.
+        images_are_files: Tables that hold images are read for the names of files only.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[Location, ...]
     split_lists: tuple[tuple[str, Path], ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     restval: bool = True
+    images_are_files: bool = False
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.paths))
@@ -81,13 +87,20 @@ def read_captions(source: CaptionSource) -> CaptionFile:
         InputError: A file is missing, of no known format, damaged or too large; names it, and the line if there is one.
     """
     with no_garbage_collection():
-        files = [_read_file(CaptionInput(path=path, columns=source.columns, restval=source.restval)) for path in source.paths]
+        files: list[CaptionFile] = []
+        tables: list[Location] = []
+        position = 0
+        for location in expanded(source.paths):
+            file = None if is_url(location) else CaptionInput(path=Path(location), columns=source.columns, restval=source.restval)
+            if not source.images_are_files and (file is None or file.is_columnar) and holds_images(location, source.columns):
+                position = position if tables else len(files)
+                tables.append(location)
+            else:
+                files.append(read_table_file(location, source.columns) if file is None else format_of(file).read(file))
+        if tables:  # one table in several files, such as train-00000-of-00009.parquet
+            files.insert(position, read_image_tables(tables, source.columns, name_splits=not source.split_lists))
         found = files[0] if len(files) == 1 else merge(files)
         return _assign_splits(found, source) if source.split_lists else found
-
-
-def _read_file(file: CaptionInput) -> CaptionFile:
-    return format_of(file).read(file)
 
 
 def _assign_splits(found: CaptionFile, source: CaptionSource) -> CaptionFile:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.captions.tokenizer import tokenize
 from shards.errors import InputError
-from shards.paths import is_inside
+from shards.paths import Location, is_inside
 from shards.rejects import Reject
 
 # A caption has words if it has a letter, ideograph, syllable or digit of any script. Unicode counts four invisible fillers of Hangul as letters.
@@ -30,12 +30,33 @@ class Caption:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StoredImage:
+    """Where a table holds the bytes of an image.
+
+    Attributes:
+        table: A Parquet or Arrow file.
+        column: The column of the bytes; ``NAME.bytes`` for a field of a struct.
+        row: From 0.
+    """
+
+    table: Location
+    column: str
+    row: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionedImage:
-    """One image and all its captions, at least one. ``file_name`` is relative to the images' folder."""
+    """One image and all its captions, at least one.
+
+    Attributes:
+        file_name: Relative to the images' folder.
+        stored: Where its bytes are, if the captions came with them.
+    """
 
     image_id: int
     file_name: str
     captions: tuple[Caption, ...]
+    stored: StoredImage | None = None
 
     def tokenized(self) -> list[dict[str, Any]]:
         """The captions as they are stored in an image's record: ``id``, ``text``, ``tokens``."""
@@ -77,15 +98,17 @@ class CaptionRow:
     file_name: str
     captions: tuple[str, ...]
     split: str | None = None
+    stored: StoredImage | None = None
 
 
 def file_of_rows(rows: Iterable[CaptionRow | Reject]) -> CaptionFile:
     """Group rows by image, in the order of each image's first row.
 
     An image's id is its position among the images, usable or not, from 0. A caption's id is its position among the captions. An
-    image belongs to the split of its first row; its rows in other splits are rejects.
+    image belongs to the split of its first row; its rows in other splits are rejects, and so is a caption that the image already has word for
+    word.
     """
-    images: dict[str, tuple[int, str | None, list[Caption]]] = {}
+    images: dict[str, tuple[int, CaptionRow, dict[str, Caption]]] = {}
     splits: dict[str | None, list[CaptionedImage]] = {}
     rejects: dict[str | None, list[Reject]] = {}
     position = itertools.count()
@@ -93,22 +116,25 @@ def file_of_rows(rows: Iterable[CaptionRow | Reject]) -> CaptionFile:
         if isinstance(row, Reject):
             rejects.setdefault(None, []).append(row)
             continue
-        _, split, captions = images.setdefault(row.file_name, (len(images), row.split, []))
+        _, first, captions = images.setdefault(row.file_name, (len(images), row, {}))
         left_out = rejects.setdefault(row.split, [])
-        if row.split != split:
-            message = f"also has a row in split {row.split}; the first split, {split}, is kept"
+        if row.split != first.split:
+            message = f"also has a row in split {row.split}; the first split, {first.split}, is kept"
             left_out.append(Reject(file=row.file_name, reason="other_split", message=message))
             continue
         for text in row.captions:
             caption = Caption(id=next(position), text=storable(text))
             reject = unusable_caption(caption.text, row.file_name, f"caption {caption.id}")
-            if reject is None:
-                captions.append(caption)
-            else:
+            if reject is not None:
                 left_out.append(reject)
-    for file_name, (image_id, split, captions) in images.items():
-        records = usable_records(image_id, file_name, captions, rejects.setdefault(split, []))
-        splits.setdefault(split, []).extend(records)
+            elif caption.text in captions:
+                message = f"caption {caption.id}: the image has the same text as caption {captions[caption.text].id}"
+                left_out.append(Reject(file=row.file_name, reason="duplicate_caption", message=message))
+            else:
+                captions[caption.text] = caption
+    for file_name, (image_id, first, captions) in images.items():
+        records = usable_records(image_id, file_name, captions.values(), rejects.setdefault(first.split, []), stored=first.stored)
+        splits.setdefault(first.split, []).extend(records)
     listed = tuple(ListedImage(image_id=image_id, imgid=image_id, file_name=name) for name, (image_id, _, _) in images.items())
     return CaptionFile(splits=splits, rejects=rejects, listed=listed)
 
@@ -128,7 +154,9 @@ def unusable_caption(text: str, file_name: str, label: str) -> Reject | None:
     return None
 
 
-def usable_records(image_id: int, file_name: str, captions: Iterable[Caption], rejects: list[Reject]) -> list[CaptionedImage]:
+def usable_records(
+    image_id: int, file_name: str, captions: Iterable[Caption], rejects: list[Reject], *, stored: StoredImage | None = None
+) -> list[CaptionedImage]:
     """The image's record if it is usable; else none, and a line in ``rejects``."""
     captions = tuple(captions)
     if not captions:
@@ -136,7 +164,7 @@ def usable_records(image_id: int, file_name: str, captions: Iterable[Caption], r
     elif not is_inside(file_name):
         rejects.append(Reject(file=file_name, reason="path_escape", message="the file name leads out of the images' folder"))
     else:
-        return [CaptionedImage(image_id=image_id, file_name=file_name, captions=captions)]
+        return [CaptionedImage(image_id=image_id, file_name=file_name, captions=captions, stored=stored)]
     return []
 
 

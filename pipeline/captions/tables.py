@@ -10,21 +10,23 @@ from typing import Any
 
 from pipeline.captions.formats import CaptionFormat, CaptionInput, described_formats
 from pipeline.captions.records import CaptionFile, CaptionRow, file_of_rows
+from pipeline.captions.table_files import ARROW_FILE_MAGIC, ARROW_STREAM_MAGIC, PARQUET_MAGIC, TableFile, open_table
 from pipeline.captions.text_files import text_lines
 from shards.errors import InputError
 from shards.layout import SPLIT_NAME
+from shards.paths import Location
 from shards.rejects import Reject
 
 # The usual names of each role's column, the most likely first
 USUAL_COLUMNS = {
     "image": ("file_name", "filename", "image", "image_path", "image_file", "image_name", "img", "img_path", "filepath", "path", "file"),
-    "caption": ("caption", "captions", "text", "texts", "sentence", "sentences", "raw", "comment", "description"),
+    "caption": ("caption", "captions", "text", "texts", "sentence", "sentences", "sentences_raw", "raw", "comment", "description"),
     "split": ("split",),
 }
 NUMBERED_CAPTION = re.compile(r"caption_?\d+")
 VALIDATION = ("validation", "valid", "dev")  # other names of split val
 DELIMITERS = (",", "\t", ";", "|")
-PARQUET_ROWS = 1000
+TABLE_ROWS = 1000
 MAX_WAITING = 1000
 
 
@@ -42,7 +44,7 @@ class TableColumns:
     folder: str | None
 
 
-def find_columns(path: Path, names: Sequence[str], chosen: Mapping[str, str]) -> TableColumns | None:
+def find_columns(path: Location, names: Sequence[str], chosen: Mapping[str, str]) -> TableColumns | None:
     """Find the columns of images, captions and splits; None if there is no column of images or none of captions.
 
     Args:
@@ -53,24 +55,47 @@ def find_columns(path: Path, names: Sequence[str], chosen: Mapping[str, str]) ->
     Raises:
         InputError: The table does not have a chosen column.
     """
+    check_chosen(path, names, chosen)
+    image, captions = chosen.get("image") or usual_column(names, USUAL_COLUMNS["image"]), find_captions(names, chosen)
+    if image is None or not captions:
+        return None
+    folder = usual_column(names, ["filepath"]) if image == usual_column(names, ["filename"]) and "image" not in chosen else None
+    split = chosen.get("split") or usual_column(names, USUAL_COLUMNS["split"])
+    return TableColumns(image=image, captions=captions, split=split, folder=folder)
+
+
+def check_chosen(path: Location, names: Sequence[str], chosen: Mapping[str, str]) -> None:
+    """Refuse columns that a table does not have.
+
+    Raises:
+        InputError: Names the table's columns.
+    """
     for role, name in chosen.items():
         if name not in names:
             raise InputError(f"{path}: `column` {role}={name}: the table has no such column. Its columns are: {', '.join(names)[:500]}.")
+
+
+def usual_column(names: Sequence[str], usual: Iterable[str]) -> str | None:
+    """The first column, by the order of ``usual``, whose name in lower case is a usual one."""
     by_lower_case = {name.lower(): name for name in reversed(names)}
-
-    def find(role: str) -> str | None:
-        return chosen.get(role) or next((by_lower_case[usual] for usual in USUAL_COLUMNS[role] if usual in by_lower_case), None)
-
-    image, caption = find("image"), find("caption")
-    numbered = tuple(name for name in names if NUMBERED_CAPTION.fullmatch(name.lower()))
-    captions = (caption,) if caption else numbered
-    if image is None or not captions:
-        return None
-    folder = by_lower_case.get("filepath") if image == by_lower_case.get("filename") and "image" not in chosen else None
-    return TableColumns(image=image, captions=captions, split=find("split"), folder=folder)
+    return next((by_lower_case[name] for name in usual if name in by_lower_case), None)
 
 
-def _columns(path: Path, names: Sequence[str], chosen: Mapping[str, str]) -> TableColumns:
+def find_captions(names: Sequence[str], chosen: Mapping[str, str]) -> tuple[str, ...]:
+    """The columns of captions: the chosen one, one of a usual name, or all numbered ones; empty if there are none."""
+    caption = chosen.get("caption") or usual_column(names, USUAL_COLUMNS["caption"])
+    return (caption,) if caption else tuple(name for name in names if NUMBERED_CAPTION.fullmatch(name.lower()))
+
+
+def columns_error(path: Location, names: Sequence[str]) -> InputError:
+    """The error about a table whose columns have no usual names."""
+    return InputError(
+        f"{path}: no column of images, or none of captions, has a usual name. Its columns are: {', '.join(names)[:500] or 'none'}. "
+        f"Name them with `column` image=NAME and `column` caption=NAME. If it is not a table: known caption formats are {described_formats()}."
+    )
+
+
+def _columns(path: Location, names: Sequence[str], chosen: Mapping[str, str]) -> TableColumns:
     """As :func:`find_columns`, for a file that has to be a table.
 
     Raises:
@@ -78,10 +103,7 @@ def _columns(path: Path, names: Sequence[str], chosen: Mapping[str, str]) -> Tab
     """
     columns = find_columns(path, names, chosen)
     if columns is None:
-        raise InputError(
-            f"{path}: no column of images, or none of captions, has a usual name. Its columns are: {', '.join(names)[:500] or 'none'}. "
-            f"Name them with `column` image=NAME and `column` caption=NAME. If it is not a table: known caption formats are {described_formats()}."
-        )
+        raise columns_error(path, names)
     return columns
 
 
@@ -95,20 +117,30 @@ def _row(place: str, columns: TableColumns, values: Mapping[str, Any]) -> Captio
             raise TypeError(f"{columns.image} is not a file name ({image!r:.60})")
         folder = values.get(columns.folder) if columns.folder else None
         file_name = "/".join(filter(None, (folder, image)))
-        captions = tuple(text for name in columns.captions for text in _caption_texts(values.get(name)))
+        captions = tuple(text for name in columns.captions for text in caption_texts(values.get(name)))
         if columns.split is None:
             return CaptionRow(file_name=file_name, captions=captions)
-        split = values.get(columns.split)
-        split = "val" if split in VALIDATION else split
-        if not isinstance(split, str) or not SPLIT_NAME.fullmatch(split):
-            return Reject(file=image, reason="in_no_split", message=f"{place}: {columns.split} is {split!r:.80}, which is not a split's name")
+        split = split_of_value(values.get(columns.split))
+        if split is None:
+            message = f"{place}: {columns.split} is {values.get(columns.split)!r:.80}, which is not a split's name"
+            return Reject(file=image, reason="in_no_split", message=message)
         return CaptionRow(file_name=file_name, captions=captions, split=split)
     except TypeError as problem:
         return Reject(file=place, reason="malformed_row", message=f"{place}: {problem}")
 
 
-def _caption_texts(value: Any) -> list[str]:
-    """The captions of a cell: a text, a list of texts (which may be written as JSON), or Karpathy's list of objects with ``raw``."""
+def split_of_value(value: Any) -> str | None:
+    """The split of a cell; None if it is not the name of one."""
+    split = "val" if value in VALIDATION else value
+    return split if isinstance(split, str) and SPLIT_NAME.fullmatch(split) else None
+
+
+def caption_texts(value: Any) -> list[str]:
+    """The captions of a cell: a text, a list of texts (which may be written as JSON), or Karpathy's list of objects with ``raw``.
+
+    Raises:
+        TypeError: It is something else.
+    """
     if isinstance(value, str):
         if not (value.startswith("[") and value.endswith("]")):
             return [value]
@@ -214,34 +246,25 @@ def _object_rows(path: Path, objects: Iterable[tuple[str, Any]], chosen: Mapping
         _columns(path, list(names), chosen)
 
 
-def read_parquet(path: Path, chosen: Mapping[str, str]) -> CaptionFile:
-    """Read a Parquet file with pyarrow. Only the columns of images, captions and splits are read, and never the bytes of an image.
+def read_table_file(location: Location, chosen: Mapping[str, str]) -> CaptionFile:
+    """Read a Parquet or Arrow file. Only the columns of images, captions and splits are read, and never the bytes of an image.
 
     Raises:
         InputError: pyarrow is missing, the columns are not found, or the file is damaged.
+        ResourceError: A server cannot be reached.
     """
-    try:
-        import pyarrow  # type: ignore[import-untyped]
-        import pyarrow.parquet  # type: ignore[import-untyped]
-    except ImportError:
-        raise InputError(f"{path}: reading a Parquet file requires pyarrow: pip install '.[parquet]'") from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            return file_of_rows(_parquet_rows(path, file, chosen))
-    except (pyarrow.ArrowException, OSError) as problem:
-        raise InputError(f"{path}: not a complete Parquet file ({problem}).") from None
+    with open_table(location) as table:
+        return file_of_rows(_table_rows(table, chosen))
 
 
-def _parquet_rows(path: Path, file: Any, chosen: Mapping[str, str]) -> Iterator[CaptionRow | Reject]:
-    columns = _columns(path, file.schema_arrow.names, chosen)
-    kind = file.schema_arrow.field(columns.image).type
+def _table_rows(table: TableFile, chosen: Mapping[str, str]) -> Iterator[CaptionRow | Reject]:
+    columns = _columns(table.location, table.schema.names, chosen)
+    kind = table.schema.field(columns.image).type
     nested = getattr(kind, "num_fields", 0) and "path" in [kind.field(position).name for position in range(kind.num_fields)]
     wanted = [f"{columns.image}.path" if nested else columns.image, *columns.captions, *filter(None, (columns.split, columns.folder))]
-    number = 0
-    for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=wanted):
-        for values in batch.to_pylist():
+    for batch in table.batches(wanted, batch_rows=TABLE_ROWS):
+        for number, values in enumerate(batch.rows.to_pylist(), batch.start):
             yield _row(f"row {number}", columns, values)
-            number += 1
 
 
 def _csv_delimiter(file: CaptionInput) -> str | None:
@@ -265,6 +288,11 @@ JSON_LIST = CaptionFormat(
 )
 PARQUET = CaptionFormat(
     description="columns of images and captions",
-    matches=lambda file: file.beginning.startswith(b"PAR1"),
-    read=lambda file: read_parquet(file.path, file.columns),
+    matches=lambda file: file.beginning.startswith(PARQUET_MAGIC),
+    read=lambda file: read_table_file(file.path, file.columns),
+)
+ARROW = CaptionFormat(
+    description="the same in Arrow's format, as datasets saves it",
+    matches=lambda file: file.beginning.startswith((ARROW_FILE_MAGIC, ARROW_STREAM_MAGIC)),
+    read=lambda file: read_table_file(file.path, file.columns),
 )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.console.options import PATH, grouped, name_and_value, together
+from pipeline.console.options import grouped, location, name_and_value, together
+from shards.paths import Location
 
 if TYPE_CHECKING:
     from pipeline.captions.read import CaptionSource
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class CaptionOptions:
     """Captions as the user gave them."""
 
-    captions: tuple[Path, ...]
+    captions: tuple[Location, ...]
     split_lists: tuple[str, ...]
     columns: tuple[str, ...]
     no_restval: bool
@@ -60,7 +61,7 @@ def chosen_columns(columns: tuple[str, ...]) -> dict[str, str]:
     return roles
 
 
-def _caption_options(captions: Path | tuple[Path, ...], **others: Any) -> CaptionOptions:
+def _caption_options(captions: Location | tuple[Location, ...], **others: Any) -> CaptionOptions:
     return CaptionOptions(captions=captions if isinstance(captions, tuple) else (captions,), **others)
 
 
@@ -75,7 +76,7 @@ def captions_options(help_text: str, *, several: bool = False) -> Callable[[Call
     read = grouped(
         "captions",
         _caption_options,
-        click.option("--captions", type=PATH, required=True, multiple=several, help=help_text),
+        click.option("--captions", type=location, metavar="PATH|URL", required=True, multiple=several, help=help_text),
         click.option(
             "--split-list",
             "split_lists",

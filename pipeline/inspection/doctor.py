@@ -27,7 +27,8 @@ MAX_COUNTED = 500_000
 EXTRAS = {
     "timm": (("timm",), "--backbone timm:NAME"),
     "remote": (("aiohttp", "s3fs"), "shards and images at https:// and s3://"),
-    "parquet": (("pyarrow",), "captions from Parquet files"),
+    "parquet": (("pyarrow",), "captions and images from Parquet and Arrow files"),
+    "hub": (("pyarrow", "huggingface_hub"), "captions and images at hf:// URLs"),
     "ray": (("ray",), "sharding and caching on a cluster"),
 }
 CAPTION_FILES = ("annotations/captions_*.json", "karpathy/*.json", "flickr8k/*.token.txt")

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.shard_task import ShardTask, write_shard
 from pipeline.sharding.source_images import check_source_images
 from pipeline.sharding.splits import SplitSummary, commit_split, differences, summary_of, write_all_rejects
+from pipeline.sharding.stored_images import check_stored_images
 from shards.atomic import hold_lock
 from shards.dataset import read_dataset_file
 from shards.digests import json_digest
@@ -36,7 +38,7 @@ class NothingUsableError(InputError):
 
 def write_splits(
     *,
-    images: Location,
+    images: Location | None,
     captions: CaptionSource,
     out: Location,
     split: str | None = None,
@@ -58,6 +60,7 @@ def write_splits(
     """
     empty: list[InputError] = []
     written = {}
+    captions = replace(captions, images_are_files=images is not None)
     for name, of_split in read_splits(captions, split).items():
         try:
             written[name] = write_shards(
@@ -80,7 +83,7 @@ def write_splits(
 
 def write_shards(
     *,
-    images: Location,
+    images: Location | None,
     captions: Path | SplitCaptions,
     out: Location,
     split: str = "train",
@@ -93,7 +96,7 @@ def write_shards(
     """Write one split of a shard dataset. Run again, it keeps shards that are complete and up to date, and writes the rest.
 
     Args:
-        images: The folder, or its URL, that the captions' file names are relative to.
+        images: The folder, or its URL, that the captions' file names are relative to. None if the captions are tables that hold the images.
         captions: A captions file, as :func:`pipeline.captions.read.read_captions` reads it; or the captions of the split.
         out: The dataset's folder, or its URL in S3: new, empty, or a dataset with the same config.
         split: Name of the split to write.
@@ -110,9 +113,12 @@ def write_shards(
         ResourceError: Disk full, not allowed, no network.
     """
     check_split_name(split)
-    check_source_images(images)
+    if images is not None:
+        check_source_images(images)
     if isinstance(captions, Path):
-        captions = read_splits(CaptionSource(paths=(captions,)), split)[split]
+        captions = read_splits(CaptionSource(paths=(captions,), images_are_files=images is not None), split)[split]
+    if images is None:
+        check_stored_images(captions.records, split)
     tasks = _shard_tasks(images, captions, out, split, config)
     plan = _plan(captions, config)
     with open_output(out) as output:
@@ -132,7 +138,7 @@ def write_shards(
                 if summary.images == 0:
                     raise NothingUsableError(
                         f"{output.folder}: no image of split {split!r} could be used ({_counts(summary.rejects) or 'the captions list none'}). "
-                        f"See {output.folder / REJECTS_FILE}; check `images` {images}."
+                        f"See {output.folder / REJECTS_FILE}; check `{'captions' if images is None else f'images` {images}'}."
                     )
             return summary
 
@@ -148,7 +154,7 @@ def _plan(captions: SplitCaptions, config: ShardConfig) -> dict[str, Any]:
     }
 
 
-def _shard_tasks(images: Location, captions: SplitCaptions, out: Location, split: str, config: ShardConfig) -> list[ShardTask]:
+def _shard_tasks(images: Location | None, captions: SplitCaptions, out: Location, split: str, config: ShardConfig) -> list[ShardTask]:
     """One task per shard, at least one."""
     records = captions.records[: config.limit]
     return [

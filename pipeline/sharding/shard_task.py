@@ -1,7 +1,7 @@
 """One shard: a worker process, here or on a cluster, reads, resizes, encodes and commits it alone, and returns a few numbers."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pipeline.images.decode import ImageError, stored_jpeg
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.source_images import SourceImageHasher, check_source_images, read_source_images, source_image_sizes
 from pipeline.sharding.splits import intact_sidecar
+from pipeline.sharding.stored_images import read_stored_images, stored_image_stamps
 from shards.atomic import hold_lock
 from shards.digests import json_digest
 from shards.json_files import write_json
@@ -32,6 +33,7 @@ class ShardTask:
     Attributes:
         start: Position of ``records[0]`` in the split's plan. Keys are positions.
         plan_rejects: Rejects of the captions file itself, which the sidecar of the first shard keeps.
+        images: Where the images are; None if the tables of the captions hold them.
     """
 
     out: Location
@@ -40,7 +42,7 @@ class ShardTask:
     start: int
     records: tuple[CaptionedImage, ...]
     plan_rejects: tuple[Reject, ...]
-    images: Location
+    images: Location | None
     config: ShardConfig
 
     @property
@@ -64,7 +66,8 @@ class ShardResult:
 
 def write_shard(task: ShardTask) -> ShardResult:
     """Write one shard and its sidecar, unless the same shard already exists."""
-    check_source_images(task.images)  # a machine without the folder must not reject all images as missing
+    if task.images is not None:
+        check_source_images(task.images)  # a machine without the folder must not reject all images as missing
     with open_output(task.out) as output:
         tar = shard_path(output.folder, task.split, task.index)
         # The worker of a killed run may still be finishing on another machine
@@ -86,7 +89,7 @@ def _write_shard(task: ShardTask, output: Output, tar: Path) -> ShardResult:
         split=task.split,
         index=task.index,
         config_digest=config_digest,
-        source_digest=_source_digest(task, _sizes(task, read)),
+        source_digest=_source_digest(task, _stamps(task, read)),
         photographs_sha256=read.hexdigest(),
         tar_bytes=tar_bytes,
         tar_sha256=tar_sha256,
@@ -102,29 +105,36 @@ def _write_shard(task: ShardTask, output: Output, tar: Path) -> ShardResult:
 
 def _is_current(task: ShardTask, existing: Sidecar) -> bool:
     """Whether an existing shard was made from the same captions and source images, and need not be retried."""
-    if existing.source_digest != _source_digest(task, source_image_sizes(task.images, task.names)):
+    if existing.source_digest != _source_digest(task, _stamps(task)):
         return False
     if task.config.retry_rejected and len(existing.rejects) > len(task.plan_rejects):
         return False
     return not task.config.check_sources or _source_images_sha256(task) == existing.photographs_sha256
 
 
-def _source_digest(task: ShardTask, sizes: Sequence[int | None]) -> str:
-    sources = [[r.image_id, r.file_name, size, [[c.id, c.text] for c in r.captions]] for r, size in zip(task.records, sizes, strict=True)]
+def _source_digest(task: ShardTask, stamps: Sequence[int | list[int] | None]) -> str:
+    sources = [[r.image_id, r.file_name, stamp, [[c.id, c.text] for c in r.captions]] for r, stamp in zip(task.records, stamps, strict=True)]
     return json_digest([task.start, sources, [asdict(reject) for reject in task.plan_rejects]])
+
+
+def _source_images(task: ShardTask) -> Generator[bytes | ImageError, None, None]:
+    return read_stored_images(task.records) if task.images is None else read_source_images(task.images, task.names)
 
 
 def _source_images_sha256(task: ShardTask) -> str:
     hasher = SourceImageHasher()
-    for data in read_source_images(task.images, task.names):
+    for data in _source_images(task):
         hasher.add(data)
     return hasher.hexdigest()
 
 
-def _sizes(task: ShardTask, read: SourceImageHasher) -> list[int | None]:
-    """As :func:`source_image_sizes`, which is only called for images that could not be read."""
-    unread = iter(source_image_sizes(task.images, [name for name, size in zip(task.names, read.sizes, strict=True) if size is None]))
-    return [next(unread) if size is None else size for size in read.sizes]
+def _stamps(task: ShardTask, read: SourceImageHasher | None = None) -> Sequence[int | list[int] | None]:
+    """What tells a changed source image without reading it: its size, or its table's. Sizes that were read are not looked up again."""
+    if task.images is None:
+        return stored_image_stamps(task.records)
+    sizes = read.sizes if read is not None else [None] * len(task.names)
+    unread = iter(source_image_sizes(task.images, [name for name, size in zip(task.names, sizes, strict=True) if size is None]))
+    return [next(unread) if size is None else size for size in sizes]
 
 
 def _counted(rejects: Sequence[Reject]) -> dict[str, int]:
@@ -133,7 +143,7 @@ def _counted(rejects: Sequence[Reject]) -> dict[str, int]:
 
 def _tar_records(task: ShardTask, rejects: list[Reject], read: SourceImageHasher) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     """(key, JPEG bytes, record) of each usable image; the others are added to ``rejects``, and all source images to ``read``."""
-    with closing(read_source_images(task.images, task.names)) as source_images:
+    with closing(_source_images(task)) as source_images:
         for position, (record, data) in enumerate(zip(task.records, source_images, strict=True), task.start):
             read.add(data)
             try:

@@ -22,9 +22,17 @@ if TYPE_CHECKING:
     "shard",
     "python cli.py shard --images data/train2014 --captions data/captions_train2014.json --out data/shards --split train",
     "python cli.py shard --images data/Flickr8k --captions dataset_flickr8k.json --out data/shards",
+    "python cli.py shard --captions 'data/train-*.parquet' --out data/shards",
     "python cli.py shard --images https://host/train2014 --captions captions_train2014.json --out s3://bucket/shards --executor ray",
 )
-@click.option("--images", type=location, metavar="PATH|URL", required=True, help="Folder or URL that the file names in the captions are relative to.")
+@click.option(
+    "--images",
+    type=location,
+    metavar="PATH|URL",
+    default=None,
+    show_default="the images in Parquet or Arrow captions",
+    help="Folder or URL that the file names in the captions are relative to. Not needed if the captions are tables that hold the images.",
+)
 @captions_options(f"Captions in one of the formats {format_names()}. Repeat the option to merge several.", several=True)
 @click.option(
     "--out", type=location, metavar="PATH|URL", required=True, help="Folder of the shard dataset, or s3://bucket/path. Another --split adds to it."
@@ -48,7 +56,7 @@ if TYPE_CHECKING:
 @click.option("--retry-rejected", is_flag=True, help="Recreate shards that have rejected images.")
 @executor_options
 def shard(
-    images: Location,
+    images: Location | None,
     captions: CaptionOptions,
     split: str | None,
     out: Location,

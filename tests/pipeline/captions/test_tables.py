@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.captions.read import CaptionSource, read_captions
 from pipeline.captions.records import CaptionFile, unusable_caption
-from pipeline.captions.tables import find_columns, read_delimited, read_json_lines, read_parquet
+from pipeline.captions.tables import find_columns, read_delimited, read_json_lines, read_table_file
 from shards.errors import InputError
 
 Texts = dict[str | None, dict[str, list[str]]]
@@ -144,7 +144,7 @@ def test_objects_without_a_caption_are_rejects_wherever_they_are(tmp_path: Path,
         ("a.jsonl", b'{"image": "1.jpg", "caption": "a"}\n{"image": \n', r"a\.jsonl: line 2 is not JSON"),
         ("a.jsonl", b'{"image": "1.jpg", "caption": "a"}\n{"image": "\xff"}\n', r"a\.jsonl: line 2 is not UTF-8"),
         ("a.jsonl", b'{"url": "1.jpg", "alt": "a"}\n', r"a\.jsonl: no column of images, or none of captions.*Its columns are: url, alt"),
-        ("a.parquet", b"PAR1 and no more", r"a\.parquet: not a complete Parquet file"),
+        ("a.parquet", b"PAR1 and no more", r"a\.parquet: not a complete Parquet or Arrow file"),
     ],
 )
 def test_a_damaged_table_is_an_error_that_names_the_line(tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -163,7 +163,8 @@ def test_parquet_with_rows_lists_and_hugging_faces_images(tmp_path: Path) -> Non
     assert texts(read(path)) == {"train": {"1.jpg": ["a", "c"]}}
     images = [{"bytes": b"JPEG", "path": "1.jpg"}, {"bytes": b"JPEG", "path": None}, {"bytes": None, "path": "3.jpg"}]
     sentences = [[{"raw": "One", "sentid": 1}, {"raw": "Two", "sentid": 2}], [{"raw": "Lost", "sentid": 3}], [{"raw": "Three", "sentid": 4}]]
-    found = read(parquet(tmp_path, {"image": images, "sentences": sentences, "other": [1.5, 2.5, 3.5]}))
+    path = parquet(tmp_path, {"image": images, "sentences": sentences, "other": [1.5, 2.5, 3.5]})
+    found = read_captions(CaptionSource(paths=(path,), images_are_files=True))
     assert texts(found) == {None: {"1.jpg": ["One", "Two"], "3.jpg": ["Three"]}}
     assert reasons(found) == [(None, "row 1", "malformed_row")]
     found = read(parquet(tmp_path, {"filepath": ["val2014"], "filename": ["1.jpg"], "sentences": [["One", "Two"]]}))
@@ -181,7 +182,7 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match=r"pip install '\.\[parquet\]'"):
-        read_parquet(path, {})
+        read_table_file(path, {})
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=20).filter(
@@ -194,7 +195,8 @@ def test_csv_and_json_lines_written_by_python_are_read_back(tmp_path_factory: py
     folder = tmp_path_factory.mktemp("tables")
     wanted: dict[str, list[str]] = {}
     for name, text in rows:
-        wanted.setdefault(name, []).append(text)
+        if text not in wanted.setdefault(name, []):
+            wanted[name].append(text)
     written = io.StringIO()
     csv.writer(written).writerows([("image", "caption"), *rows])
     (folder / "a.csv").write_bytes(written.getvalue().encode())
