@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.console.options import grouped, location, name_and_value, together
+from pipeline.console.options import Locations, grouped, name_and_value, together
 from shards.paths import Location
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def captions_options(help_text: str, *, several: bool = False) -> Callable[[Call
     read = grouped(
         "captions",
         _caption_options,
-        click.option("--captions", type=location, metavar="PATH|URL", required=True, multiple=several, help=help_text),
+        click.option("--captions", type=Locations(), metavar="PATH|URL", required=True, multiple=several, help=help_text),
         click.option(
             "--split-list",
             "split_lists",

@@ -1,6 +1,8 @@
 """Options that several commands share, and tools to group options."""
 
 import functools
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -22,6 +24,18 @@ FILTER = click.Choice(["lanczos", "bicubic", "bilinear", "box"])
 def location(value: str) -> Location:
     """A local path, or a URL as it was typed: a path would lose one of its slashes."""
     return value if "://" in value else Path(value)
+
+
+class Locations(click.ParamType[Location]):
+    """:func:`location` for an option that may be repeated. In a variable of the environment, places are separated as in ``PATH``."""
+
+    name = "path or URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:  # noqa: ARG002 - click's signature
+        return location(value) if isinstance(value, str) else value  # type: ignore[no-any-return]
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [each for each in re.split(rf"{re.escape(os.pathsep)}(?!//)", rv) if each]
 
 
 def default_worker_count() -> int:

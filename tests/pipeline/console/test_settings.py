@@ -14,6 +14,7 @@ import pytest
 from click.testing import Result
 
 from cli import cli
+from pipeline.console.options import location
 from pipeline.console.settings import options_of, variable, written_name
 from tests import ROOT
 
@@ -65,6 +66,7 @@ def test_options_come_from_the_environment(
         ("CAPSTREAM_CAPTION_RUN", ("caption", "a.jpg"), "runs", ("runs/a", "runs/b")),
         ("CAPSTREAM_CAPTION_RUN", ("caption", "a.jpg"), "runs", ("my runs/a",)),
         ("CAPSTREAM_SHARD_CAPTIONS", ("shard", "--images", "i", "--out", "o"), "captions", ("train.json", "my val.json")),
+        ("CAPSTREAM_SHARD_CAPTIONS", ("shard", "--out", "o"), "captions", ("hf://datasets/a/b", "my val.json")),
     ],
 )
 def test_several_paths_in_one_variable_are_separated_as_in_path_so_that_they_may_contain_spaces(
@@ -73,7 +75,7 @@ def test_several_paths_in_one_variable_are_separated_as_in_path_so_that_they_may
     monkeypatch.setenv(name, os.pathsep.join(paths))
     result = run_cli(*typed)
     assert result.exit_code == 0, result.output
-    assert seen[option] == tuple(map(Path, paths))
+    assert seen[option] == tuple(map(location, paths))
 
 
 def test_the_command_line_overrides_the_environment_which_overrides_the_file_which_overrides_defaults(
