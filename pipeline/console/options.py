@@ -32,7 +32,7 @@ class Locations(click.ParamType[Location]):
     name = "path or URL"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:  # noqa: ARG002 - click's signature
-        return location(value) if isinstance(value, str) else value  # type: ignore[no-any-return]
+        return location(value) if isinstance(value, str) else value
 
     def split_envvar_value(self, rv: str) -> list[str]:
         return [each for each in re.split(rf"{re.escape(os.pathsep)}(?!//)", rv) if each]

@@ -130,7 +130,7 @@ def test_other_captions_files_add_to_the_images_of_a_table(tmp_path: Path) -> No
 def test_rows_that_cannot_be_used_are_rejects_that_name_the_table_and_the_row(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", {"image": image_rows(3)["image"], "caption": [["a"], [], None], "split": ["train", "train", "a/b"]})
     rejects = [(reject.file, reject.reason) for of_split in read(tmp_path / "a.parquet").rejects.values() for reject in of_split]
-    assert rejects == [("1.jpg", "no_captions"), ("2.jpg", "in_no_split")]
+    assert rejects == [("1.jpg", "empty_caption"), ("1.jpg", "no_captions"), ("2.jpg", "in_no_split")]
     write_table(tmp_path / "a.parquet", {"image": image_rows(1)["image"], "caption": [7]})
     (reject,) = read(tmp_path / "a.parquet").rejects[None]
     assert (reject.file, reject.reason) == ("a.parquet row 0", "malformed_row")
