@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.captions.formats import BOM, CaptionFormat
@@ -88,24 +88,29 @@ def read_split_list(path: Path) -> list[str]:
 def read_folder(path: Path) -> CaptionFile:
     """Read a folder of images, each with a text file of the same name that has a caption on each line; folders in it too.
 
-    File names are relative to the folder and sorted by their parts. Names that begin with a dot are ignored.
+    File names are relative to the folder and sorted by their parts. Rejected are hidden images and text files, and hidden folders as a whole:
+    their names begin with a dot.
 
     Raises:
         InputError: It has no text file; or as :func:`text_lines`.
     """
     files: dict[Path, Path] = {}
+    hidden: list[Path] = []
     for parent, folders, names in os.walk(path):
+        below = Path(parent).relative_to(path)
+        hidden += [below / name for name in folders if name.startswith(".")]
+        hidden += [below / name for name in names if name.startswith(".") and Path(name).suffix.lower() in (*IMAGE_SUFFIXES, ".txt")]
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files |= {(file := Path(parent, name)).relative_to(path): file for name in names if not name.startswith(".")}
+        files |= {below / name: Path(parent, name) for name in names if not name.startswith(".")}
     if not any(name.suffix == ".txt" for name in files):
         raise InputError(
             f"{path}: is a folder without .txt files. A folder of captions has a .txt file for each image, named like the image, with a caption "
             "on each line."
         )
-    return file_of_rows(_folder_rows(files))
+    return file_of_rows(_folder_rows(files, hidden))
 
 
-def _folder_rows(files: dict[Path, Path]) -> Iterator[CaptionRow | Reject]:
+def _folder_rows(files: dict[Path, Path], hidden: Iterable[Path]) -> Iterator[CaptionRow | Reject]:
     described = set()
     for name in sorted(files):
         if name.suffix.lower() in IMAGE_SUFFIXES:
@@ -117,6 +122,8 @@ def _folder_rows(files: dict[Path, Path]) -> Iterator[CaptionRow | Reject]:
         if name.suffix == ".txt" and name not in described:
             message = f"{name.as_posix()}: there is no image of the same name in its folder"
             yield Reject(file=name.as_posix(), reason="caption_without_image", message=message)
+    for name in sorted(hidden):
+        yield Reject(file=name.as_posix(), reason="hidden_file", message=f"{name.as_posix()}: hidden files and folders are not used")
 
 
 TOKEN_FILE = CaptionFormat(

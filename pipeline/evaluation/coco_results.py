@@ -12,6 +12,7 @@ from shards.errors import InputError
 from shards.json_files import read_json, write_json
 
 RESULTS_ENDING = ".results.json"
+EXAMPLES = 3
 FORM = 'A result file is a list of {"image_id": 42, "caption": "a dog on a sofa"}, one entry for each image.'
 
 
@@ -51,7 +52,8 @@ def read_results(path: Path, known: Sequence[int]) -> dict[int, str]:
         known: The ids of the images that have references.
 
     Raises:
-        InputError: There is no such file, or it is not a result file for these images. The message names the first invalid entry.
+        InputError: There is no such file, or it is not a result file for these images. As in COCO's evaluation, one wrong id refuses the file;
+            the message has the number of ids that are not integers, repeated or unknown, and the first entries of each kind.
     """
     content = read_json(path, what="result file", repair=FORM)
     if not isinstance(content, list):
@@ -60,30 +62,42 @@ def read_results(path: Path, known: Sequence[int]) -> dict[int, str]:
         raise InputError(f"{path}: the list is empty: there are no captions to score. {FORM}")
     images = frozenset(known)
     found: dict[int, str] = {}
+    no_integers, repeated, unknown = [], [], []
     for place, entry in enumerate(content):
         image_id, caption = _entry(f"{path}: entry {place}", entry)
+        if type(image_id) is not int:  # not isinstance(): True is an int
+            no_integers.append(f"entry {place}: {_shown(image_id)}")
+            continue
         if image_id in found:
-            raise InputError(f"{path}: entry {place}: image {image_id} has a caption already. Keep one entry for each image.")
-        if image_id not in images:
-            raise InputError(
-                f"{path}: entry {place}: image {image_id} is not among the references' images. "
-                "Give the `references` that these captions were made for, or remove the entry."
-            )
-        found[image_id] = caption
+            repeated.append(f"entry {place}: {_shown(image_id)}")
+        elif image_id not in images:
+            unknown.append(f"entry {place}: {_shown(image_id)}")
+        found.setdefault(image_id, caption)
+    problems = (
+        (no_integers, "with an image_id that is not an integer", "Write it without quotes or a decimal point."),
+        (repeated, "of an image that an earlier entry has", "Keep one entry for each image."),
+        (unknown, "of an image that is not among the references' images", "Give the `references` that these captions were made for, or remove them."),
+    )
+    said = [f"{_entries(places)} {problem} ({'; '.join(places[:EXAMPLES])}). {advice}" for places, problem, advice in problems if places]
+    if said:
+        raise InputError(f"{path}: has {' Also '.join(said)}")
     return found
 
 
-def _entry(where: str, entry: Any) -> tuple[int, str]:
+def _entries(places: Sequence[str]) -> str:
+    return "1 entry" if len(places) == 1 else f"{len(places):,} entries"
+
+
+def _entry(where: str, entry: Any) -> tuple[Any, str]:
+    """The image's id, of any type, and the caption of an entry."""
     if not isinstance(entry, dict):
         raise InputError(f"{where} is {_shown(entry)}, not an object. {FORM}")
     for name in ("image_id", "caption"):
         if name not in entry:
             raise InputError(f'{where} has no "{name}". {FORM}')
     image_id, caption = entry["image_id"], entry["caption"]
-    if type(image_id) is not int:  # not isinstance(): True is an int
-        raise InputError(f"{where}: image_id is {_shown(image_id)}, not an integer. Write it without quotes or a decimal point.")
     if not isinstance(caption, str):
-        raise InputError(f"{where}: the caption of image {image_id} is {_shown(caption)}, not a string. {FORM}")
+        raise InputError(f"{where}: the caption of image {_shown(image_id)} is {_shown(caption)}, not a string. {FORM}")
     return image_id, caption.encode("utf-8", "replace").decode()
 
 

@@ -203,7 +203,8 @@ class _Folder:
 
 
 def _open_folder(path: Path, listed: Sequence[ListedImage]) -> tuple[FeatureArrays, FeatureIndex]:
-    files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS and not file.name.startswith("."))
+    found = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
+    files = [file for file in found if not file.name.startswith(".")]
     if not files:
         raise InputError(f"{path}: holds no .npy or .npz file (`npy`). {WANTED}")
     owners: dict[str, list[ListedImage]] = {}
@@ -212,7 +213,7 @@ def _open_folder(path: Path, listed: Sequence[ListedImage]) -> tuple[FeatureArra
         for name in {file_name.name, file_name.stem, str(image.image_id)}:
             owners.setdefault(name, []).append(image)
     places: dict[int, int] = {}
-    unclaimed = []
+    unclaimed = [Reject(file=file.name, reason="hidden_file", message=f"{file}: hidden files are not used") for file in found if file not in files]
     for place, file in enumerate(files):
         claims = owners.get(file.stem, [])
         if len(claims) > 1:
@@ -266,7 +267,7 @@ class _Header:
     dtype: np.dtype[Any]
 
 
-def _read_header(path: Path, file: BinaryIO, size: int) -> _Header:
+def _read_header(path: Path, file: BinaryIO, size: int, if_empty: str = WANTED) -> _Header:
     """Read the header of an .npy file of ``size`` bytes, and check it against the data after it, where ``file`` is left.
 
     Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html, versions 1.0 and 2.0.
@@ -288,7 +289,7 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> _Header:
     if dtype.newbyteorder("=").name not in FLOATS:
         raise InputError(f"{path}: holds values of type {dtype}, accepted are {', '.join(FLOATS)}. Save the features as an array of float32.")
     if not all(length > 0 for length in shape):
-        raise InputError(f"{path}: has the shape {shape}: it holds no features. {WANTED}")
+        raise InputError(f"{path}: has the shape {shape}: it holds no features. {if_empty}")
     wanted, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if wanted != there:
         raise InputError(
@@ -300,7 +301,7 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> _Header:
 def _parse_npy(path: Path, content: bytes) -> NDArray[Any]:
     """The array in the bytes of an .npy file."""
     file = io.BytesIO(content)
-    header = _read_header(path, file, len(content))
+    header = _read_header(path, file, len(content), "Compute the features of this image again, or delete the file to leave the image out.")
     return np.frombuffer(content, header.dtype, offset=file.tell()).reshape(header.shape, order=header.order)
 
 

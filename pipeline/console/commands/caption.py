@@ -72,7 +72,7 @@ def caption(
         raise click.UsageError("--out requires --show.")
     chosen = decoding.config()
     _check_best(best, chosen)
-    names = named_images(images, sys.stdin)
+    names = named_images(images, sys.stdin, print_note)
     if show:
         check_can_draw(out, names)
     run, *others = runs

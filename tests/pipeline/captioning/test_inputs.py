@@ -31,6 +31,22 @@ def test_a_folder_gives_all_photographs_below_it_in_order(folder: Path) -> None:
     assert names(folder) == [str(folder / name) for name in ("a.PNG", "b.jpg", "deep/er/c.webp", "odd[1].jpg", "space and ümlaut.jpeg")]
 
 
+def test_hidden_images_of_a_folder_are_counted_and_left_out_unless_they_are_named(folder: Path) -> None:
+    before, hidden = names(folder), [folder / "._b.jpg", folder / "deep/.thumbnails/c.webp"]
+    (folder / "deep/.thumbnails").mkdir()
+    for path in (*hidden, folder / ".DS_Store"):
+        path.write_bytes(b"x")
+    said: list[str] = []
+    assert named_images([str(folder), str(folder / "d*")], [], said.append) == [*before, str(folder / "deep/er/c.webp")]
+    assert said == [f"Left out 2 hidden images ({hidden[0]}, ...)."]
+    assert names(hidden[0]) == names(folder / ".*.jpg") == [str(hidden[0])]
+    assert names(hidden[1].parent) == [str(hidden[1])]  # the folder was named
+    for name in before:
+        Path(name).unlink()
+    with pytest.raises(InputError, match=r"no images in this folder .*\. Left out 2 hidden images \("):
+        names(folder)
+
+
 def test_patterns_are_expanded_and_a_file_whose_name_looks_like_one_is_itself(folder: Path) -> None:
     assert names(folder / "*.jp*g") == [str(folder / name) for name in ("b.jpg", "odd[1].jpg", "space and ümlaut.jpeg")]
     assert names(folder / "**" / "*.webp") == [str(folder / "deep/er/c.webp")]

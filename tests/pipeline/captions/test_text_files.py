@@ -70,7 +70,7 @@ def test_a_split_list_names_an_image_on_each_line(tmp_path: Path) -> None:
 
 def test_a_folder_gives_every_image_the_lines_of_its_text_file(tmp_path: Path) -> None:
     (tmp_path / "sub/.hidden").mkdir(parents=True)
-    for name in ("b.jpg", "a.PNG", "sub/c.d.jpeg", "mute.webp", "sub/.hidden/x.jpg", "notes.pdf"):
+    for name in ("b.jpg", "a.PNG", "sub/c.d.jpeg", "mute.webp", "sub/.hidden/x.jpg", "._b.jpg", ".DS_Store", "notes.pdf"):
         (tmp_path / name).write_bytes(b"not looked at")
     for name, text in {
         "a.txt": "\ufeffOne\nTwo\n",
@@ -78,11 +78,13 @@ def test_a_folder_gives_every_image_the_lines_of_its_text_file(tmp_path: Path) -
         "sub/c.d.txt": "C",
         "alone.txt": "Of nothing",
         "sub/.hidden/x.txt": "X",
+        "._b.txt": "\0",
     }.items():
         (tmp_path / name).write_text(text)
     found = read_folder(tmp_path)
     assert list(texts(found).items()) == [("a.PNG", ["One", "Two"]), ("b.jpg", ["B"]), ("sub/c.d.jpeg", ["C"])]
-    assert reasons(found) == [("alone.txt", "caption_without_image"), ("mute.webp", "no_captions")]
+    hidden = [(name, "hidden_file") for name in ("._b.jpg", "._b.txt", "sub/.hidden")]
+    assert reasons(found) == [("alone.txt", "caption_without_image"), *hidden, ("mute.webp", "no_captions")]
 
 
 def test_a_folder_without_text_files_is_refused_and_links_are_not_followed(tmp_path: Path) -> None:

@@ -34,13 +34,19 @@ def test_additional_fields_are_allowed(tmp_path: Path) -> None:
         ([{"image_id": 7, "caption": "a"}, "a dog"], r"entry 1 is 'a dog', not an object"),
         ([{"caption": "a dog"}], r'entry 0 has no "image_id"'),
         ([{"image_id": 7}], r'entry 0 has no "caption"'),
-        ([{"image_id": "7", "caption": "a"}], r"entry 0: image_id is '7', not an integer.*without quotes"),
-        ([{"image_id": 7.0, "caption": "a"}], r"image_id is 7.0, not an integer"),
-        ([{"image_id": True, "caption": "a"}], r"image_id is True"),
-        ([{"image_id": [[1] * 999], "caption": "a"}], r"image_id is \[\[1, .*\.\.\., not an integer"),
+        ([{"image_id": "7", "caption": "a"}], r"has 1 entry with an image_id that is not an integer \(entry 0: '7'\)\. Write it without quotes"),
+        ([{"image_id": 7.0, "caption": "a"}], r"not an integer \(entry 0: 7\.0\)"),
+        ([{"image_id": True, "caption": "a"}], r"not an integer \(entry 0: True\)"),
+        ([{"image_id": [[1] * 999], "caption": "a"}], r"not an integer \(entry 0: \[\[1, .*\.\.\.\)"),
         ([{"image_id": 7, "caption": None}], r"the caption of image 7 is None, not a string"),
-        ([{"image_id": 7, "caption": "a"}, {"image_id": 7, "caption": "b"}], r"entry 1: image 7 has a caption already"),
-        ([{"image_id": 8, "caption": "a"}], r"entry 0: image 8 is not among the references' images.*`references`"),
+        (
+            [{"image_id": 7, "caption": "a"}, {"image_id": 7, "caption": "b"}],
+            r"has 1 entry of an image that an earlier entry has \(entry 1: 7\)\. Keep one",
+        ),
+        (
+            [{"image_id": 8, "caption": "a"}],
+            r"has 1 entry of an image that is not among the references' images \(entry 0: 8\)\. Give the `references`",
+        ),
     ],
 )
 def test_an_invalid_file_is_refused_and_the_message_names_the_entry_and_the_next_step(tmp_path: Path, content: Any, says: str) -> None:
@@ -49,6 +55,19 @@ def test_an_invalid_file_is_refused_and_the_message_names_the_entry_and_the_next
         read_results(path, [7])
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_wrong_ids_of_every_kind_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
+    ids = [42, "42", 42, 9, "7", 7, 8, 7.5, 10, None, 11]
+    path = written(tmp_path / "r.json", [{"image_id": image_id, "caption": "a dog"} for image_id in ids])
+    with pytest.raises(InputError) as caught:
+        read_results(path, [7, 42])
+    assert str(caught.value) == (
+        f"{path}: has 4 entries with an image_id that is not an integer (entry 1: '42'; entry 4: '7'; entry 7: 7.5). Write it without quotes or "
+        "a decimal point. Also 1 entry of an image that an earlier entry has (entry 2: 42). Keep one entry for each image. Also 4 entries of "
+        "an image that is not among the references' images (entry 3: 9; entry 6: 8; entry 8: 10). Give the `references` that these captions were "
+        "made for, or remove them."
+    )
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -69,10 +69,11 @@ def test_a_folders_files_are_named_by_file_name_or_id(tmp_path: Path, name: str,
 def test_files_of_a_folder_that_belong_to_no_image_are_said_and_not_read(tmp_path: Path) -> None:
     np.save(tmp_path / "101.npy", VECTORS[1])
     (tmp_path / "strange.npy").write_bytes(b"anything")
+    (tmp_path / "._101.npy").write_bytes(b"of macOS")
     (tmp_path / "notes.txt").write_text("x")
     arrays, found = open_npy(tmp_path, IMAGES)
     assert list(found.places) == [101]
-    assert [(reject.file, reject.reason) for reject in found.unclaimed] == [("strange.npy", "features_without_image")]
+    assert [(reject.file, reject.reason) for reject in found.unclaimed] == [("._101.npy", "hidden_file"), ("strange.npy", "features_without_image")]
     assert "100" in arrays.missing(IMAGES[0])
 
 
@@ -176,6 +177,12 @@ VECTOR = npy_bytes(VECTORS[0])
         ({"100.npz": zip_bytes({"a.npy": bytes(MAX_VECTOR_BYTES + 1)})}, r"100\.npz: holds more than 16,777,216 bytes"),
         ({"100.npz": zip_bytes({"a.npy": npy_bytes(np.array([Payload()]))})}, r"100\.npz: holds Python objects"),
         ({"100.npz": zip_bytes({"a.npy": VECTOR})[:-9]}, r"100\.npz: not an \.npz file"),
+        ({"100.npy": VECTOR, "101.npz": zip_bytes({"a.npy": VECTOR})[:80]}, r"101\.npz: not an \.npz file, or damaged"),
+        ({"100.npy": VECTOR, "101.npy": VECTOR[:-8]}, r"101\.npy: damaged: an array of the shape \(4,\) has 16 bytes, there are 8"),
+        (
+            {"100.npy": VECTOR, "101.npz": zip_bytes({"a.npy": npy_bytes(np.zeros((0, 2048), np.float32))})},
+            r"101\.npz: has the shape \(0, 2048\): it holds no features\. Compute .* or delete the file",
+        ),
         ({"100.npy": bytes(MAX_VECTOR_BYTES + 1)}, r"100\.npy: 16,777,217 bytes"),
         ({"100.npy": npy_bytes(np.array([1, np.nan], np.float32))}, r"100\.npy: feature 1 is nan"),
     ],
