@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from click.testing import Result
 
 from model.captioner import Captioner
 from model.vocabulary import Vocabulary
+from pipeline.captioning.captioner import CaptionerConfig, ImageCaptioner
 from pipeline.captions.vocabulary import write_vocabulary
 from pipeline.loading.batches import CaptionBatch
 from pipeline.runs.checkpoints import TrainingPosition, checkpoint_folder, latest_checkpoint, load_training_state, save_checkpoint
@@ -17,7 +19,7 @@ from pipeline.runs.run import open_run
 from pipeline.runs.train_config import TrainConfig
 from pipeline.training.cross_entropy import CrossEntropyStep
 from pipeline.training.train_state import adamw
-from shards.errors import InputError, MismatchError, OccupiedError
+from shards.errors import DamageError, InputError, MismatchError, OccupiedError
 from shards.feature_writer import write_features
 from shards.features import open_features
 from tests.caching import cache_features
@@ -119,6 +121,24 @@ def test_resuming_with_another_vocabulary_or_data_is_refused_naming_both_sides(s
     write_vocabulary(out / "vocab.json", other)
     with pytest.raises(MismatchError, match=r"vocab\.json.*not the one that the run was trained"):
         open_run(out, device=torch.device("cpu"))
+
+
+def test_a_vocabulary_with_one_word_changed_is_refused_for_training_and_captioning(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(small.run, out)
+    content = json.loads((out / "vocab.json").read_text())
+    words = (*content["words"][:-1], "zebra")
+    (tmp_path / "edited.json").write_text(json.dumps({**content, "words": words}))  # with the digest of the original
+    write_vocabulary(tmp_path / "other.json", Vocabulary(words))  # of the same size, with its own digest
+    with pytest.raises(DamageError, match=r"edited\.json"):
+        train_on_cpu(out=tmp_path / "new", features=small.features, vocab=tmp_path / "edited.json", settings=TINY_MODEL)
+    for changed, error, says in (
+        ("edited.json", DamageError, r"vocab\.json"),
+        ("other.json", MismatchError, r"vocab\.json.*not the one that the run was trained"),
+    ):
+        shutil.copy(tmp_path / changed, out / "vocab.json")
+        with pytest.raises(error, match=says):
+            ImageCaptioner(CaptionerConfig(run=out, device="cpu"))
 
 
 def test_resuming_with_other_features_is_refused_with_both_digests(small: Small, tmp_path: Path) -> None:
