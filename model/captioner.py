@@ -67,7 +67,8 @@ class Captioner(nn.Module):
         """
         if not len(caption_lengths):  # a rank's slice of a small batch may be empty: its gradients are zeros, not None
             return torch.stack([parameter.sum() for parameter in self.decoder.parameters()]).sum() * 0.0 + images.sum() * 0.0
-        shown = images[image_rows]
+        # Not images[image_rows]: on a CPU its backward pass adds the gradients of an image's captions in whatever order the threads come.
+        shown = functional.embedding(image_rows, images)
         inputs = tokens
         if scheduled_sampling:
             inputs = self.decoder.scheduled_sampling_inputs(shown, tokens, caption_lengths, scheduled_sampling)

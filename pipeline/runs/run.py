@@ -22,7 +22,7 @@ from pipeline.runs.train_config import TrainConfig
 from shards.errors import DamageError, InputError, MismatchError
 from shards.json_files import read_versioned_json, write_json
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 CONFIG_FILE, VOCABULARY_FILE, METRICS_FILE = "config.json", "vocab.json", "metrics.jsonl"
 
 

@@ -29,6 +29,7 @@ POSITIVE_INTEGER = ValueRange(lambda value: 1 <= value <= MAX_COUNT, f"at least 
 NON_NEGATIVE = ValueRange(lambda value: 0 <= value <= MAX_COUNT, f"at least 0, and at most {MAX_COUNT}")
 PROBABILITY = ValueRange(lambda value: 0 <= value < 1, "at least 0 and below 1")
 DECAY_FACTOR = ValueRange(lambda value: 0 < value <= 1, "greater than 0, and at most 1")
+THREADS = ValueRange(lambda value: 1 <= value <= 4096, "at least 1, and at most 4096")
 LEARNING_RATE = ValueRange(lambda value: 0 < value <= MAX_LR, f"greater than 0, and at most {MAX_LR:g}")
 MINUTES = ValueRange(lambda value: 0 <= value < math.inf, "at least 0 (0: no time-based checkpoints)")
 # BatchNorm cannot normalize a single image.
@@ -65,6 +66,7 @@ class TrainConfig:
             :mod:`pipeline.training.averaging`.
         self_critical: Rennie et al., 2017; see :mod:`pipeline.training.self_critical`.
         precision: A run records the precision that ``auto`` selected.
+        threads: The last bits of sums depend on it, so a run records the number, and is resumed with the same one.
         val_images: Spread evenly over the split.
         decoder ... tie_weights: As for :class:`model.decoder_config.DecoderConfig`.
 
@@ -114,6 +116,9 @@ class TrainConfig:
     captions_per_image: int = setting(1, "Captions of one image that share its features in a step, at most.", POSITIVE_INTEGER)
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "Precision of the decoder, and with --shards of the backbone; auto: bf16 where the device supports it well."
+    )
+    threads: int | None = setting(
+        None, "On a CPU: threads for the matrix products; resuming uses the run's.", THREADS, none_means="PyTorch's default"
     )
     accumulate: int = setting(1, "Chunks in which the decoder processes a batch, accumulating gradients, to save memory.", POSITIVE_INTEGER)
     checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints; 0: no time-based checkpoints.", MINUTES)

@@ -16,7 +16,7 @@ from shards.errors import InputError, MismatchError, OccupiedError
 from shards.remote import localize
 
 # The settings that may be changed on resuming.
-CHANGEABLE = ("epochs", "patience", "accumulate", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every")
+CHANGEABLE = ("epochs", "patience", "threads", "accumulate", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.backbone.precision import decoder_precision
 from pipeline.execution.devices import pick_device, prepare_device
 from pipeline.training.config import DataConfig, RuntimeConfig
-from pipeline.training.distributed import local_device, process_group
+from pipeline.training.distributed import ProcessGroup, local_device, process_group
 from pipeline.training.loop import Trainer, TrainSummary
 from pipeline.training.prepare import prepare_run
+from pipeline.training.reproducibility import fixed_threads
 from pipeline.training.run_plan import RunPlan, plan_run
 from shards.atomic import hold_lock
 
@@ -58,7 +61,19 @@ def train(
             return plan_run(out, data, settings=given, config_file=config_file, init_from=init_from, resume=resume)
 
         plan = processes.run_on_all(planned)
-        plan = replace(plan, config=replace(plan.config, precision=decoder_precision(plan.config.precision, device)))
-        with hold_lock(out, "train", "training") if processes.is_main_process else nullcontext():
+        threads = _threads(plan, given, device, processes)
+        plan = replace(plan, config=replace(plan.config, precision=decoder_precision(plan.config.precision, device), threads=threads))
+        with fixed_threads(threads), hold_lock(out, "train", "training") if processes.is_main_process else nullcontext():
             run = processes.main_process_first(lambda: prepare_run(plan, runtime, device, processes, max_steps=max_steps))
             return Trainer(run, device, processes, quiet=runtime.quiet, max_steps=max_steps).fit()
+
+
+def _threads(plan: RunPlan, given: dict[str, Any], device: torch.device, processes: ProcessGroup) -> int | None:
+    """The number of threads of each process; None on GPUs.
+
+    A resumed run keeps its own, unless several processes share the cores: how many each may use depends on how many there are.
+    """
+    if device.type != "cpu":
+        return None
+    recorded = plan.config.threads if processes.world_size == 1 else None
+    return given.get("threads") or recorded or torch.get_num_threads()

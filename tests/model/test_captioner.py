@@ -47,6 +47,25 @@ def test_captions_of_one_image_share_its_features() -> None:
     torch.testing.assert_close(shared, repeated)
 
 
+def test_gradients_of_an_image_with_several_captions_are_the_same_each_time() -> None:
+    torch.manual_seed(0)
+    captioner = Captioner(DecoderConfig(feature_dim=8, vocabulary_size=9, embedding_dim=256, hidden_dim=6))
+    images = torch.randn(40, 256, requires_grad=True)
+    rows, lengths = torch.arange(200) % 40, torch.full((200,), 3)
+    tokens = torch.randint(1, 9, (200, 3))
+    found = set()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(50):
+            images.grad = None
+            captioner(images, rows, tokens, lengths).backward()
+            assert images.grad is not None
+            found.add(images.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(1)
+    assert len(found) == 1
+
+
 def test_no_caption_at_all_gives_zero_and_gradients_of_zero() -> None:
     captioner = Captioner(DecoderConfig(feature_dim=4, vocabulary_size=9, embedding_dim=5, hidden_dim=6))
     images = torch.zeros(0, 5, requires_grad=True)

@@ -1,15 +1,19 @@
 """A training that was stopped or killed and resumed equals one that was not."""
 
+import os
 import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline.runs.checkpoints import latest_checkpoint
+from pipeline.runs.run import read_config
 from pipeline.training.interruption import Interrupted
 from tests.conftest import TINY_MODEL, Small
 from tests.pipeline.short_runs import interrupted_at, lines, same, train_on_cpu
@@ -50,9 +54,9 @@ CrossEntropyStep.__call__ = call
 """
 
 
-def train_apart(small: Small, out: Path, source: str, *kill: float) -> int:
+def train_apart(small: Small, out: Path, source: str, *kill: float, **settings: Any) -> int:
     """Train in a process of its own, which kills itself some seconds after a step has begun, if told so; its exit code."""
-    settings = {**SETTINGS, "epochs": 6 if source == "features" else 2, "log_every": 1, "precision": "fp32"}
+    settings = {**SETTINGS, "epochs": 6 if source == "features" else 2, "log_every": 1, "precision": "fp32", **settings}
     data = {"features": "features=Path(sys.argv[2])", "shards": "shards=Path(sys.argv[3]), backbone='resnet18', weights='random'"}
     code = (
         "import sys, torch; torch.set_num_threads(2); from pathlib import Path; from pipeline.training.train import train\n"
@@ -78,6 +82,49 @@ def test_a_training_killed_at_random_moments_equals_one_that_was_not_bit_for_bit
     assert train_apart(small, tmp_path / "killed", source) == 0
     same(tmp_path / "uninterrupted", tmp_path / "killed")
     assert lines(tmp_path / "killed") == lines(tmp_path / "uninterrupted")
+
+
+@pytest.fixture
+def busy_cores() -> Iterator[None]:
+    """Processes that keep every core busy, so that a training's threads are interrupted anywhere."""
+    others = [start_python("while True: pass") for _ in range(os.cpu_count() or 1)]
+    yield
+    for process in others:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("busy_cores")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("source", ["features", "shards"])
+def test_trainings_killed_on_a_busy_machine_equal_one_that_was_not(small: Small, tmp_path: Path, source: str, precision: str) -> None:
+    # Several captions of an image, and sums that are long enough for two threads to share them.
+    settings = {"captions_per_image": 5, "batch_size": 12, "embedding_dim": 768, "hidden_dim": 64, "precision": precision}
+    names = ["uninterrupted", *(f"killed {number}" for number in range(5))]
+    for name in names:
+        shutil.copytree(small.features, tmp_path / name, ignore=shutil.ignore_patterns("*.h5", "*.tar"))  # the same random weights
+    assert train_apart(small, tmp_path / "uninterrupted", source, **settings) == 0
+    steps = len([line for line in lines(tmp_path / "uninterrupted") if "mean_loss" in line])
+    draw = random.Random(precision + source)
+    for name in names[1:]:
+        for step in sorted(draw.randrange(steps - 1) for _ in range(2)):
+            assert train_apart(small, tmp_path / name, source, step, draw.uniform(0, 0.03), **settings) == -signal.SIGKILL
+        assert train_apart(small, tmp_path / name, source, **settings) == 0
+        same(tmp_path / "uninterrupted", tmp_path / name)
+
+
+def test_a_resumed_training_computes_with_the_threads_of_its_run(small: Small, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "precision": "fp32"}
+    train_on_cpu(out=tmp_path / "uninterrupted", features=small.features, settings=settings)
+    train_on_cpu(out=tmp_path / "parts", features=small.features, settings=settings, max_steps=7)
+    assert read_config(tmp_path / "parts")[0].train.threads == 2
+    torch.set_num_threads(1)
+    train_on_cpu(out=tmp_path / "parts", resume=True)
+    assert torch.get_num_threads() == 1
+    same(tmp_path / "uninterrupted", tmp_path / "parts")
+    train_on_cpu(out=tmp_path / "parts", resume=True, settings={"threads": 1, "epochs": 3})
+    assert read_config(tmp_path / "parts")[0].train.threads == 1
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_resume(small: Small, tmp_path: Path) -> None:
