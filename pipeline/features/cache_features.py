@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import torch
 
-from model.encoder import FrozenBackbone
+from model.encoder import FrozenBackbone, feature_dim
 from pipeline.backbone.backbones import KEPT_FILE, RANDOM, Network, open_backbone
 from pipeline.backbone.portable import portable_network
 from pipeline.backbone.precision import AGREEMENT_IMAGES, pick_precision
@@ -26,6 +26,7 @@ from pipeline.execution.executors import Cluster
 from pipeline.execution.progress import Progress
 from pipeline.features.calibration import calibration_batches, evenly_spaced_images
 from pipeline.features.cluster import TaskResources, task_resources
+from pipeline.features.disk_space import check_space, split_bytes
 from pipeline.features.extraction_plan import ExtractionPlan, MakeParts, Planner, plan_on_cluster, plan_on_devices
 from pipeline.features.feature_folder import check_feature_folder, differences, existing_features, files_of_split
 from pipeline.features.parts import PartSpec, finished_parts, join_parts, part_name, whole_parts
@@ -128,7 +129,7 @@ def cache_features(
         OccupiedError: ``out`` holds something else, or is being written to.
         MismatchError: ``out`` holds features of other shards, of another network, or of other views.
         DamageError: A shard is damaged, or the network's features contain NaN or inf; names the sample.
-        ResourceError: Weights cannot be downloaded, disk full, not allowed.
+        ResourceError: Weights cannot be downloaded, too little disk space for the features, not allowed.
     """
     machine = _Machine.of(config.device, cluster)
     pick_precision(config.precision, machine.devices[0])
@@ -153,6 +154,7 @@ def cache_features(
                 precision=config.precision,
                 batch_images=batch_images,
                 plan=_planner(network, exact, reference, config, machine, batch_images * len(views), array_task, report),
+                dim=functools.partial(feature_dim, exact),
                 decode_in_threads=cluster is not None,
                 array_task=array_task,
                 report=report,
@@ -217,7 +219,7 @@ def _planner(
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What caching each split needs; ``plan`` chooses the precision when it is first called."""
+    """What caching each split needs; ``plan`` chooses the precision when it is first called, and ``dim`` runs the network."""
 
     output: Output
     network: Network
@@ -225,6 +227,7 @@ class _Job:
     precision: str
     batch_images: int
     plan: Planner
+    dim: Callable[[], int]
     decode_in_threads: bool
     array_task: ArrayTask | None
     report: Callable[[str], None]
@@ -235,6 +238,11 @@ def _cache_splits(job: _Job, splits: Sequence[Split]) -> list[CacheSummary]:
     folder = job.output.folder
     # All of them before any work: a mismatch in the last split is an error at once.
     existing = {split.name: existing_features(split, folder, job.network, job.views, job.precision) for split in splits}
+    missing = [split for split in splits if existing[split.name] is None]
+    if missing:
+        views, dim = len(job.views), job.dim()
+        planned = [split_bytes(split, _parts(job, split), views=views, dim=dim, array_task=job.array_task) for split in missing]
+        check_space(job.output, planned, job.report)
     if job.array_task is None:
         for split in splits:
             if existing[split.name] is None or not previews_path(folder, split.name).is_file():
@@ -245,7 +253,7 @@ def _cache_splits(job: _Job, splits: Sequence[Split]) -> list[CacheSummary]:
 
 def _cache_split(job: _Job, split: Split, existing: FeatureFile | None) -> CacheSummary:
     """Make a split's parts where they are missing, and join them, unless the file is complete already."""
-    parts = job.output.subfolder(f".{split.name}.parts")
+    parts = _parts(job, split)
     joining = job.array_task is None
     if existing is not None:
         if joining:
@@ -277,6 +285,10 @@ def _cache_split(job: _Job, split: Split, existing: FeatureFile | None) -> Cache
         job.output.upload(target.name)
         _discard(parts)
     return _summary(job, split, images, dim, provenance, rate=rate, committed=joining)
+
+
+def _parts(job: _Job, split: Split) -> Output:
+    return job.output.subfolder(f".{split.name}.parts")
 
 
 def _make_missing_parts(job: _Job, split: Split, spec: PartSpec, make_parts: MakeParts) -> tuple[int, float]:
