@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from shards.output import Output
 from tests.caching import cache_features
 from tests.conftest import Small
 
-BACKBONE = {"backbone": "resnet18", "weights": "random", "device": "cpu", "precision": "fp32"}
+BACKBONE: dict[str, Any] = {"backbone": "resnet18", "weights": "random", "device": "cpu", "precision": "fp32"}
 
 
 @pytest.fixture
