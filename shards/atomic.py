@@ -1,12 +1,15 @@
 """Committed writes: a file under its final name is always complete.
 
 A writer fills ``.NAME.tmp`` next to the target. The file is then flushed to disk and renamed. Temporary names are fixed, so a run after
-a crash overwrites what the crash left. :func:`hold_lock` keeps two writers apart.
+a crash overwrites what the crash left. While a process writes a file it holds the lock ``.NAME.tmp.lock``; a second writer of the same file waits,
+and then replaces it. The lock is a file of its own, because on SMB shares a locked file cannot be written. :func:`hold_lock` keeps two writers of a
+folder apart.
 """
 
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -14,6 +17,16 @@ from typing import IO
 from filelock import FileLock, Timeout
 
 from shards.errors import OccupiedError, ResourceError
+
+# How long the second writer of a file waits for the first.
+WRITER_SECONDS = 600.0
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 def temporary_path(path: Path) -> Path:
@@ -43,30 +56,55 @@ def disk_errors(path: Path, setting: str = "out") -> Iterator[None]:
         raise ResourceError(message) from error
 
 
+def check_output_file(path: Path, setting: str = "out") -> None:
+    """Refuse to write a file where there is something else: a folder, a named pipe, a socket or a device. Renaming a file there would remove it.
+
+    Args:
+        path: The file that will be written. It may be missing, or a symbolic link to a file.
+        setting: The setting that chooses the place, for the message.
+
+    Raises:
+        ResourceError: There is something else; or the place cannot be looked at.
+    """
+    with disk_errors(path, setting):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            return
+        if not stat.S_ISREG(mode):
+            kind = next((name for is_kind, name in KINDS if is_kind(mode)), "something else")
+            raise ResourceError(f"{path}: cannot be written, {kind} is in the way. Choose another `{setting}`.")
+
+
 @contextlib.contextmanager
 def committed(path: Path, setting: str = "out") -> Iterator[Path]:
     """Yield a temporary path next to ``path``. On a clean exit, fsync and rename it; on an error, remove it.
+
+    A symbolic link is followed: its target is written. If another process is writing the same file, wait for it first.
 
     Args:
         path: The final name. Its folder is created if it is missing.
         setting: The setting that chooses the folder, for messages.
 
     Raises:
-        ResourceError: The disk is full or the folder is not writable.
+        ResourceError: The disk is full or the folder is not writable, or there is something else than a file.
+        OccupiedError: Another process did not finish writing the file within ``WRITER_SECONDS``.
     """
-    temporary = temporary_path(path)
-    with disk_errors(path, setting):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    check_output_file(path, setting)
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    temporary = temporary_path(target)
+    lock = hold_lock(target.parent, temporary.name[1:], f"writing {target.name}", wait_seconds=WRITER_SECONDS, setting=setting)
+    with lock, disk_errors(path, setting):
         try:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            temporary.replace(target)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        sync_folder(target.parent)
 
 
 @contextlib.contextmanager
@@ -88,7 +126,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def hold_lock(folder: Path, name: str, activity: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
+def hold_lock(folder: Path, name: str, activity: str, *, wait_seconds: float = 0.0, setting: str = "out") -> Iterator[None]:
     """Hold the lock ``.NAME.lock`` in ``folder``. The operating system releases it when the process dies.
 
     Args:
@@ -96,11 +134,12 @@ def hold_lock(folder: Path, name: str, activity: str, *, wait_seconds: float = 0
         name: What the lock protects.
         activity: What this process does, for messages ("writing split 'train'").
         wait_seconds: How long to wait for another process.
+        setting: The setting that chooses the folder, for messages.
 
     Raises:
         OccupiedError: Another process holds the lock.
     """
-    with disk_errors(folder):
+    with disk_errors(folder, setting):
         folder.mkdir(parents=True, exist_ok=True)
         lock_path = folder / f".{name}.lock"
         lock = FileLock(lock_path, timeout=wait_seconds)

@@ -29,6 +29,7 @@ from pipeline.backbone.precision import AGREEMENT_IMAGES, choose_precision, comp
 from pipeline.captioning.inputs import image_bytes
 from pipeline.execution.devices import images_per_pass, pick_device, prepare_device
 from pipeline.execution.executors import default_workers
+from pipeline.execution.library_warnings import gathered_warnings
 from pipeline.execution.prefetch import map_ahead
 from pipeline.images.decode import ImageError, Resize, decode_image
 from pipeline.runs.checkpoints import CheckpointChoice, checkpoint_folder
@@ -75,11 +76,13 @@ class ImageCaptions:
         name: The file or URL; the image's number if it was given as bytes or pixels.
         captions: All captions that decoding found; scores as in :class:`model.decoding.Hypothesis`.
         problem: Why there are none.
+        warnings: What Pillow warned about while it decoded the image.
     """
 
     name: str
     captions: tuple[ScoredCaption, ...] = ()
     problem: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class ImageCaptioner:
@@ -194,22 +197,24 @@ class ImageCaptioner:
         loading = map_ahead(self._load_or_error, zip(images, names, strict=True), threads=default_workers(), depth=2 * size)
         for start in range(0, len(names), size):
             loaded = list(itertools.islice(loading, size))
-            readable = [start + place for place, item in enumerate(loaded) if not isinstance(item, ImageError)]
+            readable = [start + place for place, (item, _) in enumerate(loaded) if not isinstance(item, ImageError)]
             found: Iterator[list[Hypothesis]] = iter(())
             if readable:
-                pixels = center_crop([torch.from_numpy(item) for item in loaded if not isinstance(item, ImageError)], crop)
+                pixels = center_crop([torch.from_numpy(item) for item, _ in loaded if not isinstance(item, ImageError)], crop)
                 found = iter(self.caption_features(self.extract(pixels), numbers=readable))
-            for name, item in zip(names[start : start + size], loaded, strict=True):
+            for name, (item, warnings) in zip(names[start : start + size], loaded, strict=True):
                 if isinstance(item, ImageError):
                     yield ImageCaptions(name=name, problem=str(item))
                 else:
-                    yield ImageCaptions(name=name, captions=scored_captions(next(found)))
+                    yield ImageCaptions(name=name, captions=scored_captions(next(found)), warnings=warnings)
 
-    def _load_or_error(self, image_and_name: tuple[ImageInput, str]) -> NDArray[np.uint8] | ImageError:
-        try:
-            return self.load(*image_and_name)
-        except ImageError as error:
-            return error
+    def _load_or_error(self, image_and_name: tuple[ImageInput, str]) -> tuple[NDArray[np.uint8] | ImageError, tuple[str, ...]]:
+        with gathered_warnings() as gathered:
+            try:
+                pixels = self.load(*image_and_name)
+            except ImageError as error:
+                return error, ()
+        return pixels, tuple(itertools.chain.from_iterable(gathered.values()))
 
 
 def scored_captions(hypotheses: Sequence[Hypothesis]) -> tuple[ScoredCaption, ...]:

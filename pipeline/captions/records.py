@@ -19,6 +19,8 @@ from shards.rejects import Reject
 
 # A caption has words if it has a letter, ideograph, syllable or digit of any script. Unicode counts four invisible fillers of Hangul as letters.
 _LETTER_OR_DIGIT = re.compile(r"[^\W_\u115f\u1160\u3164\uffa0]")
+# A longer caption is taken for a mistake, such as a whole file in one field. Those of the known datasets have less than a tenth of it.
+MAX_CAPTION_CHARACTERS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +142,7 @@ def file_of_rows(rows: Iterable[CaptionRow | Reject]) -> CaptionFile:
 
 
 def unusable_caption(text: str, file_name: str, label: str) -> Reject | None:
-    """The reject of a caption that is empty or has no words; None if it can be used.
+    """The reject of a caption that is empty, has no words, or is longer than ``MAX_CAPTION_CHARACTERS``; None if it can be used.
 
     Args:
         text: The caption.
@@ -149,6 +151,9 @@ def unusable_caption(text: str, file_name: str, label: str) -> Reject | None:
     """
     if not text.strip():
         return Reject(file=file_name, reason="empty_caption", message=f"{label} has no text")
+    if len(text) > MAX_CAPTION_CHARACTERS:
+        message = f"{label} has {len(text)} characters, more than the limit of {MAX_CAPTION_CHARACTERS}"
+        return Reject(file=file_name, reason="caption_too_long", message=message)
     if not _LETTER_OR_DIGIT.search(text):
         return Reject(file=file_name, reason="caption_without_words", message=f"{label} has no letters or digits: {ascii(text)[:80]}")
     return None

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from model.vocabulary import SPECIAL, Vocabulary, build_vocabulary, check_special
+from shards.atomic import check_output_file
 from shards.caption_table import CaptionTable, table_of_split
 from shards.dataset import open_split
 from shards.digests import json_digest
@@ -53,7 +54,9 @@ def make_vocabulary(*, shards: Path, split: str, min_count: int, out: Path) -> V
     Raises:
         InputError: No such dataset or split, or no word occurs often enough.
         DamageError: A shard is damaged.
+        ResourceError: The file cannot be written.
     """
+    check_output_file(out)
     summary = vocabulary_of(table_of_split(open_split(shards, split)), min_count=min_count)
     write_vocabulary(out, summary.vocabulary)
     return summary

@@ -44,6 +44,13 @@ def option_names(command: click.Command) -> dict[str, str]:
     return parameters | typed
 
 
+def _memory_advice(command: click.Command) -> str:
+    """What to change when memory runs out, in terms of the options that the command has."""
+    written = option_names(command)
+    less = [f"{change} {written[name]}" for name, change in (("batch_size", "a smaller"), ("workers", "fewer")) if name in written]
+    return f"Try {' or '.join(less)}." if less else "Close other programs, or use a machine with more memory."
+
+
 def print_note(text: str) -> None:
     """A line that is no result, with options for settings: see :func:`with_options`."""
     context = click.get_current_context(silent=True)
@@ -74,7 +81,10 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
             if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
                 raise
             raise click.ClickException(f"{error.filename}: not a usable file name ({error.strerror}). Check the name.") from None
-        except MemoryError:
-            raise click.ClickException("Out of memory. Try a smaller --batch-size or fewer --workers.") from None
+        except (MemoryError, RuntimeError) as error:
+            # torch raises its OutOfMemoryError on GPUs, and a plain RuntimeError on CPUs
+            if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)):
+                raise
+            raise click.ClickException(f"Out of memory. {_memory_advice(click.get_current_context().command)}") from None
 
     return run

@@ -1,11 +1,36 @@
 """The group of all commands: it imports a command when it is asked for, and applies the options that come before a command."""
 
+import io
+import os
+import sys
+import traceback
 from typing import Any
 
 import click
 
 from pipeline.console.settings import read_defaults
+from pipeline.execution.library_warnings import print_library_messages
 from pipeline.execution.messages import MessageSettings, configure_messages, log_message
+
+
+class StandardOutput(io.TextIOWrapper):
+    """Standard output that remembers the error of a failed write, so that it can be told from the errors of other files."""
+
+    error: OSError | None = None
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self.error = error
+            raise
 
 
 class CommandGroup(click.Group):
@@ -17,8 +42,27 @@ class CommandGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As click's; standard output on a full disk is an error of one line. For a closed pipe (``| head``), click exits silently with 1."""
+        output = sys.stdout
+        if type(output) is io.TextIOWrapper:
+            output = sys.stdout = StandardOutput(output.buffer, encoding=output.encoding, errors=output.errors, line_buffering=output.line_buffering)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            if not (isinstance(output, StandardOutput) and error is output.error):
+                raise
+            _discard_output()
+            text = f"Standard output cannot be written ({error.strerror}). Write it to another place."
+            if MessageSettings.as_json:
+                log_message("error", text, exit_code=1)
+            else:
+                click.echo(f"Error: {text}", err=True)
+            sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         configure_messages(quiet=ctx.params["quiet"], as_json=ctx.params["log_json"])
+        print_library_messages()
         try:
             if ctx.params["config"] is not None:
                 ctx.default_map = read_defaults(ctx.params["config"], self.commands)
@@ -28,3 +72,16 @@ class CommandGroup(click.Group):
                 raise
             log_message("error", error.format_message(), exit_code=error.exit_code)
             ctx.exit(error.exit_code)
+        except Exception as error:  # a program that reads JSON lines gets the traceback as one of them
+            about_output = isinstance(sys.stdout, StandardOutput) and error is sys.stdout.error
+            if about_output or isinstance(error, (click.exceptions.Exit, click.Abort)) or not MessageSettings.as_json:
+                raise
+            log_message("error", "".join(traceback.format_exception(error)), exit_code=1)
+            ctx.exit(1)
+
+
+def _discard_output() -> None:
+    """Discard what is in the buffer of standard output. Otherwise Python reports a second error when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.execution.executors import run_tasks
 from pipeline.execution.progress import Progress
-from shards.atomic import committed_file, disk_errors
+from shards.atomic import committed_file, disk_errors, hold_lock
 from shards.errors import InputError, OccupiedError
 from shards.json_files import write_json
 
@@ -32,6 +32,8 @@ COLOURS = {
 SHAPES = ("circle", "square", "star")
 COUNT_WORDS = ("a", "two", "three", "four")
 VAL_EVERY = 10
+# What the folder of a dataset may hold already, with what a killed run leaves.
+OWN_FILE = re.compile(r"images|\.synth\.lock|(\.)?captions_(train|val)\.json(?(1)\.tmp(\.lock)?)")
 SUPERSAMPLING = 2
 
 Size = Literal["small", "large"]
@@ -244,7 +246,7 @@ def synthesize(out: Path, *, images: int, seed: int = 0, workers: int = 1, quiet
 
     Raises:
         InputError: ``images`` or ``seed`` out of range.
-        OccupiedError: ``out`` holds something else.
+        OccupiedError: ``out`` holds something else, or another process is drawing into it.
     """
     if images < VAL_EVERY:
         raise InputError(f"`images` {images}: must be at least {VAL_EVERY}, because every {VAL_EVERY}th image is in split val.")
@@ -252,9 +254,14 @@ def synthesize(out: Path, *, images: int, seed: int = 0, workers: int = 1, quiet
         raise InputError(f"`seed` {seed}: must not be negative.")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        others = sorted(p.name for p in out.iterdir() if p.name not in ("images", "captions_train.json", "captions_val.json"))
+        others = sorted(p.name for p in out.iterdir() if not OWN_FILE.fullmatch(p.name))
     if others:
         raise OccupiedError(f"{out}: holds something other than a synthetic dataset ({others[0]}). Choose a new or empty folder.")
+    with hold_lock(out, "synth", "drawing a dataset"):
+        return _draw(out, images, seed, workers, quiet)
+
+
+def _draw(out: Path, images: int, seed: int, workers: int, quiet: bool) -> dict[str, int]:
     chunk = 50
     tasks = [(out, seed, start, min(start + chunk, images)) for start in range(0, images, chunk)]
     by_split: dict[str, list[tuple[int, tuple[int, int], list[str]]]] = {"train": [], "val": []}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from shards.atomic import disk_errors, temporary_path
+from shards.atomic import check_output_file, disk_errors, temporary_path
 from shards.errors import DamageError
 from shards.fetch import FetchCancelledError
 from shards.paths import is_inside
@@ -123,6 +123,7 @@ def unzip(
 
 
 def _write(file: zipfile.ZipFile, archive: Path, member: ArchiveMember, target: Path, setting: str) -> None:
+    check_output_file(target, setting)
     temporary = temporary_path(target)
     with disk_errors(target, setting):
         target.parent.mkdir(parents=True, exist_ok=True)

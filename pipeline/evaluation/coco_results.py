@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.captions.records import MAX_CAPTION_CHARACTERS
 from pipeline.evaluation.score_file import ENDING, check_place
 from shards.errors import InputError
 from shards.json_files import read_json, write_json
@@ -98,6 +99,10 @@ def _entry(where: str, entry: Any) -> tuple[Any, str]:
     image_id, caption = entry["image_id"], entry["caption"]
     if not isinstance(caption, str):
         raise InputError(f"{where}: the caption of image {_shown(image_id)} is {_shown(caption)}, not a string. {FORM}")
+    if len(caption) > MAX_CAPTION_CHARACTERS:
+        raise InputError(
+            f"{where}: the caption of image {_shown(image_id)} has {len(caption)} characters; the limit is {MAX_CAPTION_CHARACTERS}. Shorten it."
+        )
     return image_id, caption.encode("utf-8", "replace").decode()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model.decoding import ScoredCaption
+from shards.atomic import check_output_file
 from shards.errors import DamageError, InputError
 from shards.json_files import read_json, read_versioned_json, write_json
 
@@ -78,9 +79,11 @@ def check_place(path: Path, setting: str, replaceable: Callable[[Any], bool]) ->
 
     Raises:
         InputError: ``path`` is a folder or another kind of file.
+        ResourceError: It is a device, a named pipe or a socket.
     """
     if path.is_dir():
         raise InputError(f"`{setting}` {path}: is a folder. Give a file name, such as {path / 'NAME.json'}.")
+    check_output_file(path, setting)
     if path.exists():
         try:
             content = read_json(path, what="JSON file")

@@ -18,6 +18,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from typing import Any, Protocol, TypeVar, TypeVarTuple
 
+from pipeline.execution.library_warnings import print_library_messages
+from pipeline.execution.messages import MessageSettings, configure_messages
 from shards.errors import ResourceError
 
 Args = TypeVarTuple("Args")
@@ -64,10 +66,13 @@ def preload_workers(*modules: str) -> None:
         forkserver.ensure_running()
 
 
-def _start_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+def _start_worker(messages: tuple[bool, bool], initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
     # Ctrl-C reaches all processes of the terminal. Only the parent handles it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     exit_with_parent()
+    quiet, as_json = messages
+    configure_messages(quiet=quiet, as_json=as_json)
+    print_library_messages()
     if initializer is not None:
         initializer(*initargs)
 
@@ -127,7 +132,8 @@ def run_ahead(
         initializer, initargs: Called once in each process when it starts.
     """
     context = multiprocessing.get_context(START_METHOD)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(initializer, initargs))
+    messages = (MessageSettings.quiet, MessageSettings.as_json)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages, initializer, initargs))
     pending: deque[Future[R]] = deque()
     remaining = iter(tasks)
     try:

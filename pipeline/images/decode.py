@@ -11,6 +11,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
+from pipeline.execution.library_warnings import warnings_about
 from shards.errors import CapstreamError, InputError
 
 # Only the usual formats of photographs: a hostile file cannot reach any other decoder. JPEG includes the multi-picture files of
@@ -146,9 +147,11 @@ def decode_image(data: bytes, name: str, resize: Resize | None = None) -> Decode
         resize: The requested size; None keeps the image's own.
 
     Raises:
-        ImageError: ``not_an_image``, ``truncated`` (or otherwise damaged) or ``too_many_pixels``.
+        ImageError: ``not_an_image``, ``truncated`` (or otherwise damaged) or ``too_many_pixels``. Pillow's warnings about a usable image can be
+            gathered: :func:`pipeline.execution.library_warnings.gathered_warnings`.
     """
-    with _image_errors(data, name):
+    # Pillow warns of large images below MAX_PIXELS already
+    with _image_errors(data, name), warnings_about(name, ignored=Image.DecompressionBombWarning):
         stored = _decode_plain_jpeg(data, resize) or _decode(data, name, resize)
         image, width, height = stored.image, stored.width, stored.height
         size = resize.scaled(width, height) if resize is not None else (width, height)

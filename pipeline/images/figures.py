@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.atomic import committed
+from shards.atomic import check_output_file, committed
 from shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ FIGURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def check_figure_name(out: Path, setting: str = "out") -> None:
-    """Refuse a file name whose extension is not that of a figure.
+    """Refuse a file name whose extension is not that of a figure, or that cannot be written.
 
     Args:
         out: The file name.
@@ -29,9 +29,11 @@ def check_figure_name(out: Path, setting: str = "out") -> None:
 
     Raises:
         InputError: The extension is not one of ``FIGURE_SUFFIXES``.
+        ResourceError: There is something else than a file.
     """
     if out.suffix.lower() not in FIGURE_SUFFIXES:
         raise InputError(f"`{setting}` {out}: a figure is written as {', '.join(FIGURE_SUFFIXES)}. Choose a name with one of these extensions.")
+    check_output_file(out, setting)
 
 
 def save_figure(figure: "Figure", out: Path, setting: str = "out") -> None:

@@ -8,7 +8,7 @@ from pipeline.reporting.html_page import page_parts
 from pipeline.reporting.page_content import page_content
 from pipeline.reporting.reported_runs import first_image, merge_images, read_runs
 from pipeline.reporting.thumbnails import RequestedImage, Thumbnails, folder_thumbnails, shard_thumbnails
-from shards.atomic import committed_file
+from shards.atomic import check_output_file, committed_file
 from shards.errors import InputError
 from shards.layout import check_split_name
 
@@ -63,6 +63,7 @@ def report(
         raise InputError(f"`out` {out}: a report is an HTML page. Give it a name that ends in .html.")
     if out.is_dir():
         raise InputError(f"`out` {out}: is a folder. Give the name of the page: {out / 'report.html'}")
+    check_output_file(out)
     if shards is not None and images is not None:
         raise InputError("Give either `shards` or `images` as the source of the thumbnails, not both.")
     check_split_name(split)

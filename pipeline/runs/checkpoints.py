@@ -7,7 +7,10 @@ SHA-256 hashes show whether its files are intact. ``latest.json`` and ``best.jso
 are being trained are then in ``training.pt``, next to the optimizer's state.
 """
 
+import contextlib
+import io
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,10 +93,7 @@ def save_checkpoint(
     """
     target = checkpoint_folder(folder, position.step)
     staged = target.with_name(f".{target.name}.tmp")
-    with disk_errors(target):
-        for leftover in target.parent.glob(".step-*.tmp"):  # from a process that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        staged.mkdir(parents=True)
+    with disk_errors(target), _staged_folder(staged):
         training: dict[str, Any] = {"optimizer": optimizer.state_dict()}
         if average is not None:
             training["weights"] = captioner.state_dict()
@@ -103,12 +103,11 @@ def save_checkpoint(
         with committed_file(staged / MODEL_FILE) as file:
             file.write(save(state))
         with committed_file(staged / TRAINING_FILE) as file:
-            torch.save(training, file)
+            file.write(_torch_bytes(training))
         hashes = {name: file_sha256(staged / name) for name in FILES}
         write_json(staged / "state.json", {"format_version": FORMAT_VERSION, "position": asdict(position), "sha256": hashes})
         if _has_files(target, hashes):  # this step was saved before its validation: replace its position alone, so that the folder always exists
             (staged / "state.json").replace(target / "state.json")
-            shutil.rmtree(staged, ignore_errors=True)
         else:
             shutil.rmtree(target, ignore_errors=True)
             staged.rename(target)
@@ -122,6 +121,25 @@ def save_checkpoint(
         if old not in kept:
             shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+@contextlib.contextmanager
+def _staged_folder(path: Path) -> Iterator[None]:
+    """A new folder for the files of a checkpoint, which is renamed when it is complete, or else removed at the end."""
+    try:
+        for leftover in path.parent.glob(".step-*.tmp"):  # from a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        path.mkdir(parents=True)
+        yield
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _torch_bytes(content: Any) -> bytes | memoryview:
+    """What :func:`torch.save` writes. Its writer replaces the error of a full disk by one of its own, so it does not see the file."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
 
 
 def _recorded_best(path: Path) -> int | None:

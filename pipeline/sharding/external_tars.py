@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.captions.records import storable
+from pipeline.captions.records import MAX_CAPTION_CHARACTERS, storable
 from pipeline.captions.tokenizer import tokenize
 from pipeline.images.decode import MAX_FILE_BYTES, ImageError, Resize, decode_image
 from shards.paths import IMAGE_SUFFIXES
@@ -91,6 +91,8 @@ def _sample(file: IO[bytes], key: str, parts: dict[str, tarfile.TarInfo], resize
     text = storable(_caption(file, parts, metadata))
     if not text.strip():
         raise ImageError("no_captions", f"{key}: neither {key}.txt nor caption in {key}.json has text")
+    if len(text) > MAX_CAPTION_CHARACTERS:
+        raise ImageError("caption_too_long", f"{key}: its caption has {len(text)} characters, more than the limit of {MAX_CAPTION_CHARACTERS}")
     original = metadata.get("original_width"), metadata.get("original_height")
     width, height = original if all(type(side) is int and 0 < side < 1 << 31 for side in original) else size
     captions = [{"id": int(key), "text": text, "tokens": tokenize(text)}]

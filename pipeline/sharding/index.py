@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.captions.tokenizer import RULE
 from pipeline.execution.executors import run_tasks
+from pipeline.execution.library_warnings import FileWarnings, gathered_warnings
 from pipeline.execution.progress import Progress
 from pipeline.images.decode import Resize
 from pipeline.sharding.external_tars import KEY, TarError, external_samples
@@ -69,17 +70,17 @@ def index_tars(folder: Path, *, resize: Resize, split: str = "train", tars: Sequ
     with hold_lock(folder, split, f"indexing split {split!r}"):
         chosen = _choose_tars(folder, split, tars, resize)
         tasks = [IndexTask(tar=tar, split=split, index=index, resize=resize) for index, tar in enumerate(chosen)]
-        kept = 0
+        kept, warnings = 0, FileWarnings()
         with (
             closing(run_tasks(index_tar, [(task,) for task in tasks], workers=workers)) as results,
             Progress(f"Indexing {split}", total=len(tasks), unit="tars", quiet=quiet) as progress,
         ):
-            for was_kept in results:
-                kept += was_kept
+            for was_kept, of_tar in results:
+                kept, warnings = kept + was_kept, warnings.join(of_tar)
                 progress.advance(1)
         sidecars = [read_sidecar(sidecar_path(tar)) for tar in chosen]
         _check_keys(chosen, sidecars)
-        summary = summary_of(sidecars, kept=kept, committed=True)
+        summary = summary_of(sidecars, kept=kept, committed=True, warnings=warnings)
         commit_split(Output(folder=folder), split, _config(resize), {"tars": [tar.name for tar in chosen]}, summary, sidecars)
     if not summary.images:
         counts = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items()) or "the tars are empty"
@@ -156,15 +157,15 @@ def _check_keys(tars: Sequence[Path], sidecars: Sequence[Sidecar]) -> None:
     raise InputError(f"{other}: has a sample {key}, and so has {first}: they come from different downloads. Index them in separate folders.")
 
 
-def index_tar(task: IndexTask) -> bool:
-    """Write a tar's records and sidecar; returns whether the same ones already existed."""
+def index_tar(task: IndexTask) -> tuple[bool, FileWarnings]:
+    """Write a tar's records and sidecar; returns whether the same ones already existed, and the warnings about images."""
     tar = task.tar
     config_digest = json_digest(_config(task.resize))
     versions = library_versions("pillow", "pillow-simd", "simplejpeg", "nltk")
     existing = intact_sidecar(Output(folder=tar.parent), tar)
     wanted = (task.split, task.index, config_digest, versions)
     if existing and (existing.split, existing.index, existing.config_digest, existing.versions) == wanted and _distinct_numbers(existing):
-        return True
+        return True, FileWarnings()
     with disk_errors(tar):
         sidecar_path(tar).unlink(missing_ok=True)  # an old sidecar must never be next to new records
     with tar.open("rb") as file, committed_file(records_path(tar)) as out:
@@ -189,7 +190,7 @@ def index_tar(task: IndexTask) -> bool:
         records=records.file,
     )
     write_json(sidecar_path(tar), sidecar.content())
-    return False
+    return False, records.warnings
 
 
 def _distinct_numbers(sidecar: Sidecar) -> bool:
@@ -205,6 +206,7 @@ class _TarRecords:
     rejects: tuple[Reject, ...]
     images_sha256: str
     file: RecordsFile
+    warnings: FileWarnings = FileWarnings()  # noqa: RUF009 - frozen
 
 
 NO_RECORDS = _TarRecords(
@@ -222,14 +224,20 @@ def _write_records(task: IndexTask, file: IO[bytes], out: IO[bytes]) -> _TarReco
     samples: list[Sample] = []
     images = SourceImageHasher()
     offset, sha256 = 0, hashlib.sha256()
-    for sample in external_samples(task.tar, file, task.resize, rejects):
-        text = record_bytes(sample.record)
-        jpg = Member(offset=sample.offset, size=len(sample.image), crc32=zlib.crc32(sample.image))
-        json = Member(offset=offset, size=len(text), crc32=zlib.crc32(text))
-        samples.append(Sample(key=sample.key, captions=1, jpg=jpg, json=json))
-        images.add(sample.image)
-        out.write(text)
-        sha256.update(text)
-        offset += len(text)
+    warnings = FileWarnings()
+    with gathered_warnings() as gathered:
+        for sample in external_samples(task.tar, file, task.resize, rejects):
+            text = record_bytes(sample.record)
+            jpg = Member(offset=sample.offset, size=len(sample.image), crc32=zlib.crc32(sample.image))
+            json = Member(offset=offset, size=len(text), crc32=zlib.crc32(text))
+            samples.append(Sample(key=sample.key, captions=1, jpg=jpg, json=json))
+            images.add(sample.image)
+            out.write(text)
+            sha256.update(text)
+            offset += len(text)
+            name = sample.record["file_name"]
+            if name in gathered:
+                warnings = warnings.add({f"{task.tar.name}: {name}": gathered[name]})
+            gathered.clear()
     records = RecordsFile(bytes=offset, sha256=sha256.hexdigest())
-    return _TarRecords(samples=tuple(samples), rejects=tuple(rejects), images_sha256=images.hexdigest(), file=records)
+    return _TarRecords(samples=tuple(samples), rejects=tuple(rejects), images_sha256=images.hexdigest(), file=records, warnings=warnings)

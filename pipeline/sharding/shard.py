@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.captions.read import CaptionSource, SplitCaptions, read_splits
 from pipeline.execution.array_tasks import ArrayTask, writer_lock
 from pipeline.execution.executors import Cluster, run_tasks
+from pipeline.execution.library_warnings import FileWarnings
 from pipeline.execution.progress import Progress
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.shard_task import ShardTask, write_shard
@@ -130,9 +131,9 @@ def write_shards(
                 _remove_leftovers(output, split, shards=len(tasks))
             else:
                 tasks = array_task.select(tasks)
-            kept = _run(output, tasks, workers=workers, cluster=cluster, quiet=quiet)
+            kept, warnings = _run(output, tasks, workers=workers, cluster=cluster, quiet=quiet)
             sidecars = _sidecars(output, split, tasks)
-            summary = summary_of(sidecars, kept=kept, committed=array_task is None)
+            summary = summary_of(sidecars, kept=kept, committed=array_task is None, warnings=warnings)
             if array_task is None:
                 commit_split(output, split, config.content(), plan, summary, sidecars)
                 if summary.images == 0:
@@ -207,26 +208,26 @@ def _check_same(out: Path, split: str, config: ShardConfig, plan: dict[str, Any]
 def _remove_leftovers(output: Output, split: str, *, shards: int) -> None:
     """Remove what an interrupted run left: temporary files, locks, and shards beyond the end of an uncommitted plan."""
     for name in output.names():
-        hidden = re.fullmatch(r"\.(.+)\.(tmp|lock)", name)
+        hidden = re.fullmatch(r"\.(.+?)(\.tmp|\.lock|\.tmp\.lock)", name)
         match = SHARD_FILE.fullmatch(hidden[1] if hidden else name)
         if not match or match[1] != split:
             continue
-        if hidden and hidden[2] == "lock":
-            with suppress(OccupiedError), hold_lock(output.folder, hidden[1], "writing this shard"):
+        if hidden and name.endswith(".lock"):
+            with suppress(OccupiedError), hold_lock(output.folder, name.removeprefix(".").removesuffix(".lock"), "writing this shard"):
                 pass  # no process holds it, and taking it has removed it
         elif hidden or int(match[2]) >= shards:
             output.remove(name)
 
 
-def _run(output: Output, tasks: Sequence[ShardTask], *, workers: int, cluster: Cluster | None, quiet: bool) -> int:
-    """Run the tasks; returns how many shards were kept.
+def _run(output: Output, tasks: Sequence[ShardTask], *, workers: int, cluster: Cluster | None, quiet: bool) -> tuple[int, FileWarnings]:
+    """Run the tasks; returns how many shards were kept, and the warnings about images.
 
     Raises:
         InputError: More images were rejected than the config allows.
     """
+    kept, warnings = 0, FileWarnings()
     if not tasks:
-        return 0
-    kept = 0
+        return kept, warnings
     reasons: Counter[str] = Counter()
     total = sum(len(task.records) for task in tasks)
     allowed = math.floor(tasks[0].config.max_rejects * total)
@@ -236,6 +237,7 @@ def _run(output: Output, tasks: Sequence[ShardTask], *, workers: int, cluster: C
     ):
         for task, result in zip(tasks, results, strict=True):
             kept += result.kept
+            warnings = warnings.join(result.warnings)
             reasons.update(result.rejects)
             progress.advance(len(task.records), note=f"{reasons.total()} rejects")
             if reasons.total() > allowed:
@@ -246,7 +248,7 @@ def _run(output: Output, tasks: Sequence[ShardTask], *, workers: int, cluster: C
             f"{output.folder}: stopped: {reasons.total()} of {total} images were rejected ({_counts(reasons)}), and `max_rejects` allows {allowed}. "
             f"Each has a line in {output.folder / REJECTS_FILE}. Check `images`, or increase `max_rejects`. Finished shards are kept."
         )
-    return kept
+    return kept, warnings
 
 
 def _report_rejects_so_far(output: Output, tasks: Sequence[ShardTask]) -> None:

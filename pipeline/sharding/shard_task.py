@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.captions.records import CaptionedImage
 from pipeline.execution.array_tasks import WORKER_SECONDS
+from pipeline.execution.library_warnings import FileWarnings, gathered_warnings
 from pipeline.images.decode import ImageError, stored_jpeg
 from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.source_images import SourceImageHasher, check_source_images, read_source_images, source_image_sizes
@@ -58,10 +59,12 @@ class ShardResult:
     Attributes:
         kept: Whether the shard was up to date and nothing was written.
         rejects: How many images were rejected, by reason.
+        warnings: The images that were used despite a warning.
     """
 
     kept: bool
     rejects: dict[str, int]
+    warnings: FileWarnings = FileWarnings()  # noqa: RUF009 - frozen
 
 
 def write_shard(task: ShardTask) -> ShardResult:
@@ -84,7 +87,10 @@ def _write_shard(task: ShardTask, output: Output, tar: Path) -> ShardResult:
     output.remove(sidecar_path(tar).name)  # an old sidecar must never be next to a new tar
     rejects: list[Reject] = []
     read = SourceImageHasher()
-    samples, tar_bytes, tar_sha256 = write_tar(tar, _tar_records(task, rejects, read))
+    with gathered_warnings() as gathered:
+        samples, tar_bytes, tar_sha256 = write_tar(tar, _tar_records(task, rejects, read))
+    for reject in rejects:
+        gathered.pop(reject.file, None)
     sidecar = Sidecar(
         split=task.split,
         index=task.index,
@@ -100,7 +106,7 @@ def _write_shard(task: ShardTask, output: Output, tar: Path) -> ShardResult:
     output.upload(tar.name, mark=tar_sha256)
     write_json(sidecar_path(tar), sidecar.content())
     output.upload(sidecar_path(tar).name)
-    return ShardResult(kept=False, rejects=_counted(rejects))
+    return ShardResult(kept=False, rejects=_counted(rejects), warnings=FileWarnings().add(gathered))
 
 
 def _is_current(task: ShardTask, existing: Sidecar) -> bool:

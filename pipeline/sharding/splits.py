@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.execution.library_warnings import FileWarnings
 from shards.atomic import hold_lock
 from shards.dataset import DatasetFile, read_dataset_file
 from shards.digests import file_sha256
@@ -26,6 +27,7 @@ class SplitSummary:
         rejects: How many images were rejected, by reason.
         digest: Identifies the content; as :func:`shards.sidecar.split_digest`.
         committed: Whether ``dataset.json`` has the split. An array task does not commit it.
+        warnings: The images that were used despite a warning, in the shards that were written.
     """
 
     shards: int
@@ -35,6 +37,7 @@ class SplitSummary:
     rejects: dict[str, int]
     digest: str
     committed: bool
+    warnings: FileWarnings
 
 
 def intact_sidecar(output: Output, tar: Path) -> Sidecar | None:
@@ -69,7 +72,7 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def summary_of(sidecars: Sequence[Sidecar], *, kept: int, committed: bool) -> SplitSummary:
+def summary_of(sidecars: Sequence[Sidecar], *, kept: int, committed: bool, warnings: FileWarnings) -> SplitSummary:
     """The counts of a split's shards, or of some of them."""
     reasons = Counter(reject.reason for sidecar in sidecars for reject in sidecar.rejects)
     return SplitSummary(
@@ -80,6 +83,7 @@ def summary_of(sidecars: Sequence[Sidecar], *, kept: int, committed: bool) -> Sp
         rejects=dict(sorted(reasons.items())),
         digest=split_digest(sidecars),
         committed=committed,
+        warnings=warnings,
     )
 
 

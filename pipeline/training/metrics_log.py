@@ -11,7 +11,7 @@ from pipeline.runs.checkpoints import TrainingPosition
 from pipeline.runs.run import METRICS_FILE
 from pipeline.training.distributed import ProcessGroup
 from pipeline.training.validation import ValidationResult
-from shards.atomic import committed_file
+from shards.atomic import committed_file, disk_errors
 from shards.errors import InputError
 
 
@@ -44,16 +44,23 @@ class MetricsLog:
                     break  # a line that was being written when the process was killed
         with committed_file(path) as file:
             file.writelines(kept)
-        self._file = path.open("ab")
+        # Unbuffered: closing the file after a failed write does not try to write again
+        self._path, self._file = path, path.open("ab", buffering=0)
         self._events = SummaryWriter(str(out), purge_step=position.step + 1)
 
     def write(self, line: dict[str, float | int]) -> None:
-        """Append one line, and add its values to the TensorBoard events."""
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        for name, value in line.items():
-            if name not in ("step", "epoch", "epochs"):
-                self._events.add_scalar(name, value, line["step"])
+        """Append one line, and add its values to the TensorBoard events.
+
+        Raises:
+            ResourceError: The disk is full.
+        """
+        with disk_errors(self._path):
+            rest = json.dumps(line).encode() + b"\n"
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            for name, value in line.items():
+                if name not in ("step", "epoch", "epochs"):
+                    self._events.add_scalar(name, value, line["step"])
 
     def write_validation(self, position: TrainingPosition, result: ValidationResult) -> None:
         """Append a line with the scores, and add the example captions, with their images, to the TensorBoard events."""
@@ -65,16 +72,19 @@ class MetricsLog:
             "val_perplexity": perplexity(result.loss),
         }
         self.write(line if result.cider is None else {**line, "val_cider": result.cider})
-        for number, example in enumerate(result.examples):
-            self._events.add_text(f"val/caption {number}", f"{example.caption}\n\n(reference: {example.reference})", position.step)
-        pictures = [(e.pixels, f"{e.caption}\n({e.reference})") for e in result.examples if e.pixels is not None]
-        if pictures:
-            self._events.add_figure("val/captions", image_grid(pictures), position.step, close=False)
-        self._events.flush()
+        with disk_errors(self._path):
+            for number, example in enumerate(result.examples):
+                self._events.add_text(f"val/caption {number}", f"{example.caption}\n\n(reference: {example.reference})", position.step)
+            pictures = [(e.pixels, f"{e.caption}\n({e.reference})") for e in result.examples if e.pixels is not None]
+            if pictures:
+                self._events.add_figure("val/captions", image_grid(pictures), position.step, close=False)
+            self._events.flush()
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
+        with disk_errors(self._path):
+            self._events.flush()  # raises what TensorBoard's thread could not write; close() would not
+            self._events.close()
 
 
 class AverageMeter:

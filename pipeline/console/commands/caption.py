@@ -103,10 +103,13 @@ def _print_captions(captioned: "Iterable[ImageCaptions]", *, count: int, named: 
     """
     from pipeline.captioning.caption import lines
     from pipeline.captioning.draw import MAX_SHOWN
+    from pipeline.execution.library_warnings import FileWarnings
 
     shown: list[tuple[str, str]] = []
-    failed = 0
+    failed, warnings = 0, FileWarnings()
     for image in captioned:
+        if image.warnings:
+            warnings = warnings.add({image.name: list(image.warnings)})
         if image.problem is not None:
             failed += 1
             print_note(f"No caption: {image.problem}")
@@ -114,6 +117,7 @@ def _print_captions(captioned: "Iterable[ImageCaptions]", *, count: int, named: 
             shown.append((image.name, image.captions[0].caption))
         for line in lines(image, count, named=named, as_json=as_json):
             click.echo(line)  # data, not a message
+    warnings.print()
     return shown, failed
 
 

@@ -46,4 +46,5 @@ def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str,
     kept = f" ({summary.kept} indexed already)" if summary.kept else ""
     print_result(f"{folder}: split {split}: {summary.images} images with {summary.captions} captions in {summary.shards} tars{kept}.")
     print_rejects(summary.rejects, folder / REJECTS_FILE)
+    summary.warnings.print()
     print_next_step(f"python cli.py verify {folder} --deep, or python cli.py cache-features --shards {folder} --out {folder}-features")

@@ -120,6 +120,7 @@ def _print_splits(out: Location, done: "dict[str, SplitSummary]", array_task: "A
         counts = f"{summary.images} images with {summary.captions} captions in {summary.shards} shards"
         print_result(f"{out}: {what}: {counts}{kept if summary.kept else ''}.")
         print_rejects(summary.rejects, rejects_file if summary.committed else None)
+        summary.warnings.print()
     if array_task is not None:
         print_next_step(f"python cli.py shard {NEXT_AFTER_ARRAY}; it commits the splits")
         return

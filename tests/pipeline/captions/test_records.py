@@ -1,6 +1,10 @@
+import json
+from pathlib import Path
+
 import pytest
 
-from pipeline.captions.records import Caption, CaptionedImage, CaptionRow, file_of_rows, unusable_caption
+from pipeline.captions.read import CaptionSource, read_splits
+from pipeline.captions.records import MAX_CAPTION_CHARACTERS, Caption, CaptionedImage, CaptionRow, file_of_rows, unusable_caption
 from shards.rejects import Reject
 
 
@@ -57,3 +61,40 @@ def test_a_caption_of_white_space_is_empty(text: str) -> None:
     reject = unusable_caption(text, "a.jpg", "caption 1")
     assert reject is not None
     assert reject.reason == "empty_caption"
+
+
+LONGEST, TOO_LONG = "é" * MAX_CAPTION_CHARACTERS, "é" * (MAX_CAPTION_CHARACTERS + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "coco.json",
+            json.dumps(
+                {
+                    "images": [{"id": 1, "file_name": "a.jpg"}],
+                    "annotations": [{"id": n, "image_id": 1, "caption": text} for n, text in enumerate((LONGEST, TOO_LONG, "short"))],
+                }
+            ),
+        ),
+        (
+            "karpathy.json",
+            json.dumps(
+                {"images": [{"filename": "a.jpg", "imgid": 0, "split": "train", "sentences": [{"raw": t} for t in (LONGEST, TOO_LONG, "short")]}]}
+            ),
+        ),
+        ("table.csv", f"image,caption\na.jpg,{LONGEST}\na.jpg,{TOO_LONG}\na.jpg,short\n"),
+        ("lines.jsonl", "".join(json.dumps({"image": "a.jpg", "caption": text}, ensure_ascii=False) + "\n" for text in (LONGEST, TOO_LONG, "short"))),
+        ("tokens.token", f"a.jpg#0\t{LONGEST}\na.jpg#1\t{TOO_LONG}\na.jpg#2\tshort\n"),
+        ("a.txt", f"{LONGEST}\n{TOO_LONG}\nshort\n"),
+    ],
+)
+def test_a_too_long_caption_is_rejected_in_every_format_and_the_others_stay(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    (tmp_path / "a.jpg").touch()
+    [found] = read_splits(CaptionSource(paths=(tmp_path if name == "a.txt" else tmp_path / name,))).values()
+    assert [[caption.text for caption in record.captions] for record in found.records] == [[LONGEST, "short"]]
+    [reject] = found.rejects
+    assert (reject.file, reject.reason) == ("a.jpg", "caption_too_long")
+    assert "has 10001 characters, more than the limit of 10000" in reject.message

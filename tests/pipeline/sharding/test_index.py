@@ -221,6 +221,7 @@ def test_samples_that_cannot_be_used_are_rejects(tmp_path: Path) -> None:
         "../0012": {"jpg": good, "txt": b"Outside."},
         "x" * 20: {"jpg": good, "txt": b"No number."},
         "9" * 19: {"jpg": good, "txt": b"Too large a number."},
+        "0014": {"jpg": good, "txt": b"x" * 10_001},
         "0013": {"png": picture((90, 64), "PNG"), "cls": b"3", "txt": b"Wide, as PNG."},
     }
     write(tmp_path / "a.tar", [(f"{key}.{ending}", data) for key, parts in samples.items() for ending, data in parts.items()])
@@ -236,9 +237,10 @@ def test_samples_that_cannot_be_used_are_rejects(tmp_path: Path) -> None:
         "0003": "no_image", "0004": "other_size", "0005": "truncated", "0006": "not_an_image", "0007": "no_captions", "0008": "no_captions",
         "0009": "malformed_row", "0010": "malformed_row", "001": "duplicate_image_id", "a/0011": "key_is_no_number", "../0012": "key_is_no_number",
         "x" * 20: "key_is_no_number", "9" * 19: "key_is_no_number",
+        "0014": "caption_too_long",
     }  # fmt: skip
     assert reasons(tmp_path) == {f"a.tar: {key}": reason for key, reason in wanted.items()}
-    assert sum(summary.rejects.values()) == 13
+    assert sum(summary.rejects.values()) == 14
     assert [sample.key for sample, _, _ in shard_samples(shard)] == ["0001", "0002", "0013"]
 
 
