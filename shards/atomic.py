@@ -115,6 +115,15 @@ def committed_file(path: Path, setting: str = "out") -> Iterator[IO[bytes]]:
         file.flush()
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed while it wrote ``path`` has left, unless another process is writing it now."""
+    temporary = temporary_path(path)
+    lock = temporary.with_name(f"{temporary.name}.lock")
+    if temporary.exists() or lock.exists():
+        with contextlib.suppress(OccupiedError), hold_lock(path.parent, temporary.name[1:], f"writing {path.name}"):
+            temporary.unlink(missing_ok=True)  # hold_lock() removes the lock
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in ``folder`` durable, on systems that can open a folder."""
     if os.name == "posix":

@@ -29,7 +29,7 @@ def coco_file(path: Path, content: Any) -> CaptionFile:
 
     Returns:
         The usable images in the file's order. An image's imgid is its position in the file. Rejected are annotations without their image,
-        images without a usable caption, captions without words or of too many, repeated ids, and file names that leave the images' folder.
+        images without a usable caption, captions without words, too long captions, repeated ids, and file names that leave the images' folder.
 
     Raises:
         InputError: Not a COCO caption file; names the first malformed entry.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.execution.library_warnings import FileWarnings
-from shards.atomic import hold_lock
+from shards.atomic import hold_lock, remove_leftovers
 from shards.dataset import DatasetFile, read_dataset_file
 from shards.digests import file_sha256
 from shards.errors import DamageError, InputError, MismatchError
@@ -114,6 +114,8 @@ def commit_split(
             "digest": summary.digest,
         }
         splits = {**known, split: entry} if summary.images else known
+        for name in (DATASET_FILE, REJECTS_FILE):
+            remove_leftovers(out / name)  # they are not written again if they are up to date
         write_all_rejects(output, split, sidecars)
         if summary.images and known.get(split) != entry:
             DatasetFile(config=config, splits=dict(sorted(splits.items()))).write(out)
