@@ -58,7 +58,8 @@ def _install() -> None:
 def gathered_warnings() -> Iterator[dict[str, list[str]]]:
     """Gather the warnings about files that this thread reads in :func:`warnings_about`: texts by the file's name."""
     outer = getattr(_thread, "gathered", None)
-    _thread.gathered = gathered = {}
+    gathered: dict[str, list[str]] = {}
+    _thread.gathered = gathered
     try:
         yield gathered
     finally:
