@@ -59,6 +59,7 @@ def caption(
     """Caption images with a trained run.
 
     IMAGES are files, folders, quoted glob patterns, URLs, or - to read a list of them from standard input.
+    Hidden images of a folder are left out.
 
     Prints one caption per line. With several images, a line begins with the image's name. With several captions per image, it ends with the
     caption's log-probability.
