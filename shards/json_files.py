@@ -25,7 +25,7 @@ def write_json(path: Path, content: Any) -> None:
         file.write(json_bytes(content))
 
 
-def read_json(path: Path, *, what: str, error: type[CapstreamError] = InputError, repair: str = "") -> Any:
+def read_json(path: Path, *, what: str, error: type[CapstreamError] = InputError, repair: str = "", encoding: str | None = None) -> Any:
     """Read a JSON file with any content.
 
     Args:
@@ -33,6 +33,7 @@ def read_json(path: Path, *, what: str, error: type[CapstreamError] = InputError
         what: What the file should be, for messages ("COCO caption file").
         error: Raised for content that is not JSON: :class:`InputError` for users' files, :class:`DamageError` for Capstream's own.
         repair: The next step, for the message about such content.
+        encoding: Of a user's file. By default, one of Unicode's.
 
     Raises:
         InputError: The file is missing, unreadable or larger than ``MAX_JSON_BYTES``.
@@ -40,14 +41,15 @@ def read_json(path: Path, *, what: str, error: type[CapstreamError] = InputError
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise InputError(f"{path}: {path.stat().st_size} bytes, more than the limit for a {what} ({MAX_JSON_BYTES}).")
-        return json.loads(path.read_bytes())
+        content = path.read_bytes()
+        return json.loads(content if encoding is None else content.decode(encoding).removeprefix("\ufeff"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file (expected a {what}).") from None
     except OSError as problem:
         raise InputError(f"{path}: cannot be read as a {what}: {problem.strerror}.") from None
     except UnicodeDecodeError as problem:
         line = problem.object[: problem.start].count(b"\n") + 1
-        raise error(f"{path}: not a {what}: line {line} is not UTF-8 ({problem.reason}). {repair}".rstrip()) from None
+        raise error(f"{path}: not a {what}: line {line} is not {encoding or 'UTF-8'} ({problem.reason}). {repair}".rstrip()) from None
     except (ValueError, RecursionError) as problem:
         raise error(f"{path}: not a {what}: it is not valid JSON ({problem}). {repair}".rstrip()) from None
 

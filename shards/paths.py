@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeAlias
 
@@ -9,7 +10,7 @@ from typing import TypeAlias
 Location: TypeAlias = Path | str
 
 # File name extensions of images, in lower case.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".j2k", ".heic", ".heif", ".avif")
 
 PLAIN_NAME = re.compile(r"\w[\w.-]*")
 
@@ -21,6 +22,36 @@ def is_url(location: Location) -> bool:
     (True, False)
     """
     return isinstance(location, str) and "://" in location
+
+
+def same_name(file_name: str) -> str:
+    """The file name in Unicode's form NFC. macOS and other systems write the same name in different forms (Unicode Standard Annex 15).
+
+    >>> same_name("cafe\u0301.jpg") == "caf\u00e9.jpg"
+    True
+    """
+    return file_name if file_name.isascii() else unicodedata.normalize("NFC", file_name)
+
+
+def relative_name(file_name: str, folder: Location) -> str | None:
+    """An absolute file name, or a URL, below a folder -> the name relative to the folder; None if it is not below it."""
+    if is_url(folder):
+        start = f"{str(folder).rstrip('/')}/"
+        name = file_name[len(start) :] if file_name.startswith(start) else ""
+        return name if name and is_inside(name) else None
+    for root in (Path(folder).absolute(), Path(folder).resolve()):
+        for kind in (PurePosixPath, PureWindowsPath):
+            try:
+                name = kind(file_name).relative_to(kind(str(root))).as_posix()
+            except ValueError:
+                continue
+            return name if is_inside(name) else None
+    return None
+
+
+def is_absolute(file_name: str) -> bool:
+    """Whether a file name is an absolute path, on POSIX or on Windows, or a URL."""
+    return "://" in file_name or PurePosixPath(file_name).is_absolute() or PureWindowsPath(file_name).is_absolute()
 
 
 def is_inside(file_name: str) -> bool:

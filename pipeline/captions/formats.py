@@ -8,12 +8,14 @@ A format is recognised by content alone, and the first one that matches reads th
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.registry import Registry
+from pipeline.captions.encodings import is_utf8, not_utf8
 from pipeline.captions.table_files import ARROW_FILE_MAGIC, ARROW_STREAM_MAGIC, PARQUET_MAGIC
 from shards.errors import InputError
 
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
 
 BEGINNING_BYTES = 1 << 16
 BOM = "\ufeff"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # Files that begin with these bytes are not UTF-8 text, and the user can convert them.
 CONVERTIBLE = {
-    b"\xff\xfe": "is UTF-16: save it as UTF-8",
-    b"\xfe\xff": "is UTF-16: save it as UTF-8",
+    b"\xff\xfe": "is UTF-16: give `encoding` utf-16, or save it as UTF-8",
+    b"\xfe\xff": "is UTF-16: give `encoding` utf-16, or save it as UTF-8",
+    b"\xd0\xcf\x11\xe0": "is an old Excel file: save it as .xlsx, or as CSV in UTF-8",
     b"\x1f\x8b": "is compressed: unpack it",
     b"PK\x03\x04": "is compressed: unpack it",
 }
@@ -39,11 +43,13 @@ class CaptionInput:
         path: The file or folder.
         columns: For tables: ``image``, ``caption``, ``split`` -> the column's name.
         restval: For Karpathy's files: make split ``restval`` part of ``train``.
+        encoding: Of text, UTF-8 by default.
     """
 
     path: Path
     columns: Mapping[str, str] = field(default_factory=dict)
     restval: bool = True
+    encoding: str | None = None
 
     @functools.cached_property
     def beginning(self) -> bytes:
@@ -64,15 +70,15 @@ class CaptionInput:
 
     @functools.cached_property
     def text(self) -> str:
-        """The beginning as text, without a byte order mark and leading white space; empty if it is not UTF-8 text."""
-        if self.beginning.startswith(tuple(CONVERTIBLE)):
+        """The beginning as text, without a byte order mark and leading white space; empty if it is another kind of file."""
+        if self.beginning.startswith(tuple(CONVERTIBLE)) and not (self.encoding and self.beginning.startswith(UTF_16)):
             return ""
-        return self.beginning.decode("utf-8", "replace").removeprefix(BOM).lstrip()
+        return self.beginning.decode(self.encoding or "utf-8", "replace").removeprefix(BOM).lstrip()
 
     @property
     def first_line(self) -> str:
         """The first line of the text."""
-        return self.text.partition("\n")[0].rstrip("\r")
+        return next(iter(re.split(r"[\r\n]", self.text, maxsplit=1)))
 
     @property
     def is_json(self) -> bool:
@@ -102,7 +108,9 @@ class CaptionInput:
         """
         from shards.json_files import read_json
 
-        return read_json(self.path, what="captions file") if self.is_json and not self.is_json_lines else None
+        if not self.is_json or self.is_json_lines:
+            return None
+        return read_json(self.path, what="captions file", repair="Save it as UTF-8, or give its `encoding`.", encoding=self.encoding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +162,13 @@ def format_of(file: CaptionInput) -> CaptionFormat:
     for mark, problem in CONVERTIBLE.items():
         if file.beginning.startswith(mark):
             raise InputError(f"{file.path}: {problem} first.")
+    if file.text and b"\0" not in file.beginning:
+        from pipeline.captions.tables import unknown_columns
+
+        if not file.encoding and not is_utf8(file.beginning):
+            raise not_utf8(file.path)
+        if problem := unknown_columns(file.path, file.text):
+            raise InputError(problem)
     shown = "is empty" if not file.text else "is not text" if b"\0" in file.beginning else f"begins with {file.first_line[:40]!r}"
     raise InputError(
         f"{file.path}: {shown}, which is not a known caption format. Known formats are: {described_formats()}. "

@@ -17,7 +17,7 @@ from pipeline.captions.records import CaptionFile, CaptionRow, StoredImage, file
 from pipeline.captions.table_files import TableFile, open_table
 from pipeline.captions.tables import USUAL_COLUMNS, caption_texts, check_chosen, columns_error, find_captions, split_of_value, usual_column
 from shards.errors import InputError
-from shards.paths import Location, is_inside
+from shards.paths import Location, is_inside, same_name
 from shards.rejects import Reject
 
 CAPTION_ROWS = 1000
@@ -161,7 +161,7 @@ def _name(values: Mapping[str, Any], columns: ImageColumns) -> str:
     if name and not is_inside(name):
         path = PureWindowsPath(name.replace("\0", ""))
         name = "/".join(part for part in path.parts if part not in (path.anchor, ".."))
-    return name
+    return same_name(name)
 
 
 def _named(rows: Sequence[CaptionRow | Reject], labels: Mapping[Location, str]) -> Iterator[CaptionRow | Reject]:

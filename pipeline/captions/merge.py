@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.captions.records import Caption, CaptionedImage, CaptionFile, StoredImage
+from shards.paths import same_name
 from shards.rejects import Reject
 
 DEFAULT_SPLIT = "train"
@@ -40,18 +41,18 @@ def merge(files: Sequence[CaptionFile]) -> CaptionFile:
         added = []
         for split, records in file.splits.items():
             for record in records:
-                same_name = earlier.get(record.file_name, [])
-                if not same_name:
+                namesakes = earlier.get(same_name(record.file_name), [])
+                if not namesakes:
                     image_id = image_ids.take(record.image_id)
                     image = _MergedImage(image_id=image_id, file_name=record.file_name, split=split, captions=[], stored=record.stored)
                     added.append(image)
                 else:
-                    image = same_name[0]
+                    image = namesakes[0]
                     image.stored = image.stored or record.stored
-                _add_captions(image, record, split, same_name, caption_ids, rejects)
+                _add_captions(image, record, split, namesakes, caption_ids, rejects)
         merged += added
         for image in added:
-            earlier.setdefault(image.file_name, []).append(image)
+            earlier.setdefault(same_name(image.file_name), []).append(image)
     return _by_split(files, merged, rejects)
 
 
@@ -59,17 +60,17 @@ def _add_captions(
     image: _MergedImage,
     record: CaptionedImage,
     split: str | None,
-    same_name: Sequence[_MergedImage],
+    namesakes: Sequence[_MergedImage],
     caption_ids: "_UniqueIds",
     rejects: dict[str | None, list[Reject]],
 ) -> None:
-    """Add a record's captions to its image, except those that ``same_name``, the images of earlier files, already have."""
+    """Add a record's captions to its image, except those that ``namesakes``, the images of earlier files, already have."""
     if split is not None and image.split not in (None, split):
         message = f"an earlier file has it in split {image.split}, which is kept"
         rejects.setdefault(split, []).append(Reject(file=record.file_name, reason="other_split", message=message))
         return
     image.split = image.split or split
-    texts = {caption.text for each in same_name for caption in each.captions}
+    texts = {caption.text for each in namesakes for caption in each.captions}
     for caption in record.captions:
         if caption.text in texts:
             message = f"caption {caption.id}: an earlier file has the same text"

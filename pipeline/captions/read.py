@@ -1,9 +1,10 @@
 """Captions files of any format -> the records and rejects of each split."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipeline.captions.encodings import check_encoding
 from pipeline.captions.formats import CaptionInput, format_of
 from pipeline.captions.image_tables import holds_images, read_image_tables
 from pipeline.captions.locations import expanded
@@ -13,7 +14,7 @@ from pipeline.captions.tables import read_table_file
 from pipeline.captions.text_files import read_split_list
 from shards.errors import InputError
 from shards.layout import check_split_name
-from shards.paths import Location, is_url
+from shards.paths import Location, is_absolute, is_url, relative_name, same_name
 from shards.rejects import Reject
 
 
@@ -26,14 +27,24 @@ class CaptionSource:
         split_lists: (split, file with the names of its images), for captions that name no splits.
         columns: For tables: ``image``, ``caption``, ``split`` -> the column's name.
         restval: As in :func:`pipeline.captions.karpathy.karpathy_file`.
-        images_are_files: Tables that hold images are read for the names of files only.
+        encoding: Of text files, UTF-8 by default.
+        image_files: Where the images are, if they are files: absolute names below it become relative, and tables that hold images are read
+            for names only.
+
+    Raises:
+        InputError: There is no such encoding.
     """
 
     paths: tuple[Location, ...]
     split_lists: tuple[tuple[str, Path], ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     restval: bool = True
-    images_are_files: bool = False
+    encoding: str | None = None
+    image_files: Location | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoding is not None:
+            check_encoding(self.encoding)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.paths))
@@ -91,16 +102,39 @@ def read_captions(source: CaptionSource) -> CaptionFile:
         tables: list[Location] = []
         position = 0
         for location in expanded(source.paths):
-            file = None if is_url(location) else CaptionInput(path=Path(location), columns=source.columns, restval=source.restval)
-            if not source.images_are_files and (file is None or file.is_columnar) and holds_images(location, source.columns):
+            file = None if is_url(location) else _input(source, Path(location))
+            if source.image_files is None and (file is None or file.is_columnar) and holds_images(location, source.columns):
                 position = position if tables else len(files)
                 tables.append(location)
             else:
-                files.append(read_table_file(location, source.columns) if file is None else format_of(file).read(file))
+                read = read_table_file(location, source.columns) if file is None else format_of(file).read(file)
+                files.append(_relative(read, source.image_files))
         if tables:  # one table in several files, such as train-00000-of-00009.parquet
             files.insert(position, read_image_tables(tables, source.columns, name_splits=not source.split_lists))
         found = files[0] if len(files) == 1 else merge(files)
         return _assign_splits(found, source) if source.split_lists else found
+
+
+def _input(source: CaptionSource, path: Path) -> CaptionInput:
+    return CaptionInput(path=path, columns=source.columns, restval=source.restval, encoding=source.encoding)
+
+
+def _relative(found: CaptionFile, images: Location | None) -> CaptionFile:
+    """Absolute file names below the images' folder become relative to it; other absolute names are rejects."""
+    splits: dict[str | None, list[CaptionedImage]] = {}
+    rejects = {split: list(of_split) for split, of_split in found.rejects.items()}
+    for split, records in found.splits.items():
+        splits[split] = []
+        for record in records:
+            name = record.file_name
+            if not is_absolute(name):
+                splits[split].append(record)
+            elif images is not None and (relative := relative_name(name, images)) is not None:
+                splits[split].append(replace(record, file_name=relative))
+            else:
+                message = f"the file name is absolute, and not below the images' folder{'' if images is None else f' {images}'}"
+                rejects.setdefault(split, []).append(Reject(file=name, reason="path_escape", message=message))
+    return CaptionFile(splits=splits, rejects=rejects, listed=found.listed)
 
 
 def _assign_splits(found: CaptionFile, source: CaptionSource) -> CaptionFile:
@@ -108,12 +142,13 @@ def _assign_splits(found: CaptionFile, source: CaptionSource) -> CaptionFile:
     if any(name is not None for name in found.splits):
         names = ", ".join(name for name in found.splits if name is not None)
         raise InputError(f"{source}: names its splits itself ({names}): omit `split_list`.")
-    split_of_name = _listed_splits(source.split_lists)
+    split_of_name = _listed_splits(source.split_lists, source.encoding)
     splits: dict[str | None, list[CaptionedImage]] = {split: [] for split, _ in source.split_lists}
     rejects: dict[str | None, list[Reject]] = {}
     found_names = set()
 
     def split_of(file_name: str) -> str | None:
+        file_name = same_name(file_name)
         name = file_name if file_name in split_of_name else file_name.rpartition(".")[0]
         found_names.add(name)
         return split_of_name.get(name)
@@ -132,7 +167,7 @@ def _assign_splits(found: CaptionFile, source: CaptionSource) -> CaptionFile:
     return CaptionFile(splits=splits, rejects=rejects, listed=found.listed)
 
 
-def _listed_splits(split_lists: Iterable[tuple[str, Path]]) -> dict[str, str]:
+def _listed_splits(split_lists: Iterable[tuple[str, Path]], encoding: str | None) -> dict[str, str]:
     """The split of each name in the lists.
 
     Raises:
@@ -140,7 +175,7 @@ def _listed_splits(split_lists: Iterable[tuple[str, Path]]) -> dict[str, str]:
     """
     split_of_name: dict[str, str] = {}
     for split, path in split_lists:
-        for name in read_split_list(path):
+        for name in map(same_name, read_split_list(path, encoding)):
             if split_of_name.setdefault(name, split) != split:
                 raise InputError(
                     f"{path}: {name} is in split {split_of_name[name]} by an earlier `split_list`. An image has one split: remove it from one of "

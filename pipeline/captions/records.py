@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.captions.tokenizer import tokenize
 from shards.errors import InputError
-from shards.paths import Location, is_inside
+from shards.paths import Location, is_absolute, is_inside, same_name
 from shards.rejects import Reject
 
 # A caption has words if it has a letter, ideograph, syllable or digit of any script. Unicode counts four invisible fillers of Hangul as letters.
@@ -118,7 +118,7 @@ def file_of_rows(rows: Iterable[CaptionRow | Reject]) -> CaptionFile:
         if isinstance(row, Reject):
             rejects.setdefault(None, []).append(row)
             continue
-        _, first, captions = images.setdefault(row.file_name, (len(images), row, {}))
+        _, first, captions = images.setdefault(same_name(row.file_name), (len(images), row, {}))
         left_out = rejects.setdefault(row.split, [])
         if row.split != first.split:
             message = f"also has a row in split {row.split}; the first split, {first.split}, is kept"
@@ -134,10 +134,10 @@ def file_of_rows(rows: Iterable[CaptionRow | Reject]) -> CaptionFile:
                 left_out.append(Reject(file=row.file_name, reason="duplicate_caption", message=message))
             else:
                 captions[caption.text] = caption
-    for file_name, (image_id, first, captions) in images.items():
-        records = usable_records(image_id, file_name, captions.values(), rejects.setdefault(first.split, []), stored=first.stored)
+    for image_id, first, captions in images.values():
+        records = usable_records(image_id, first.file_name, captions.values(), rejects.setdefault(first.split, []), stored=first.stored)
         splits.setdefault(first.split, []).extend(records)
-    listed = tuple(ListedImage(image_id=image_id, imgid=image_id, file_name=name) for name, (image_id, _, _) in images.items())
+    listed = tuple(ListedImage(image_id=image_id, imgid=image_id, file_name=first.file_name) for image_id, first, _ in images.values())
     return CaptionFile(splits=splits, rejects=rejects, listed=listed)
 
 
@@ -162,11 +162,11 @@ def unusable_caption(text: str, file_name: str, label: str) -> Reject | None:
 def usable_records(
     image_id: int, file_name: str, captions: Iterable[Caption], rejects: list[Reject], *, stored: StoredImage | None = None
 ) -> list[CaptionedImage]:
-    """The image's record if it is usable; else none, and a line in ``rejects``."""
+    """The image's record if it is usable; else none, and a line in ``rejects``. An absolute file name may lie in the images' folder."""
     captions = tuple(captions)
     if not captions:
         rejects.append(Reject(file=file_name, reason="no_captions", message=f"image {image_id} has no usable caption"))
-    elif not is_inside(file_name):
+    elif not is_inside(file_name) and (stored is not None or not is_absolute(file_name)):
         rejects.append(Reject(file=file_name, reason="path_escape", message="the file name leads out of the images' folder"))
     else:
         return [CaptionedImage(image_id=image_id, file_name=file_name, captions=captions, stored=stored)]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.captions.formats import CaptionFormat, CaptionInput, described_formats
 from pipeline.captions.records import CaptionFile, CaptionRow, file_of_rows
@@ -14,7 +14,7 @@ from pipeline.captions.table_files import ARROW_FILE_MAGIC, ARROW_STREAM_MAGIC, 
 from pipeline.captions.text_files import text_lines
 from shards.errors import InputError
 from shards.layout import SPLIT_NAME
-from shards.paths import Location
+from shards.paths import IMAGE_SUFFIXES, Location
 from shards.rejects import Reject
 
 # The usual names of each role's column, the most likely first
@@ -27,6 +27,7 @@ NUMBERED_CAPTION = re.compile(r"caption_?\d+")
 VALIDATION = ("validation", "valid", "dev")  # other names of split val
 DELIMITERS = (",", "\t", ";", "|")
 TABLE_ROWS = 1000
+LOOKED_AT = 5  # lines of a file that may be a table without known columns
 MAX_WAITING = 1000
 
 
@@ -168,7 +169,25 @@ def delimiter_of(header: str, chosen: Mapping[str, str]) -> str | None:
     return None
 
 
-def read_delimited(path: Path, delimiter: str, chosen: Mapping[str, str]) -> CaptionFile:
+def unknown_columns(path: Path, text: str) -> str | None:
+    """What to do about a table whose first line has none of the usual names; None if the text does not look like a table."""
+    lines = re.split(r"\r\n|\r|\n", text)[: LOOKED_AT + 1]
+    for delimiter in DELIMITERS:
+        rows = [row for row in csv.reader(lines[:LOOKED_AT], delimiter=delimiter) if row]
+        if len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
+            continue
+        cells = [cell.strip() for cell in rows[0]]
+        shown = ", ".join(cells)[:500]
+        if any(cell.lower().endswith(IMAGE_SUFFIXES) for cell in cells):
+            return f"{path}: a table without a header: its first line is already a row ({shown}). Add a first line, for example: image,caption."
+        return (
+            f"{path}: a table of {len(cells)} columns, none of which has a usual name: {shown}. Name the columns of images and captions with "
+            "`column` image=NAME and `column` caption=NAME."
+        )
+    return None
+
+
+def read_delimited(path: Path, delimiter: str, chosen: Mapping[str, str], encoding: str | None = None) -> CaptionFile:
     """Read a text table with a header.
 
     Fields are quoted as in RFC 4180. Between ``|`` nothing is quoted, and spaces around fields are removed.
@@ -176,12 +195,13 @@ def read_delimited(path: Path, delimiter: str, chosen: Mapping[str, str]) -> Cap
     Raises:
         InputError: The columns are not found, a quote does not end, or as :func:`pipeline.captions.text_files.text_lines`.
     """
-    return file_of_rows(_delimited_rows(path, delimiter, chosen))
+    return file_of_rows(_delimited_rows(path, delimiter, chosen, encoding))
 
 
-def _delimited_rows(path: Path, delimiter: str, chosen: Mapping[str, str]) -> Iterator[CaptionRow | Reject]:
+def _delimited_rows(path: Path, delimiter: str, chosen: Mapping[str, str], encoding: str | None) -> Iterator[CaptionRow | Reject]:
     unquoted = delimiter == "|"
-    reader = csv.reader(text_lines(path), delimiter=delimiter, strict=True, quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL)
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL
+    reader = csv.reader(text_lines(path, encoding=encoding), delimiter=delimiter, strict=True, quoting=quoting)
     try:
         names = [name.strip() for name in next(reader, [])]
         columns = _columns(path, names, chosen)
@@ -198,7 +218,7 @@ def _delimited_rows(path: Path, delimiter: str, chosen: Mapping[str, str]) -> It
         raise InputError(f"{path}: line {reader.line_num}: not a row of a table ({problem}). Check the quotes before this line.") from None
 
 
-def read_json_lines(path: Path, chosen: Mapping[str, str]) -> CaptionFile:
+def read_json_lines(path: Path, chosen: Mapping[str, str], encoding: str | None = None) -> CaptionFile:
     """Read a file with a JSON object on each line.
 
     Raises:
@@ -206,7 +226,7 @@ def read_json_lines(path: Path, chosen: Mapping[str, str]) -> CaptionFile:
     """
 
     def objects() -> Iterator[tuple[str, Any]]:
-        for number, line in enumerate(text_lines(path), 1):
+        for number, line in enumerate(text_lines(path, encoding=encoding), 1):
             if line.strip():
                 try:
                     yield f"line {number}", json.loads(line)
@@ -274,12 +294,12 @@ def _csv_delimiter(file: CaptionInput) -> str | None:
 CSV = CaptionFormat(
     description="CSV, TSV, or fields between ; or |, whose first line names the columns",
     matches=lambda file: _csv_delimiter(file) is not None,
-    read=lambda file: read_delimited(file.path, _csv_delimiter(file) or ",", file.columns),
+    read=lambda file: read_delimited(file.path, _csv_delimiter(file) or ",", file.columns, file.encoding),
 )
 JSON_LINES = CaptionFormat(
     description="an object with an image and captions on each line",
     matches=lambda file: file.is_json_lines,
-    read=lambda file: read_json_lines(file.path, file.columns),
+    read=lambda file: read_json_lines(file.path, file.columns, file.encoding),
 )
 JSON_LIST = CaptionFormat(
     description="a list of objects with an image and captions",

@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipeline.captions.formats import BOM, CaptionFormat
+from pipeline.captions.encodings import decoded_lines
+from pipeline.captions.formats import CaptionFormat
 from pipeline.captions.records import CaptionFile, CaptionRow, file_of_rows
 from shards.errors import InputError
-from shards.paths import IMAGE_SUFFIXES
+from shards.paths import IMAGE_SUFFIXES, same_name
 from shards.rejects import Reject
 
-MAX_LINE_BYTES = 16 << 20
+MAX_LINE_CHARACTERS = 16 << 20
 MAX_FILE_BYTES = 2 << 30
 # For the .txt file of one image
 MAX_CAPTIONS_BYTES = 1 << 20
@@ -19,50 +20,38 @@ TOKEN_LINE = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
 EMPTY_TOKEN_LINE = re.compile(r"(?P<image>[^\t]+)#\d+")
 
 
-def text_lines(path: Path, *, at_most: int = MAX_FILE_BYTES) -> Iterator[str]:
-    """The lines of a UTF-8 file with their line ends, without a byte order mark.
+def text_lines(path: Path, *, encoding: str | None = None, at_most: int = MAX_FILE_BYTES) -> Iterator[str]:
+    """The lines of a text file with their line ends, without a byte order mark.
 
     Args:
+        encoding: UTF-8 by default.
         at_most: How many bytes the file may have.
 
     Raises:
-        InputError: The file is missing or too large, or a line is too long or not UTF-8; names the line.
+        InputError: The file is missing or too large, or a line is too long or cannot be decoded; names the line.
     """
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > at_most:
-                raise InputError(f"{path}: has {size} bytes, more than the limit for a captions file ({at_most}).")
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise InputError(f"{path}: line {number} has more than {MAX_LINE_BYTES} bytes. Check that it is a captions file.")
-                try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as problem:
-                    raise InputError(
-                        f"{path}: line {number} is not UTF-8 (byte 0x{line[problem.start]:02x}). Save the file as UTF-8, for example with: "
-                        f"iconv -f WINDOWS-1252 -t UTF-8"
-                    ) from None
-                yield text.removeprefix(BOM) if number == 1 else text
+        size = path.stat().st_size
+        if size > at_most:
+            raise InputError(f"{path}: has {size} bytes, more than the limit for a captions file ({at_most}).")
+        yield from decoded_lines(path, encoding, MAX_LINE_CHARACTERS)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
     except OSError as problem:
         raise InputError(f"{path}: cannot be read: {problem.strerror}.") from None
 
 
-def read_tokens(path: Path) -> CaptionFile:
+def read_tokens(path: Path, encoding: str | None = None) -> CaptionFile:
     """Read a token file of Flickr8k or Flickr30k (Hodosh et al. 2013, Young et al. 2014): each line is ``name.jpg#0``, a tab and a caption.
 
     Raises:
         InputError: As :func:`text_lines`.
     """
-    return file_of_rows(_token_rows(path))
+    return file_of_rows(_token_rows(path, encoding))
 
 
-def _token_rows(path: Path) -> Iterator[CaptionRow | Reject]:
-    for number, line in enumerate(text_lines(path), 1):
+def _token_rows(path: Path, encoding: str | None) -> Iterator[CaptionRow | Reject]:
+    for number, line in enumerate(text_lines(path, encoding=encoding), 1):
         text = line.strip()
         if match := TOKEN_LINE.fullmatch(text):
             yield CaptionRow(file_name=match["image"], captions=(match["caption"].strip(),))
@@ -73,19 +62,19 @@ def _token_rows(path: Path) -> Iterator[CaptionRow | Reject]:
             yield Reject(file=f"line {number}", reason="malformed_row", message=message)
 
 
-def read_split_list(path: Path) -> list[str]:
+def read_split_list(path: Path, encoding: str | None = None) -> list[str]:
     """Read a split list: the name of an image on each line, as in Flickr8k's ``Flickr_8k.trainImages.txt``.
 
     Raises:
         InputError: As :func:`text_lines`, or it lists nothing.
     """
-    names = [name for line in text_lines(path) if (name := line.strip())]
+    names = [name for line in text_lines(path, encoding=encoding) if (name := line.strip())]
     if not names:
         raise InputError(f"{path}: lists no image. A split list has the name of an image on each line.")
     return names
 
 
-def read_folder(path: Path) -> CaptionFile:
+def read_folder(path: Path, encoding: str | None = None) -> CaptionFile:
     """Read a folder of images, each with a text file of the same name that has a caption on each line; folders in it too.
 
     File names are relative to the folder and sorted by their parts. Rejected are hidden images and text files, and hidden folders as a whole:
@@ -107,16 +96,17 @@ def read_folder(path: Path) -> CaptionFile:
             f"{path}: is a folder without .txt files. A folder of captions has a .txt file for each image, named like the image, with a caption "
             "on each line."
         )
-    return file_of_rows(_folder_rows(files, hidden))
+    return file_of_rows(_folder_rows(files, hidden, encoding))
 
 
-def _folder_rows(files: dict[Path, Path], hidden: Iterable[Path]) -> Iterator[CaptionRow | Reject]:
+def _folder_rows(files: dict[Path, Path], hidden: Iterable[Path], encoding: str | None) -> Iterator[CaptionRow | Reject]:
+    text_names = {same_name(name.as_posix()): name for name in files if name.suffix == ".txt"}
     described = set()
     for name in sorted(files):
         if name.suffix.lower() in IMAGE_SUFFIXES:
-            text_name = name.with_suffix(".txt")
+            text_name = text_names.get(same_name(name.with_suffix(".txt").as_posix()))
             described.add(text_name)
-            lines = text_lines(files[text_name], at_most=MAX_CAPTIONS_BYTES) if text_name in files else ()
+            lines = text_lines(files[text_name], encoding=encoding, at_most=MAX_CAPTIONS_BYTES) if text_name is not None else ()
             yield CaptionRow(file_name=name.as_posix(), captions=tuple(text for line in lines if (text := line.strip())))
     for name in sorted(files):
         if name.suffix == ".txt" and name not in described:
@@ -129,10 +119,10 @@ def _folder_rows(files: dict[Path, Path], hidden: Iterable[Path]) -> Iterator[Ca
 TOKEN_FILE = CaptionFormat(
     description="lines of NAME#NUMBER, a tab and a caption",
     matches=lambda file: not file.is_json and TOKEN_LINE.fullmatch(file.first_line) is not None,
-    read=lambda file: read_tokens(file.path),
+    read=lambda file: read_tokens(file.path, file.encoding),
 )
 FOLDER = CaptionFormat(
     description="images, each with a .txt file of the same name",
     matches=lambda file: file.path.is_dir(),
-    read=lambda file: read_folder(file.path),
+    read=lambda file: read_folder(file.path, file.encoding),
 )

@@ -21,6 +21,7 @@ class CaptionOptions:
     captions: tuple[Location, ...]
     split_lists: tuple[str, ...]
     columns: tuple[str, ...]
+    encoding: str | None
     no_restval: bool
 
     def source(self) -> "CaptionSource":
@@ -34,6 +35,7 @@ class CaptionOptions:
             split_lists=tuple((check_split_name(split), Path(file)) for split, file in lists),
             columns=chosen_columns(self.columns),
             restval=not self.no_restval,
+            encoding=self.encoding,
         )
 
 
@@ -44,6 +46,11 @@ columns_option = click.option(
     metavar="ROLE=NAME",
     show_default="recognized by common names",
     help="For tables: name of the column with the image, caption or split. Repeat the option for several columns.",
+)
+
+
+encoding_option = click.option(
+    "--encoding", default=None, show_default="utf-8", help="Encoding of captions in text files, such as cp949, cp932, gb18030 or cp1252."
 )
 
 
@@ -85,6 +92,7 @@ def captions_options(help_text: str, *, several: bool = False) -> Callable[[Call
             help="File with the image names of a split, one per line. Repeat the option for each split.",
         ),
         columns_option,
+        encoding_option,
         click.option("--no-restval", is_flag=True, help="For Karpathy splits: keep the restval split separate instead of adding it to train."),
     )
     return together(read, split)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pipeline.captions.records import ListedImage
 from shards.digests import file_sha256
 from shards.errors import InputError, first_line
+from shards.paths import same_name
 from shards.rejects import Reject
 
 MAX_DIM = 1 << 16
@@ -211,11 +212,11 @@ def _open_folder(path: Path, listed: Sequence[ListedImage]) -> tuple[FeatureArra
     for image in listed:
         file_name = PurePosixPath(image.file_name)
         for name in {file_name.name, file_name.stem, str(image.image_id)}:
-            owners.setdefault(name, []).append(image)
+            owners.setdefault(same_name(name), []).append(image)
     places: dict[int, int] = {}
     unclaimed = [Reject(file=file.name, reason="hidden_file", message=f"{file}: hidden files are not used") for file in found if file not in files]
     for place, file in enumerate(files):
-        claims = owners.get(file.stem, [])
+        claims = owners.get(same_name(file.stem), [])
         if len(claims) > 1:
             shown = " or ".join(f"{image.file_name} (id {image.image_id})" for image in claims[:2])
             raise InputError(f"{file}: may belong to {shown}. Name it after the whole file name of its image ({claims[0].file_name}{file.suffix}).")

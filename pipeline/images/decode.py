@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.execution.library_warnings import warnings_about
+from pipeline.images.kinds import KINDS, MissingDecoderError, formats_of, missing_decoder
 from shards.errors import CapstreamError, InputError
 
-# Only the usual formats of photographs: a hostile file cannot reach any other decoder. JPEG includes the multi-picture files of
-# phones (MPO).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 120_000_000
 MAX_FILE_BYTES = 512 << 20
 ORIENTATION_TAG = 0x0112
@@ -103,6 +101,41 @@ class Resize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShapeLimits:
+    """Which images are too small or too narrow to be photographs, such as tracking pixels and rulers.
+
+    Attributes:
+        min_side: The least pixels of the shorter side.
+        max_aspect: How many times longer than the shorter side the longer side may be.
+
+    Raises:
+        InputError: A value out of range; names the setting.
+    """
+
+    min_side: int = 8
+    max_aspect: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.min_side < 1:
+            raise InputError(f"`min_side` {self.min_side}: must be at least 1 pixel.")
+        if not 1 <= self.max_aspect <= MAX_JPEG_SIDE:
+            raise InputError(f"`max_aspect` {self.max_aspect}: must be between 1 and {MAX_JPEG_SIDE}.")
+
+    def check(self, name: str, width: int, height: int) -> None:
+        """Refuse an image outside the limits.
+
+        Raises:
+            ImageError: ``extreme_shape``.
+        """
+        short, long = sorted((width, height))
+        if short < self.min_side:
+            raise ImageError("extreme_shape", f"{name}: {width}x{height} pixels, and the shorter side must have {self.min_side} (`min_side`)")
+        if long > self.max_aspect * short:
+            message = f"{name}: {width}x{height} pixels, and the longer side may be {self.max_aspect:g} times the shorter one (`max_aspect`)"
+            raise ImageError("extreme_shape", message)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodedImage:
     """A decoded image.
 
@@ -135,7 +168,7 @@ def read_image_file(path: Path) -> bytes:
         raise ImageError("unreadable_file", f"{path}: cannot be read ({error})") from None
 
 
-def decode_image(data: bytes, name: str, resize: Resize | None = None) -> DecodedImage:
+def decode_image(data: bytes, name: str, resize: Resize | None = None, shape: ShapeLimits | None = None) -> DecodedImage:
     """Decode an image to upright RGB, in its own size or resized.
 
     EXIF orientation is applied. Greyscale, palette and CMYK are converted to RGB. Transparent images are put on a white background. The first
@@ -145,15 +178,18 @@ def decode_image(data: bytes, name: str, resize: Resize | None = None) -> Decode
         data: The file's bytes, which may be damaged or hostile.
         name: For messages.
         resize: The requested size; None keeps the image's own.
+        shape: Refuse images outside these limits.
 
     Raises:
-        ImageError: ``not_an_image``, ``truncated`` (or otherwise damaged) or ``too_many_pixels``. Pillow's warnings about a usable image can be
-            gathered: :func:`pipeline.execution.library_warnings.gathered_warnings`.
+        ImageError: ``not_an_image``, ``no_decoder``, ``truncated`` (or otherwise damaged), ``too_many_pixels`` or ``extreme_shape``. Pillow's
+            warnings about a usable image can be gathered: :func:`pipeline.execution.library_warnings.gathered_warnings`.
     """
     # Pillow warns of large images below MAX_PIXELS already
-    with _image_errors(data, name), warnings_about(name, ignored=Image.DecompressionBombWarning):
+    with _image_errors(name), warnings_about(name, ignored=Image.DecompressionBombWarning):
         stored = _decode_plain_jpeg(data, resize) or _decode(data, name, resize)
         image, width, height = stored.image, stored.width, stored.height
+        if shape is not None:
+            shape.check(name, width, height)
         size = resize.scaled(width, height) if resize is not None else (width, height)
         if size != (width, height) and resize is not None:
             _check_pixels(name, (width, height), size)
@@ -246,11 +282,11 @@ def _decode_plain_jpeg(data: bytes, resize: Resize | None) -> _StoredPixels | No
 
 
 def _decode(data: bytes, name: str, resize: Resize | None) -> _StoredPixels:
-    opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    opened = Image.open(io.BytesIO(data), formats=formats_of(data))
     width, height = opened.size
     size = resize.scaled(width, height) if resize is not None else opened.size
     _check_pixels(name, opened.size, opened.size)
-    orientation = _orientation(opened)
+    orientation = 1 if opened.format == "TIFF" else _orientation(opened)  # Pillow turns TIFF images itself
     rgb_jpeg = (opened.format, opened.mode) == ("JPEG", "RGB")
     scaled = opened.draft(None, (SCALED_DECODE_MARGIN * size[0], SCALED_DECODE_MARGIN * size[1]))
     opened.load()
@@ -266,20 +302,19 @@ def _check_pixels(name: str, original: tuple[int, int], size: tuple[int, int]) -
 
 
 @contextlib.contextmanager
-def _image_errors(data: bytes, name: str) -> Iterator[None]:
+def _image_errors(name: str) -> Iterator[None]:
     try:
         yield
+    except MissingDecoderError as error:
+        raise ImageError("no_decoder", f"{name}: {error}") from None
     except UnidentifiedImageError:
-        if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and not features.check("webp"):
-            raise ImageError(
-                "no_webp_support", f"{name}: a WebP image, but Pillow was built without WebP: install libwebp-dev, then run make clean"
-            ) from None
-        kinds = ", ".join(FORMATS)
-        raise ImageError("not_an_image", f"{name}: not an image of a known format ({kinds})") from None
+        raise ImageError("not_an_image", f"{name}: not an image of a known format ({', '.join(KINDS)})") from None
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", f"{name}: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
         # What Pillow's decoders raise for damaged files, according to their source. MemoryError and the like are not caught.
+        if advice := missing_decoder(error):
+            raise ImageError("no_decoder", f"{name}: {advice}") from None
         reason = "truncated" if "truncated" in str(error).lower() else "damaged_image"
         raise ImageError(reason, f"{name}: {reason.replace('_', ' ')} ({error})") from None
 
@@ -296,9 +331,10 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode in ("I", "I;16", "I;16B", "F"):  # 16-bit greyscale, which Pillow's conversion would clip at 255
-        values = np.asarray(image, dtype=np.float64)
-        scale = 1.0 if values.max(initial=0) <= 255 else 255 / 65535
+    if image.mode in ("I", "I;16", "I;16B", "F"):  # 16-bit or float greyscale, which Pillow's conversion would clip at 255
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        largest = values.max(initial=0)
+        scale = 255.0 if image.mode == "F" and largest <= 1 else 1.0 if largest <= 255 else 255 / 65535
         return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -320,7 +356,7 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def stored_jpeg(data: bytes, name: str, resize: Resize, quality: int) -> tuple[bytes, int, int]:
+def stored_jpeg(data: bytes, name: str, resize: Resize, quality: int, shape: ShapeLimits | None = None) -> tuple[bytes, int, int]:
     """An image file -> JPEG bytes in the dataset's size, and width and height of the upright original.
 
     With mode ``none``, an upright RGB JPEG of sufficient size is stored unchanged. It is decoded only to check it.
@@ -328,7 +364,7 @@ def stored_jpeg(data: bytes, name: str, resize: Resize, quality: int) -> tuple[b
     Raises:
         ImageError: It cannot be used.
     """
-    decoded = decode_image(data, name, resize)
+    decoded = decode_image(data, name, resize, shape)
     jpeg = data if decoded.as_stored and resize.mode == "none" else encode_jpeg(decoded.image, quality)
     return jpeg, decoded.width, decoded.height
 

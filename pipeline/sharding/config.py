@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.captions.tokenizer import RULE
-from pipeline.images.decode import Resize
+from pipeline.images.decode import Resize, ShapeLimits
 from shards.errors import InputError
 
 
@@ -14,6 +14,7 @@ class ShardConfig:
 
     Attributes:
         resize: The size of the stored images.
+        shape: Images outside these limits are rejected.
         quality: Their JPEG quality, 1 to 100.
         shard_size: Images per shard. Rejected images count too.
         limit: Write the first ``limit`` images of a split only.
@@ -26,6 +27,7 @@ class ShardConfig:
     """
 
     resize: Resize = field(default_factory=Resize)
+    shape: ShapeLimits = field(default_factory=ShapeLimits)
     quality: int = 95
     shard_size: int = 1000
     limit: int | None = None
@@ -44,5 +46,11 @@ class ShardConfig:
             raise InputError(f"`max_rejects` {self.max_rejects}: must be a fraction between 0 and 1.")
 
     def content(self) -> dict[str, Any]:
-        """What decides the bytes of an image's record, as ``dataset.json`` has it: the same for all splits."""
-        return {"resize": asdict(self.resize), "jpeg_quality": self.quality, "tokenizer": RULE, "key": "%09d of the position in the plan"}
+        """What decides which images are stored and the bytes of their records, as ``dataset.json`` has it: the same for all splits."""
+        return {
+            "resize": asdict(self.resize),
+            "shape": asdict(self.shape),
+            "jpeg_quality": self.quality,
+            "tokenizer": RULE,
+            "key": "%09d of the position in the plan",
+        }

@@ -61,7 +61,7 @@ def write_splits(
     """
     empty: list[InputError] = []
     written = {}
-    captions = replace(captions, images_are_files=images is not None)
+    captions = replace(captions, image_files=images)
     for name, of_split in read_splits(captions, split).items():
         try:
             written[name] = write_shards(
@@ -117,7 +117,7 @@ def write_shards(
     if images is not None:
         check_source_images(images)
     if isinstance(captions, Path):
-        captions = read_splits(CaptionSource(paths=(captions,), images_are_files=images is not None), split)[split]
+        captions = read_splits(CaptionSource(paths=(captions,), image_files=images), split)[split]
     if images is None:
         check_stored_images(captions.records, split)
     tasks = _shard_tasks(images, captions, out, split, config)

@@ -155,7 +155,7 @@ def _tar_records(task: ShardTask, rejects: list[Reject], read: SourceImageHasher
             try:
                 if isinstance(data, ImageError):
                     raise data
-                jpeg, width, height = stored_jpeg(data, record.file_name, task.config.resize, task.config.quality)
+                jpeg, width, height = stored_jpeg(data, record.file_name, task.config.resize, task.config.quality, task.config.shape)
             except ImageError as error:
                 rejects.append(Reject(file=record.file_name, reason=error.reason, message=str(error)))
                 continue

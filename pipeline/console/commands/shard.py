@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     "none: keep the size, but enlarge images whose shorter side is below SIZE.",
 )
 @click.option("--filter", "filter_", type=FILTER, default="lanczos", help="Resampling filter.")
+@click.option("--min-side", type=int, default=8, help="Reject images whose shorter side has fewer pixels.")
+@click.option("--max-aspect", type=float, default=20.0, help="Reject images whose longer side is more than this many times the shorter one.")
 @click.option("--quality", type=int, default=95, help="JPEG quality of the stored images.")
 @workers_option
 @click.option("--shard-size", type=int, default=1000, help="Images per shard.")
@@ -63,6 +65,8 @@ def shard(
     size: int,
     mode: str,
     filter_: str,
+    min_side: int,
+    max_aspect: float,
     quality: int,
     workers: int,
     shard_size: int,
@@ -81,13 +85,14 @@ def shard(
     opening = executor.cluster(workers)
     if workers > 1 and executor.is_local:  # before this process's own slow imports, so that both run in parallel
         preload_workers("pipeline.sharding.shard", "nltk.tokenize")
-    from pipeline.images.decode import Resize
+    from pipeline.images.decode import Resize, ShapeLimits
     from pipeline.sharding.config import ShardConfig
     from pipeline.sharding.shard import write_splits
 
     array_task = executor.array_task()
     config = ShardConfig(
         resize=Resize(size=size, mode=mode, filter=filter_),
+        shape=ShapeLimits(min_side=min_side, max_aspect=max_aspect),
         quality=quality,
         shard_size=shard_size,
         limit=limit,

@@ -164,7 +164,7 @@ def test_parquet_with_rows_lists_and_hugging_faces_images(tmp_path: Path) -> Non
     images = [{"bytes": b"JPEG", "path": "1.jpg"}, {"bytes": b"JPEG", "path": None}, {"bytes": None, "path": "3.jpg"}]
     sentences = [[{"raw": "One", "sentid": 1}, {"raw": "Two", "sentid": 2}], [{"raw": "Lost", "sentid": 3}], [{"raw": "Three", "sentid": 4}]]
     path = parquet(tmp_path, {"image": images, "sentences": sentences, "other": [1.5, 2.5, 3.5]})
-    found = read_captions(CaptionSource(paths=(path,), images_are_files=True))
+    found = read_captions(CaptionSource(paths=(path,), image_files=tmp_path))
     assert texts(found) == {None: {"1.jpg": ["One", "Two"], "3.jpg": ["Three"]}}
     assert reasons(found) == [(None, "row 1", "malformed_row")]
     found = read(parquet(tmp_path, {"filepath": ["val2014"], "filename": ["1.jpg"], "sentences": [["One", "Two"]]}))
