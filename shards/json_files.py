@@ -4,6 +4,7 @@ Files that Capstream writes have a ``format_version``. The most important ones a
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,24 @@ from shards.digests import json_digest
 from shards.errors import CapstreamError, DamageError, InputError, MismatchError
 
 MAX_JSON_BYTES = 2 << 30
+UNREADABLE = re.compile(r"[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 def json_bytes(content: Any) -> bytes:
     """JSON as files hold it: UTF-8, an indent of one space, keys in their order."""
     return (json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode("utf-8", "surrogatepass")
+
+
+def readable_json(content: Any, indent: int | None = None) -> str:
+    r"""JSON for people and programs: letters of every script as they are.
+
+    Escaped are characters that cannot be stored or that a terminal or an editor would obey: lone surrogates, control characters, line and
+    paragraph separators, and those that change the direction of writing.
+
+    >>> readable_json({"file": "강아지.jpg", "message": chr(27) + chr(0x202e)})
+    '{"file": "강아지.jpg", "message": "\\u001b\\u202e"}'
+    """
+    return UNREADABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(content, ensure_ascii=False, indent=indent))
 
 
 def write_json(path: Path, content: Any) -> None:

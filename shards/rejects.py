@@ -1,11 +1,11 @@
 """Rejects: the inputs that were left out, each with a reason, and ``rejects.jsonl``, which has a line for each."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shards.atomic import committed_file
+from shards.json_files import readable_json
 from shards.layout import REJECTS_FILE
 
 
@@ -25,8 +25,8 @@ class Reject:
 
 
 def reject_line(split: str, reject: Reject) -> bytes:
-    """One line of ``rejects.jsonl``: ASCII, so that no text of a reject can break a line."""
-    return json.dumps({"split": split, **asdict(reject)}, ensure_ascii=True).encode() + b"\n"
+    """One line of ``rejects.jsonl``: letters of every script as they are, and no character that could break a line or control a terminal."""
+    return readable_json({"split": split, **asdict(reject)}).encode() + b"\n"
 
 
 def write_rejects(folder: Path, lines: Iterable[bytes]) -> bool:

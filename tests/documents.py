@@ -163,6 +163,7 @@ def other_forms(base: Path) -> None:
     for name, part in (("train", images[:-4]), ("dev", images[-4:-2]), ("test", images[-2:])):
         (base / f"Flickr_8k.{name}Images.txt").write_text("".join(f"{image['filename']}\n" for image in part))
     (base / "photos.csv").write_text("image,caption\n" + "".join(f"{image['filename']},a drawing\n" for image in images))
+    (base / "korean.csv").write_bytes(("image,caption\n" + "".join(f"{image['filename']},그림\n" for image in images)).encode("cp949"))
     (base / "more.jsonl").write_text("".join(json.dumps({"image": i["filename"], "caption": "shapes in colours"}) + "\n" for i in images))
     rows = [
         {"image": {"bytes": (base / "data/photos" / i["filename"]).read_bytes(), "path": i["filename"]}, "caption": ["a drawing"]} for i in images

@@ -1,11 +1,11 @@
 """Run + images -> captions, as the ``caption`` command gives them."""
 
-import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 
 from pipeline.captioning.captioner import CaptionerConfig, ImageCaptioner, ImageCaptions
 from pipeline.execution.progress import Progress
+from shards.json_files import readable_json
 
 
 def caption_images(
@@ -40,7 +40,7 @@ def lines(found: ImageCaptions, count: int, *, named: bool, as_json: bool) -> It
     """
     if as_json:
         content = {"captions": [asdict(one) for one in found.captions[:count]]} if found.problem is None else {"problem": found.problem}
-        yield json.dumps({"image": found.name, **content})  # in ASCII: a file name may not be text in any encoding
+        yield readable_json({"image": found.name, **content})
         return
     for one in found.captions[:count]:
         yield (f"{found.name}: " if named else "") + one.caption + (f"  ({one.score:.2f})" if count > 1 else "")

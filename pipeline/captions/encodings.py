@@ -4,6 +4,7 @@ Nothing is decoded by a guess: several encodings may fit the same bytes, so the 
 """
 
 import codecs
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,9 +33,10 @@ def check_encoding(name: str) -> str:
         InputError: It cannot.
     """
     try:
-        b"".decode(name)
+        with contextlib.suppress(UnicodeError):
+            b"text".decode(name)  # raises LookupError for what is no encoding of text
         codecs.getincrementaldecoder(name)
-    except (LookupError, UnicodeError, ValueError):
+    except (LookupError, ValueError):
         known = ", ".join(["utf-8", "utf-16", *ENCODINGS])
         raise InputError(f"`encoding` {name}: there is no such encoding of text. Usual ones are: {known}.") from None
     return name

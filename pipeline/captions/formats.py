@@ -133,6 +133,7 @@ CAPTION_FORMATS.register("Karpathy", "pipeline.captions.karpathy:KARPATHY")
 CAPTION_FORMATS.register("COCO", "pipeline.captions.coco:COCO")
 CAPTION_FORMATS.register("token file", "pipeline.captions.text_files:TOKEN_FILE")
 CAPTION_FORMATS.register("CSV", "pipeline.captions.tables:CSV")
+CAPTION_FORMATS.register("Excel", "pipeline.captions.excel:EXCEL")
 CAPTION_FORMATS.register("JSON Lines", "pipeline.captions.tables:JSON_LINES")
 CAPTION_FORMATS.register("JSON list", "pipeline.captions.tables:JSON_LIST")
 CAPTION_FORMATS.register("Parquet", "pipeline.captions.tables:PARQUET")
@@ -159,6 +160,8 @@ def format_of(file: CaptionInput) -> CaptionFormat:
     for caption_format in CAPTION_FORMATS.values():
         if caption_format.matches(file):
             return caption_format
+    if b"opendocument.spreadsheet" in file.beginning[:100]:
+        raise InputError(f"{file.path}: is an OpenDocument table: save it as .xlsx, or as CSV in UTF-8, first.")
     for mark, problem in CONVERTIBLE.items():
         if file.beginning.startswith(mark):
             raise InputError(f"{file.path}: {problem} first.")

@@ -108,7 +108,7 @@ def _columns(path: Location, names: Sequence[str], chosen: Mapping[str, str]) ->
     return columns
 
 
-def _row(place: str, columns: TableColumns, values: Mapping[str, Any]) -> CaptionRow | Reject:
+def table_row(place: str, columns: TableColumns, values: Mapping[str, Any]) -> CaptionRow | Reject:
     """A row of a table, or the reject that says why it cannot be used."""
     try:
         image = values.get(columns.image)
@@ -213,7 +213,7 @@ def _delimited_rows(path: Path, delimiter: str, chosen: Mapping[str, str], encod
                 message = f"{path.name}: {place} has {len(fields)} fields, the first line has {len(names)}"
                 yield Reject(file=place, reason="malformed_row", message=message)
                 continue
-            yield _row(place, columns, dict(zip(names, (field.strip() for field in fields) if unquoted else fields, strict=True)))
+            yield table_row(place, columns, dict(zip(names, (field.strip() for field in fields) if unquoted else fields, strict=True)))
     except csv.Error as problem:
         raise InputError(f"{path}: line {reader.line_num}: not a row of a table ({problem}). Check the quotes before this line.") from None
 
@@ -260,7 +260,7 @@ def _object_rows(path: Path, objects: Iterable[tuple[str, Any]], chosen: Mapping
         if columns is None and len(waiting) == MAX_WAITING:
             break
         if columns is not None:
-            yield from (_row(where, columns, each) for where, each in waiting)
+            yield from (table_row(where, columns, each) for where, each in waiting)
             waiting.clear()
     if waiting:
         _columns(path, list(names), chosen)
@@ -284,7 +284,7 @@ def _table_rows(table: TableFile, chosen: Mapping[str, str]) -> Iterator[Caption
     wanted = [f"{columns.image}.path" if nested else columns.image, *columns.captions, *filter(None, (columns.split, columns.folder))]
     for batch in table.batches(wanted, batch_rows=TABLE_ROWS):
         for number, values in enumerate(batch.rows.to_pylist(), batch.start):
-            yield _row(f"row {number}", columns, values)
+            yield table_row(f"row {number}", columns, values)
 
 
 def _csv_delimiter(file: CaptionInput) -> str | None:

@@ -27,6 +27,7 @@ def score_results(
     captions: Path,
     references: Path,
     columns: Mapping[str, str] = MappingProxyType({}),
+    encoding: str | None = None,
     out: Path | None = None,
     scoring: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
     command: str = "",
@@ -37,7 +38,7 @@ def score_results(
     Args:
         captions: A JSON list of ``{"image_id", "caption"}``, one caption per image. Images without one are counted, but not scored.
         references: The reference captions of all splits, as :func:`pipeline.captions.read.read_captions` reads them.
-        columns: Of a table of references, as for :class:`pipeline.captions.read.CaptionSource`.
+        columns, encoding: Of references in a table, as for :class:`pipeline.captions.read.CaptionSource`.
         out: The score file; by default ``NAME.scores.json`` next to ``captions``.
         command: The command line, for the score file.
         report: Takes a line for each step that takes a while.
@@ -52,7 +53,7 @@ def score_results(
             raise InputError(f"`out` {out}: is the file of `{setting}`, which would be overwritten. Choose another name.")
     check_scores_place(out)
     notes: list[str] = []
-    truth = _read_references(references, columns, notes)
+    truth = _read_references(references, columns, encoding, notes)
     found = read_results(captions, list(truth))
     if len(found) < len(truth):
         notes.insert(0, f"{len(truth) - len(found):,} of {len(truth):,} images have no caption: the scores are of the other images.")
@@ -78,9 +79,9 @@ def score_results(
     return ScoredResults(scores=scores, out=out)
 
 
-def _read_references(references: Path, columns: Mapping[str, str], notes: list[str]) -> dict[int, CaptionedImage]:
+def _read_references(references: Path, columns: Mapping[str, str], encoding: str | None, notes: list[str]) -> dict[int, CaptionedImage]:
     """The images of all splits by their ids; a note where entries were rejected."""
-    read = read_captions(CaptionSource(paths=(references,), columns=columns))
+    read = read_captions(CaptionSource(paths=(references,), columns=columns, encoding=encoding))
     records = [record for split in read.splits.values() for record in split]
     rejects = [reject for split in read.rejects.values() for reject in split]
     if not records:

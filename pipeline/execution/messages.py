@@ -4,13 +4,13 @@ For programs each message is one JSON object per line on standard error. Lines o
 command's help describes it.
 """
 
-import json
 import sys
 import time
 from typing import Any, Literal
 
 import click
 
+from shards.json_files import readable_json
 from shards.paths import Location
 
 Kind = Literal["result", "note", "progress", "next", "error"]
@@ -35,7 +35,7 @@ def configure_messages(*, quiet: bool, as_json: bool) -> None:
 
 def log_message(kind: Kind, text: str, **fields: Any) -> None:
     """Print a JSON line: the Unix time in seconds, the kind, the text as people read it, and more fields."""
-    line = json.dumps({"time": round(time.time(), 3), "kind": kind, "text": text, **fields})
+    line = readable_json({"time": round(time.time(), 3), "kind": kind, "text": text, **fields})
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 

@@ -30,6 +30,7 @@ EXTRAS = {
     "parquet": (("pyarrow",), "captions and images from Parquet and Arrow files"),
     "hub": (("pyarrow", "huggingface_hub"), "captions and images at hf:// URLs"),
     "heif": (("pillow_heif", "pillow_avif"), "HEIC, HEIF and AVIF images"),
+    "excel": (("openpyxl",), "captions from Excel files"),
     "ray": (("ray",), "sharding and caching on a cluster"),
 }
 CAPTION_FILES = ("annotations/captions_*.json", "karpathy/*.json", "flickr8k/*.token.txt")

@@ -1,20 +1,20 @@
 """The images that shards are made from: files below a folder, or below a URL, from which several are fetched at a time."""
 
 import hashlib
-from collections.abc import Callable, Generator, Sequence
+import unicodedata
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 from pipeline.execution.prefetch import map_ahead
 from pipeline.images.decode import MAX_FILE_BYTES, ImageError, read_image_file
+from pipeline.sharding.folder_names import FolderNames
 from shards.errors import DamageError, InputError
 from shards.fetch import MissingFileError, ServerRefusedError, download_bytes, file_size, file_system
 from shards.paths import Location, is_url
 
 # Images are small: most of the time is spent waiting for answers
 FETCHED_AT_ONCE = 8
-R = TypeVar("R")
 
 
 class SourceImageHasher:
@@ -57,12 +57,15 @@ def read_source_images(images: Location, names: Sequence[str]) -> Generator[byte
 
     Args:
         images: A folder, or the URL of one.
-        names: Paths relative to it.
+        names: Paths relative to it, as :mod:`pipeline.sharding.folder_names` finds them.
 
     Raises:
         ResourceError: A server cannot be reached after several attempts.
     """
-    return _each(images, names, _read_url, _read_file)
+    if is_url(images):
+        return map_ahead(lambda name: _read_url(str(images), name), names, threads=FETCHED_AT_ONCE)
+    listed = FolderNames(Path(images))
+    return (_read_file(Path(images), name, listed) for name in names)
 
 
 def source_image_sizes(images: Location, names: Sequence[str]) -> list[int | None]:
@@ -71,13 +74,16 @@ def source_image_sizes(images: Location, names: Sequence[str]) -> list[int | Non
     Raises:
         ResourceError: As :func:`read_source_images`.
     """
-    return list(_each(images, names, _size_at_url, _file_size))
-
-
-def _each(images: Location, names: Sequence[str], remote: Callable[[str], R], local: Callable[[Path], R]) -> Generator[R, None, None]:
     if is_url(images):
-        return map_ahead(remote, (_url(str(images), name) for name in names), threads=FETCHED_AT_ONCE)
-    return (local(Path(images) / name) for name in names)
+        return list(map_ahead(lambda name: _size_at_url(str(images), name), names, threads=FETCHED_AT_ONCE))
+    listed = FolderNames(Path(images))
+    return [_file_size(Path(images), name, listed) for name in names]
+
+
+def _spellings(name: str) -> list[str]:
+    """A name, and other ways in which a server may have it."""
+    forward = name.replace("\\", "/")
+    return list(dict.fromkeys((name, *(unicodedata.normalize(form, forward) for form in ("NFC", "NFD")))))
 
 
 def _url(images: str, name: str) -> str:
@@ -86,10 +92,14 @@ def _url(images: str, name: str) -> str:
     return f"{images.rstrip('/')}/{quote(name) if images.startswith('http') else name}"
 
 
-def _read_url(url: str) -> bytes | ImageError:
+def _read_url(images: str, name: str) -> bytes | ImageError:
+    url = _url(images, name)
     try:
-        return download_bytes(url, max_bytes=MAX_FILE_BYTES)
-    except MissingFileError:
+        for spelling in _spellings(name):
+            try:
+                return download_bytes(_url(images, spelling), max_bytes=MAX_FILE_BYTES)
+            except MissingFileError:
+                continue
         return ImageError("missing_file", f"{url}: no such file")
     except DamageError:
         return ImageError("too_large", f"{url}: more than the limit of {MAX_FILE_BYTES} bytes")
@@ -97,22 +107,35 @@ def _read_url(url: str) -> bytes | ImageError:
         return ImageError("unreadable_file", str(error))
 
 
-def _size_at_url(url: str) -> int | None:
+def _size_at_url(images: str, name: str) -> int | None:
     try:
-        return file_size(url)
+        return next((size for spelling in _spellings(name) if (size := file_size(_url(images, spelling))) is not None), None)
     except ServerRefusedError:
         return None
 
 
-def _read_file(path: Path) -> bytes | ImageError:
+def _read_file(folder: Path, name: str, listed: FolderNames) -> bytes | ImageError:
     try:
-        return read_image_file(path)
+        return read_image_file(folder / name)
+    except ImageError as error:
+        if error.reason != "missing_file":
+            return error
+        missing = error
+    other = listed.find(name)
+    if other is None:
+        return ImageError(missing.reason, f"{missing}{listed.explanation(name)}")
+    try:
+        return read_image_file(other)
     except ImageError as error:
         return error
 
 
-def _file_size(path: Path) -> int | None:
+def _file_size(folder: Path, name: str, listed: FolderNames) -> int | None:
     try:
-        return path.stat().st_size
+        return (folder / name).stat().st_size
     except (OSError, ValueError):
+        other = listed.find(name)
+    try:
+        return None if other is None else other.stat().st_size
+    except OSError:
         return None

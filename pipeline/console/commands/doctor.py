@@ -1,6 +1,5 @@
 """``doctor``: check the environment."""
 
-import json
 from pathlib import Path
 
 import click
@@ -23,7 +22,9 @@ def doctor(root: Path, runs: Path, as_json: bool) -> None:
 
     diagnosis = doctor(root=root, runs=runs)
     if as_json:
-        click.echo(json.dumps([vars(check) for check in diagnosis.checks], indent=1))
+        from shards.json_files import readable_json
+
+        click.echo(readable_json([vars(check) for check in diagnosis.checks], indent=1))
     else:
         for check in diagnosis.checks:
             print_result(f"{'ok' if check.ok else '--':4}{check.name:10}{check.found}")

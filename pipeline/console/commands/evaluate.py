@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.console.caption_options import chosen_columns, columns_option
+from pipeline.console.caption_options import chosen_columns, columns_option, encoding_option
 from pipeline.console.command import command, typed_command
 from pipeline.console.decoding_options import DecodingOptions, decoding_options
 from pipeline.console.errors import print_note
@@ -39,6 +39,7 @@ FOR_RUNS = ("runs", "features", "shards", "shard_cache", "shard_cache_gb", "spli
 @click.option("--captions", type=PATH, default=None, help="Instead of --run: a file of captions in COCO's result format.")
 @click.option("--references", type=PATH, default=None, help="With --captions: reference captions, in any format that shard accepts.")
 @columns_option
+@encoding_option
 @click.option("--out", type=PATH, default=None, show_default="RUN/SPLIT.scores.json, or next to --captions", help="Score file to write.")
 @click.option(
     "--results",
@@ -73,6 +74,7 @@ def evaluate(
     captions: Path | None,
     references: Path | None,
     columns: tuple[str, ...],
+    encoding: str | None,
     out: Path | None,
     results: Path | None,
     ptb: "Ptb",
@@ -91,10 +93,10 @@ def evaluate(
             raise click.UsageError("--captions and --references must be given together.")
         if unused := [*typed(*FOR_RUNS), *decoding.typed()]:
             raise click.UsageError(f"--captions and --references score existing captions. Omit {', '.join(unused)}.")
-        _score_file(captions, references, columns, out, ptb, not no_java)
+        _score_file(captions, references, columns, encoding, out, ptb, not no_java)
         return
-    if columns:
-        raise click.UsageError("--column requires --references.")
+    if columns or encoding:
+        raise click.UsageError(f"{'--column' if columns else '--encoding'} requires --references.")
     if not runs:
         raise click.UsageError("Give --run with --features or --shards, or give --captions with --references.")
     if features is not None and typed("weights"):
@@ -123,7 +125,7 @@ def evaluate(
     _print_report_command(page, result.out)
 
 
-def _score_file(captions: Path, references: Path, columns: tuple[str, ...], out: Path | None, ptb: "Ptb", java: bool) -> None:
+def _score_file(captions: Path, references: Path, columns: tuple[str, ...], encoding: str | None, out: Path | None, ptb: "Ptb", java: bool) -> None:
     from pipeline.evaluation.evaluate_results import score_results
     from pipeline.evaluation.scoring import ScoringConfig
 
@@ -131,6 +133,7 @@ def _score_file(captions: Path, references: Path, columns: tuple[str, ...], out:
         captions=captions,
         references=references,
         columns=chosen_columns(columns),
+        encoding=encoding,
         out=out,
         scoring=ScoringConfig(ptb=ptb, java=java),
         command=typed_command(),

@@ -50,8 +50,8 @@ def test_a_wrong_encoding_is_an_error_that_names_the_line(tmp_path: Path) -> Non
 def test_a_line_or_file_beyond_its_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "long.txt"
     path.write_text("short\n" + "x" * 100)
-    monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 50)
-    with pytest.raises(InputError, match=r"long\.txt: line 2 has more than 50 bytes"):
+    monkeypatch.setattr(text_files, "MAX_LINE_CHARACTERS", 50)
+    with pytest.raises(InputError, match=r"long\.txt: line 2 has more than 50 characters"):
         list(text_lines(path))
     with pytest.raises(InputError, match=r"long\.txt: has 106 bytes, more than .*\(10\)"):
         list(text_lines(path, at_most=10))
