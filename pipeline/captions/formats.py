@@ -170,8 +170,8 @@ def format_of(file: CaptionInput) -> CaptionFormat:
 
         if not file.encoding and not is_utf8(file.beginning):
             raise not_utf8(file.path)
-        if problem := unknown_columns(file.path, file.text):
-            raise InputError(problem)
+        if table := unknown_columns(file.path, file.text):
+            raise InputError(table)
     shown = "is empty" if not file.text else "is not text" if b"\0" in file.beginning else f"begins with {file.first_line[:40]!r}"
     raise InputError(
         f"{file.path}: {shown}, which is not a known caption format. Known formats are: {described_formats()}. "
