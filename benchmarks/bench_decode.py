@@ -35,7 +35,7 @@ from model.captioner import Captioner
 from model.decoders.lstm import LSTMDecoder
 from model.decoding import Decoding, decode
 from model.vocabulary import END, PAD, SPECIAL, START, UNK, Vocabulary
-from pipeline.captions.tokenizer import tokenize
+from pipeline.captions.english import tokenize
 from pipeline.execution.devices import pick_device
 from pipeline.runs.run import Run, open_run
 from shards.caption_table import table_from_records

@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.generated import synchronized, train_a_little
 from benchmarks.machine import machine, machine_line, table, write_report
 from pipeline.backbone.precision import decoder_precision
-from pipeline.captions.tokenizer import tokenize
+from pipeline.captions.english import tokenize
 from pipeline.execution.devices import pick_device, prepare_device
 from pipeline.loading.batches import CaptionBatch, EncodedCaptions, to_device, training_batches
 from pipeline.loading.training_data import open_cached

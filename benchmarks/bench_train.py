@@ -43,7 +43,7 @@ from benchmarks.tutorial import MIN_COUNT, unpack
 from benchmarks.workload import measured_apart, run_command, say, shard_images, take_turns, write_weights
 from model.vocabulary import SPECIAL
 from pipeline.backbone.precision import decoder_precision
-from pipeline.captions.tokenizer import tokenize
+from pipeline.captions.english import tokenize
 from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.execution.devices import pick_device
 from shards.caption_table import CaptionTable, table_of_split
@@ -133,6 +133,7 @@ def write_feature_file(s: argparse.Namespace, work: Path) -> None:
         image_rows=rows.astype(np.int32),
         caption_ids=np.arange(captions),
         texts=("",) * captions,
+        language=vocabulary.language,
     )
     features = np.abs(draw.standard_normal((s.feature_images, s.feature_dim), dtype=np.float32)).astype(np.float16)
     write_generated(work / "features", features, content)

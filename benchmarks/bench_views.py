@@ -21,9 +21,10 @@ import torch
 
 from benchmarks.machine import machine, machine_line, table, write_report
 from benchmarks.workload import say
-from model.decoding import greedy, sentence
+from model.decoding import greedy
 from model.metrics import cider
 from model.ptb import ptb_tokens
+from pipeline.captions.english import sentence
 from pipeline.datasets.synthetic import synthesize
 from pipeline.features.cache_features import CacheConfig, cache_features
 from pipeline.runs.run import open_run

@@ -41,6 +41,7 @@ def write_generated(folder: Path, features: NDArray[np.float16], table: CaptionT
         precision="unknown",
         arithmetic={},
         split="train",
+        language="en",
         split_digest="0" * 64,
         versions={},
     )

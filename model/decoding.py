@@ -337,15 +337,3 @@ def sample_captions(decoder: Decoder, images: Tensor, vocabulary: Vocabulary, *,
     decoder.train(training)
     lengths = lengths.cpu()
     return tokens[:, : int(lengths.max())], lengths
-
-
-def sentence(words: Sequence[str]) -> str:
-    """Join tokens into text with NLTK's detokenizer, which attaches punctuation and contractions.
-
-    >>> sentence(["a", "man", "'s", "dog", ",", "asleep", "."])
-    "a man's dog, asleep."
-    """
-    from nltk.tokenize.treebank import TreebankWordDetokenizer
-
-    text: str = TreebankWordDetokenizer().detokenize(words)
-    return text

@@ -9,7 +9,7 @@ SPECIAL = (PAD, START, END, UNK)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """An ordered list of distinct words; a word's id is its index.
+    """An ordered list of distinct words; a word's id is its index. ``language`` is theirs, a BCP 47 tag.
 
     >>> vocabulary = Vocabulary((PAD, START, END, UNK, "a", "dog"))
     >>> vocabulary.encode(["a", "cat"]), vocabulary.decode([4, 5])
@@ -17,6 +17,7 @@ class Vocabulary:
     """
 
     words: tuple[str, ...]
+    language: str = "en"
     _ids: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -47,13 +48,13 @@ class Vocabulary:
         return [self.words[index] for index in ids]
 
 
-def build_vocabulary(counts: Mapping[str, int], *, min_count: int) -> Vocabulary:
+def build_vocabulary(counts: Mapping[str, int], *, min_count: int, language: str = "en") -> Vocabulary:
     """The four special words, then the words that occur at least ``min_count`` times.
 
     A token in a caption that is spelled like a special word (such as "<unk>") is not added a second time.
     """
     kept = sorted((word for word, count in counts.items() if count >= min_count and word not in SPECIAL), key=lambda w: (-counts[w], w))
-    return Vocabulary((*SPECIAL, *kept))
+    return Vocabulary((*SPECIAL, *kept), language)
 
 
 def check_special(words: Sequence[str]) -> None:

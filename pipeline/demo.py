@@ -20,7 +20,8 @@ from pipeline.captioning.caption import caption_images
 from pipeline.captioning.captioner import CaptionerConfig
 from pipeline.captioning.draw import draw_captions
 from pipeline.captions.vocabulary import make_vocabulary
-from pipeline.datasets.synthetic import named_pairs, synthesize
+from pipeline.datasets.scene_captions import named_pairs
+from pipeline.datasets.synthetic import synthesize
 from pipeline.evaluation.evaluate import EvaluationSource, evaluate
 from pipeline.evaluation.scoring import ScoringConfig
 from pipeline.features.cache_features import CacheConfig, cache_features

@@ -28,6 +28,7 @@ class CaptionTable:
         image_rows: int32 (captions,).
         caption_ids: int64 (captions,).
         texts: The captions as written, before tokenization.
+        language: Their language, a BCP 47 tag. It decides how tokens are joined.
     """
 
     keys: tuple[str, ...]
@@ -40,6 +41,7 @@ class CaptionTable:
     image_rows: NDArray[np.int32]
     caption_ids: NDArray[np.int64]
     texts: tuple[str, ...]
+    language: str
 
     @property
     def images(self) -> int:
@@ -86,7 +88,7 @@ class CaptionTable:
             raise ValueError("shard sizes do not add up to the images")
 
 
-def table_from_records(shards: Iterable[Iterable[tuple[str, dict[str, Any]]]]) -> CaptionTable:
+def table_from_records(shards: Iterable[Iterable[tuple[str, dict[str, Any]]]], *, language: str = "en") -> CaptionTable:
     """Build a table from (key, JSON record) pairs, grouped by shard."""
     keys: list[str] = []
     image_ids: list[int] = []
@@ -122,6 +124,7 @@ def table_from_records(shards: Iterable[Iterable[tuple[str, dict[str, Any]]]]) -
         image_rows=np.array(image_rows, dtype=np.int32),
         caption_ids=np.array(caption_ids, dtype=np.int64),
         texts=tuple(texts),
+        language=language,
     )
 
 
@@ -131,4 +134,5 @@ def table_of_split(split: Split) -> CaptionTable:
     Raises:
         DamageError: A record is not what its sidecar lists.
     """
-    return table_from_records(((sample.key, record) for sample, record in read_records(shard)) for shard in split.shards)
+    records = (((sample.key, record) for sample, record in read_records(shard)) for shard in split.shards)
+    return table_from_records(records, language=split.language)

@@ -18,7 +18,7 @@ from shards.layout import DATASET_FILE, INDEXED_TAR, MAX_SHARDS, SPLIT_NAME, rec
 from shards.mirror import Mirror, open_records, open_tar, read_mirror
 from shards.sidecar import REPAIR_SIDECAR, Sample, Sidecar, read_sidecar, split_digest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REPAIR_DATASET = (
     "Delete it, then run the shard command of each split again: complete shards are kept. For tars made elsewhere, run the index command."
 )
@@ -82,6 +82,11 @@ class Split:
     shards: tuple[Shard, ...]
     digest: str
     config: dict[str, Any]
+
+    @property
+    def language(self) -> str:
+        """The language of the captions, a BCP 47 tag."""
+        return str(self.config["language"])
 
     @property
     def images(self) -> int:
@@ -152,6 +157,8 @@ def read_dataset_file(folder: Path, name: str = DATASET_FILE) -> DatasetFile:
         if set(resize) != {"size", "mode", "filter"} or not (isinstance(resize["mode"], str) and isinstance(resize["filter"], str)):
             raise ValueError("config.resize is not {size, mode, filter}")
         check_count(resize["size"])
+        if not isinstance(found.config["language"], str):
+            raise ValueError("config.language is not a string")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamageError(f"{path}: damaged ({error!r}). {REPAIR_DATASET}") from None
     return found

@@ -21,7 +21,7 @@ from shards.digests import json_digest
 from shards.errors import DamageError, InputError, MismatchError
 from shards.layout import DATASET_FILE
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 BLOCK_BYTES = 4 << 20
 CAPTION_COLUMNS = ("words", "tokens", "offsets", "image_rows", "caption_ids", "texts")
 DATASETS = ("features", "keys", "image_ids", "file_names", "shard_images", *(f"captions/{name}" for name in CAPTION_COLUMNS))
@@ -51,6 +51,7 @@ class Provenance:
         arithmetic: What else affects the last bits: the device, images per pass, the number of layers that stayed float32, the digest of
             the tensors that were used, and the smallest cosine similarity to float32 features on a sample of images.
         split: The split's name.
+        language: The captions' language, a BCP 47 tag.
         split_digest: Digest of the shards; for imported features, of features and captions.
         versions: Library versions.
     """
@@ -63,6 +64,7 @@ class Provenance:
     precision: str
     arithmetic: dict[str, Any]
     split: str
+    language: str
     split_digest: str
     versions: dict[str, str]
 
@@ -77,7 +79,7 @@ class Provenance:
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:
         """From the JSON of :func:`dataclasses.asdict`; raises KeyError, TypeError or ValueError for anything else."""
-        for name in ("backbone", "weights", "weights_sha256", "precision", "split", "split_digest"):
+        for name in ("backbone", "weights", "weights_sha256", "precision", "split", "language", "split_digest"):
             if not isinstance(content[name], str):
                 raise TypeError(f"{name} is not a string")
         if not all(isinstance(content[name], dict) or (name, content[name]) == ("preprocessing", None) for name in JSON_ATTRIBUTES):
@@ -166,7 +168,7 @@ def open_features(path: Path) -> FeatureFile:
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, UnicodeDecodeError) as error:
         raise DamageError(f"{path}: damaged, or not a feature file ({error}). {repair}") from None
     try:
-        table = CaptionTable(**{name.removeprefix("captions/"): column for name, column in columns.items()})
+        table = CaptionTable(**{name.removeprefix("captions/"): column for name, column in columns.items()}, language=provenance.language)
         table.check()
         if len(features) != table.images:
             raise ValueError(f"{len(features)} rows of features for {table.images} images")

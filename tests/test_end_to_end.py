@@ -9,6 +9,7 @@ from click.testing import Result
 
 from pipeline.demo import DemoConfig, demo
 
+TINY = ("--embedding-dim", 32, "--hidden-dim", 64, "--lr", 0.01, "--batch-size", 16)
 WEIGHTS = "mobilenet_v2_tf2ptq-2d2ba5d1.pth"
 
 
@@ -47,3 +48,44 @@ def test_the_demos_model_learns_what_is_in_the_drawings(tmp_path: Path) -> None:
     assert result.control.true_pairs < 0.5 * result.scores.true_pairs
     assert result.picture.stat().st_size > 10_000
     assert "BLEU-4" in result.table()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("language", "stop", "some_words"), [("ko", ".", {"빨간", "별", "￭가"}), ("zh", "。", {"红色", "圆形", "的"})])
+def test_captions_in_other_languages_go_the_whole_way(
+    language: str, stop: str, some_words: set[str], run_cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    d = tmp_path
+    shard = ["shard", "--images", d / "synth/images", "--out", d / "shards", "--size", 64, "--language", language, "--workers", 1]
+    steps = [
+        ["synth", d / "synth", "--images", 40, "--language", language, "--workers", 1],
+        [*shard, "--captions", d / "synth/captions_train.json", "--split", "train"],
+        [*shard, "--captions", d / "synth/captions_val.json", "--split", "val"],
+        ["vocab", "--shards", d / "shards", "--min-count", 1, "--out", d / "vocab.json"],
+        ["cache-features", "--shards", d / "shards", "--out", d / "features", "--backbone", "resnet18", "--weights", "random", "--precision", "fp32"],
+        ["train", "--features", d / "features", "--vocab", d / "vocab.json", "--out", d / "run", *TINY, "--epochs", 8],
+        ["caption", "--run", d / "run", "--show", "--out", d / "captions.png", *(d / f"synth/images/scene_00000{number}.jpg" for number in range(2))],
+        ["evaluate", "--run", d / "run", "--features", d / "features"],
+        ["report", d / "run", "--shards", d / "shards", "--out", d / "report.html"],
+    ]
+    for step in steps:
+        result = run_cli(*step)
+        assert result.exit_code == 0, result.output
+    written = json.loads((d / "vocab.json").read_text())
+    assert written["language"] == language
+    assert some_words <= set(written["words"])
+    scores = json.loads((d / "run/val.scores.json").read_text())
+    captions = [image["caption"] for image in scores["images"]]
+    assert all(caption.endswith(stop) and "￭" not in caption and (" " in caption) == (language == "ko") for caption in captions)
+    assert scores["made_by"]["language"] == language
+    assert scores["scores"]["bleu_1"]["value"] > 0.3
+    assert not scores["scores"].keys() & {"meteor", "spice", "bad_endings"}
+    assert any("METEOR" in note for note in scores["notes"])
+    assert scores["made_by"]["tokenizer"].endswith("without punctuation")
+    # The result file is scored as the run was, given the language
+    options = ["--captions", d / "run/val.results.json", "--references", d / "synth/captions_val.json", "--out", d / "again.json"]
+    again = run_cli("evaluate", *options, "--language", language)
+    assert again.exit_code == 0, again.output
+    shared = scores["scores"].keys() - {"novel"}
+    assert {name: json.loads((d / "again.json").read_text())["scores"][name] for name in shared} == {name: scores["scores"][name] for name in shared}
+    assert "give --language" in run_cli("evaluate", *options).stderr

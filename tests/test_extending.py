@@ -14,6 +14,7 @@ from model.backbone_sources import BACKBONE_SOURCES, BackboneSource, PooledHead
 from model.decoder_config import DECODERS
 from pipeline.backbone.backbones import list_backbones
 from pipeline.captions.formats import CAPTION_FORMATS, CaptionFormat, CaptionInput
+from pipeline.captions.languages import LANGUAGES, Language, language_rules
 from pipeline.captions.read import CaptionSource, read_splits
 from pipeline.captions.records import CaptionFile, CaptionRow, file_of_rows
 from pipeline.console.command_table import COMMANDS
@@ -139,6 +140,29 @@ def test_a_toy_caption_form_is_added_through_the_registry(tmp_path: Path) -> Non
         ("a.jpg", ["A dog.", "A dog runs."]),
         ("b.jpg", ["A cat."]),
     ]
+
+
+def test_a_toy_language_is_added_through_the_registry(run_cli: Callable[..., Result], small: Small, tmp_path: Path) -> None:
+    def letters(text: str) -> list[str]:
+        return [letter for letter in text.lower() if letter.isalpha()]
+
+    toy = Language(
+        rule="letters", tokenize=letters, join="".join, scored=letters, scored_word=str, scored_rule="letters", packages=(), extra="", english=False
+    )
+    LANGUAGES.register("qtx", toy)
+    options = ["--images", small.source / "images", "--captions", small.source / "captions_val.json", "--size", 64, "--workers", 1]
+    try:
+        made = run_cli("shard", *options, "--out", tmp_path / "shards", "--language", "qtx")
+        other = run_cli("shard", *options, "--out", tmp_path / "shards", "--split", "val")
+        counted = run_cli("vocab", "--shards", tmp_path / "shards", "--min-count", 1, "--out", tmp_path / "vocab.json")
+    finally:
+        LANGUAGES.unregister("qtx")
+        language_rules.cache_clear()
+    assert (made.exit_code, counted.exit_code, other.exit_code) == (0, 0, 1)
+    assert "language was 'qtx' and is 'en' now" in other.stderr
+    written = json.loads((tmp_path / "vocab.json").read_text())
+    assert written["language"] == "qtx"
+    assert all(len(word) == 1 for word in written["words"][4:])
 
 
 def test_a_toy_metric_is_added_through_the_registry(tmp_path: Path) -> None:

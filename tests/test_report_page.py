@@ -429,3 +429,23 @@ def test_five_thousand_images_open_quickly_and_only_visible_ones_are_in_the_page
     assert page.locator("#cards > li").count() == 8
     page.get_by_label("Search captions").fill("kite")
     assert re.match(r"[\d,]+ of 5,000 images match", status(page))
+
+
+def test_captions_carry_their_language_and_have_its_fonts_and_words(tmp_path: Path, open_page: Open) -> None:
+    for name, language, caption in (("zh", "zh-Hant", "一隻狗在草地上奔跑。"), ("ko", "ko", "개가 뛴다."), ("odd", "x'><b>", "a dog")):
+        image = ScoredImage(image_id=1, file_name="", caption=caption, references=(caption,), scores={"cider": 1.0})
+        made_by = {"language": language}
+        write_scores(tmp_path / f"{name}.scores.json", ScoreFile(split="", made_by=made_by, scores={}, images=(image,)))
+        report(runs=[tmp_path / f"{name}.scores.json"], out=tmp_path / f"{name}.html")
+        page = open_page(tmp_path / f"{name}.html")
+        page.locator("#cards summary").click()
+        expected = language if name != "odd" else "en"  # the page's own
+        for place in ("#cards .caption-text bdi", "#cards details li"):
+            assert page.locator(place).evaluate("element => element.closest('[lang]').lang") == expected
+        font = page.locator("#cards .caption-text bdi").evaluate("element => getComputedStyle(element).fontFamily")
+        assert ({"zh": "JhengHei", "ko": "Malgun"}.get(name, "Segoe UI")) in font
+        page.get_by_label("Sort by").select_option(label="Caption length in words")
+        page.get_by_label("Lowest value").fill("2")
+        assert status(page).startswith("1 of 1 image")
+        page.get_by_label("Lowest value").fill("9")
+        assert status(page).startswith("None of 1 image")

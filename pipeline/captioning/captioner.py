@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from model.decoding import Decoding, Hypothesis, ScoredCaption, decode, sentence
+from model.decoding import Decoding, Hypothesis, ScoredCaption, decode
 from model.encoder import FrozenBackbone
 from model.preprocessing import Preprocessing, center_crop
 from pipeline.backbone.backbones import reopen_backbone
 from pipeline.backbone.extraction import extract_features
 from pipeline.backbone.precision import AGREEMENT_IMAGES, choose_precision, compile_if_worthwhile, pick_precision
 from pipeline.captioning.inputs import image_bytes
+from pipeline.captions.languages import Language, language_rules
 from pipeline.execution.devices import images_per_pass, pick_device, prepare_device
 from pipeline.execution.executors import default_workers
 from pipeline.execution.library_warnings import gathered_warnings
@@ -112,6 +113,11 @@ class ImageCaptioner:
         self.model = open_caption_model(self.run, config.ensemble, checkpoint=config.checkpoint)
         self._exact: FrozenBackbone | None = None
         self._frozen: FrozenBackbone | None = None
+
+    @property
+    def language(self) -> Language:
+        """How the vocabulary's words are joined to captions."""
+        return language_rules(self.run.vocabulary.language)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -206,7 +212,7 @@ class ImageCaptioner:
                 if isinstance(item, ImageError):
                     yield ImageCaptions(name=name, problem=str(item))
                 else:
-                    yield ImageCaptions(name=name, captions=scored_captions(next(found)), warnings=warnings)
+                    yield ImageCaptions(name=name, captions=scored_captions(next(found), self.language), warnings=warnings)
 
     def _load_or_error(self, image_and_name: tuple[ImageInput, str]) -> tuple[NDArray[np.uint8] | ImageError, tuple[str, ...]]:
         with gathered_warnings() as gathered:
@@ -217,9 +223,9 @@ class ImageCaptioner:
         return pixels, tuple(itertools.chain.from_iterable(gathered.values()))
 
 
-def scored_captions(hypotheses: Sequence[Hypothesis]) -> tuple[ScoredCaption, ...]:
+def scored_captions(hypotheses: Sequence[Hypothesis], language: Language) -> tuple[ScoredCaption, ...]:
     """Hypotheses as text."""
-    return tuple(ScoredCaption(caption=sentence(hypothesis.words), score=hypothesis.score) for hypothesis in hypotheses)
+    return tuple(ScoredCaption(caption=language.join(hypothesis.words), score=hypothesis.score) for hypothesis in hypotheses)
 
 
 def _file_bytes(image: ImageInput, name: str) -> bytes:

@@ -11,18 +11,22 @@ from numpy.typing import NDArray
 from pipeline.captioning.inputs import image_bytes
 from pipeline.images.decode import decode_image
 from pipeline.images.figures import check_figure_name, draw_image_grid, image_grid, save_figure
+from pipeline.images.fonts import choose_fonts
 from shards.errors import InputError
 
 LONGEST_SIDE = 800
 MAX_SHOWN = 100
 
 
-def draw_captions(pictures: Sequence[tuple[str, str]], out: Path | None) -> None:
+def draw_captions(pictures: Sequence[tuple[str, str]], out: Path | None) -> str | None:
     """Draw images with a text above each, to a file or in a window.
 
     Args:
         pictures: (image file or URL, text), from one to :data:`MAX_SHOWN` of them.
         out: A .png, .jpg, .pdf or .svg file; None opens a window.
+
+    Returns:
+        A line about characters that no font has, as :func:`pipeline.images.fonts.choose_fonts` returns it.
 
     Raises:
         InputError: See :func:`check_can_draw`.
@@ -31,13 +35,15 @@ def draw_captions(pictures: Sequence[tuple[str, str]], out: Path | None) -> None
     check_can_draw(out, [name for name, _ in pictures])
     shown = [(thumbnail(name), text) for name, text in pictures]
     if out is not None:
-        save_figure(image_grid(shown), out)
-        return
+        return save_figure(image_grid(shown), out)
     from matplotlib import pyplot
 
-    draw_image_grid(pyplot.figure(layout="constrained"), shown)
+    figure = pyplot.figure(layout="constrained")
+    draw_image_grid(figure, shown)
+    problem = choose_fonts(figure)
     pyplot.show()
     pyplot.close("all")
+    return problem
 
 
 def check_can_draw(out: Path | None, images: Iterable[str]) -> None:

@@ -91,6 +91,11 @@ def splits_of(found: CaptionFile, source: CaptionSource, split: str | None = Non
     return {name: SplitCaptions(records=tuple(found.splits[name]), rejects=tuple(rejects[name])) for name in chosen}
 
 
+def first_captions(splits: Iterable[SplitCaptions]) -> list[str]:
+    """The first caption of each image, as a sample of the captions."""
+    return [record.captions[0].text for split in splits for record in split.records]
+
+
 def read_captions(source: CaptionSource) -> CaptionFile:
     """Read the captions files, merge several into one, and assign images to splits by the split lists.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.captions.tokenizer import tokenize
+from pipeline.captions.languages import Language
 from shards.errors import InputError
 from shards.paths import Location, is_absolute, is_inside, same_name
 from shards.rejects import Reject
@@ -60,9 +60,9 @@ class CaptionedImage:
     captions: tuple[Caption, ...]
     stored: StoredImage | None = None
 
-    def tokenized(self) -> list[dict[str, Any]]:
+    def tokenized(self, language: Language) -> list[dict[str, Any]]:
         """The captions as they are stored in an image's record: ``id``, ``text``, ``tokens``."""
-        return [{"id": caption.id, "text": caption.text, "tokens": tokenize(caption.text)} for caption in self.captions]
+        return [{"id": caption.id, "text": caption.text, "tokens": language.tokenize(caption.text)} for caption in self.captions]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

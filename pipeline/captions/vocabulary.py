@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from model.vocabulary import SPECIAL, Vocabulary, build_vocabulary, check_special
+from pipeline.captions.languages import language_tag
 from shards.atomic import check_output_file
 from shards.caption_table import CaptionTable, table_of_split
 from shards.dataset import open_split
@@ -14,7 +15,7 @@ from shards.digests import json_digest
 from shards.errors import DamageError, InputError
 from shards.json_files import read_versioned_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def vocabulary_of(table: CaptionTable, *, min_count: int) -> VocabularySummary:
         raise InputError(f"`min_count` {min_count}: must be at least 1.")
     occurrences = np.bincount(table.tokens, minlength=len(table.words))
     counts = Counter({word: int(count) for word, count in zip(table.words, occurrences, strict=True)})
-    vocabulary = build_vocabulary(counts, min_count=min_count)
+    vocabulary = build_vocabulary(counts, min_count=min_count, language=table.language)
     if len(vocabulary) == len(SPECIAL):
         raise InputError(f"No word occurs {min_count} times in {table.captions} captions. Choose a smaller `min_count`.")
     known = sum(count for word, count in counts.items() if count >= min_count and word not in SPECIAL)
@@ -64,12 +65,13 @@ def make_vocabulary(*, shards: Path, split: str, min_count: int, out: Path) -> V
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     """Commit a vocabulary."""
-    write_json(path, {"format_version": FORMAT_VERSION, "digest": vocabulary_digest(vocabulary), "words": list(vocabulary.words)})
+    content = {"format_version": FORMAT_VERSION, "digest": vocabulary_digest(vocabulary), "language": vocabulary.language}
+    write_json(path, {**content, "words": list(vocabulary.words)})
 
 
 def vocabulary_digest(vocabulary: Vocabulary) -> str:
-    """SHA-256 (hex) of the words in order."""
-    return json_digest(list(vocabulary.words))
+    """SHA-256 (hex) of the language and the words in order."""
+    return json_digest([vocabulary.language, list(vocabulary.words)])
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -86,9 +88,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ValueError('it has no list of strings "words"')
         check_special(words)
-        vocabulary = Vocabulary(tuple(words))
+        vocabulary = Vocabulary(tuple(words), language_tag(str(content.get("language"))))
         if vocabulary_digest(vocabulary) != content.get("digest"):
             raise ValueError(f"its words have digest {vocabulary_digest(vocabulary)}, but the file says {content.get('digest')}")
-    except ValueError as error:
+    except (ValueError, InputError) as error:
         raise DamageError(f"{path}: not a vocabulary file ({error}). Make it again with: python cli.py vocab --out {path}") from None
     return vocabulary

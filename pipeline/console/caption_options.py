@@ -54,6 +54,14 @@ encoding_option = click.option(
 )
 
 
+language_option = click.option(
+    "--language",
+    default="en",
+    metavar="TAG",
+    help="Language of the captions, such as en, zh, ja, ko or de: decides how they are split into words, and joined again.",
+)
+
+
 def chosen_columns(columns: tuple[str, ...]) -> dict[str, str]:
     """The columns that :data:`columns_option` names, by role.
 

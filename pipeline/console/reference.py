@@ -14,15 +14,15 @@ from pipeline.console.settings import options_of, written_name
 # Pages of the documentation about a command.
 PAGES = {
     "download": ("getting-data.md",),
-    "shard": ("captions.md", "clusters.md", "remote.md"),
-    "index": ("readers.md",),
+    "shard": ("captions.md", "languages.md", "clusters.md", "remote.md"),
+    "index": ("readers.md", "languages.md"),
     "verify": ("resuming.md",),
     "backbones": ("backbones.md",),
     "cache-features": ("caching.md", "backbones.md", "clusters.md", "remote.md"),
-    "import-features": ("importing.md",),
+    "import-features": ("importing.md", "languages.md"),
     "train": ("training.md", "recipes.md"),
     "caption": ("decoding.md",),
-    "evaluate": ("metrics.md", "decoding.md"),
+    "evaluate": ("metrics.md", "decoding.md", "languages.md"),
     "report": ("report.md",),
 }
 INTRODUCTION = """\

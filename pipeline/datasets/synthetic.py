@@ -1,141 +1,30 @@
 """The synthetic dataset: drawn scenes with correct captions, in COCO's format, so that everything can be tried offline.
 
-A scene has one or two groups of equal shapes. A group has a shape, a colour, a size and a count. Groups are above or inside one another:
-horizontal flips, which training uses, keep these relations. The dataset trades variety for correctness: every caption is right, and every
-caption names every colour-and-shape pair of its scene. Image i is the same for any number of images.
+The dataset trades variety for correctness: every caption is right, and every caption names every colour-and-shape pair of its scene. Image i is
+the same for any number of images, and in any language of the captions.
 """
 
 import io
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipeline.datasets.scene_captions import WORDINGS, scene_captions
+from pipeline.datasets.scenes import COLOURS, Scene, ShapeGroup, random_scene
 from pipeline.execution.executors import run_tasks
 from pipeline.execution.progress import Progress
 from shards.atomic import committed_file, disk_errors, hold_lock
 from shards.errors import InputError, OccupiedError
 from shards.json_files import write_json
 
-COLOURS = {
-    "red": (208, 38, 42),
-    "green": (38, 158, 64),
-    "blue": (40, 74, 208),
-    "yellow": (240, 214, 40),
-    "white": (250, 250, 250),
-}
-SHAPES = ("circle", "square", "star")
-COUNT_WORDS = ("a", "two", "three", "four")
 VAL_EVERY = 10
 # What the folder of a dataset may hold already, with what a killed run leaves.
 OWN_FILE = re.compile(r"images|\.synth\.lock|(\.)?captions_(train|val)\.json(?(1)\.tmp(\.lock)?)")
 SUPERSAMPLING = 2
-
-Size = Literal["small", "large"]
-Relation = Literal["alone", "above", "inside"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShapeGroup:
-    """``count`` equal shapes."""
-
-    shape: str
-    colour: str
-    size: Size
-    count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """One or two groups. ``groups[0]`` is alone, above ``groups[1]``, or inside it."""
-
-    relation: Relation
-    groups: tuple[ShapeGroup, ...]
-
-
-# Each template is one wording. {a} and {b} are noun phrases; {is} and {are} agree with a and b. A template chooses its words for "small"
-# and "large", so that a model can learn each wording.
-TEMPLATES: dict[Relation, tuple[tuple[str, dict[str, str]], ...]] = {
-    "alone": (
-        ("{a}", {}),
-        ("there {is} {a}", {}),
-        ("a picture of {a}", {"small": "little", "large": "big"}),
-        ("{a} on a plain background", {}),
-        ("{a} and nothing else", {"small": "tiny", "large": "huge"}),
-        ("this drawing shows {a}", {"small": "little", "large": "big"}),
-    ),
-    "above": (
-        ("{a} above {b}", {}),
-        ("{b} below {a}", {}),
-        ("there {is} {a} above {b}", {}),
-        ("a picture of {a} over {b}", {"small": "little", "large": "big"}),
-        ("{b} {are} under {a}", {"small": "tiny", "large": "huge"}),
-        ("{a} with {b} underneath", {"small": "little", "large": "big"}),
-    ),
-    "inside": (
-        ("{a} inside {b}", {}),
-        ("{b} with {a} inside it", {}),
-        ("there {is} {a} inside {b}", {}),
-        ("a picture of {a} in {b}", {"small": "little", "large": "big"}),
-        ("{b} {are} around {a}", {"small": "tiny", "large": "huge"}),
-        ("{a} surrounded by {b}", {"small": "little", "large": "big"}),
-    ),
-}
-CAPTIONS_PER_IMAGE = 5
-
-_PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})s?\b")
-
-
-def named_pairs(captions: Iterable[str]) -> set[tuple[str, str]]:
-    """The (colour, shape) pairs that the captions name.
-
-    >>> sorted(named_pairs(["two red stars above a tiny blue circle"]))
-    [('blue', 'circle'), ('red', 'star')]
-    """
-    return {(match[1], match[2]) for caption in captions for match in _PAIR.finditer(caption)}
-
-
-def random_scene(rng: np.random.Generator) -> Scene:
-    """Sample a scene. Two groups never have both colour and shape in common."""
-    relation: Relation = ("alone", "alone", "above", "inside")[int(rng.integers(4))]
-    kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    first, second = (kinds[int(i)] for i in rng.choice(len(kinds), 2, replace=False))
-
-    def group(kind: tuple[str, str], size: Size, most: int) -> ShapeGroup:
-        return ShapeGroup(colour=kind[0], shape=kind[1], size=size, count=int(rng.integers(1, most + 1)))
-
-    sizes: tuple[Size, Size] = ("small", "large")
-    if relation == "alone":
-        return Scene(relation=relation, groups=(group(first, sizes[int(rng.integers(2))], 4),))
-    if relation == "above":
-        groups = tuple(group(kind, sizes[int(rng.integers(2))], 2) for kind in (first, second))
-        return Scene(relation=relation, groups=groups)
-    while second[0] == first[0]:  # a shape inside another one of the same colour would be invisible
-        second = kinds[int(rng.integers(len(kinds)))]
-    return Scene(relation=relation, groups=(group(first, "small", 1), group(second, "large", 1)))
-
-
-def noun_phrase(group: ShapeGroup, size_words: dict[str, str]) -> str:
-    """For example "two little red stars"."""
-    plural = "s" if group.count > 1 else ""
-    return f"{COUNT_WORDS[group.count - 1]} {size_words.get(group.size, group.size)} {group.colour} {group.shape}{plural}"
-
-
-def scene_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Five captions of a scene in different wordings."""
-    templates = TEMPLATES[scene.relation]
-    captions = []
-    for index in sorted(rng.choice(len(templates), CAPTIONS_PER_IMAGE, replace=False)):
-        template, size_words = templates[int(index)]
-        verbs = ["is" if group.count == 1 else "are" for group in (scene.groups[0], scene.groups[-1])]
-        phrases = [noun_phrase(group, size_words) for group in (scene.groups[0], scene.groups[-1])]
-        captions.append(template.format_map({"a": phrases[0], "b": phrases[1], "is": verbs[0], "are": verbs[1]}) + ".")
-    return captions
 
 
 def _outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
@@ -203,21 +92,21 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
 
-def synthetic_sample(seed: int, index: int) -> tuple[bytes, tuple[int, int], list[str]]:
+def synthetic_sample(seed: int, index: int, language: str = "en") -> tuple[bytes, tuple[int, int], list[str]]:
     """Image ``index`` of the dataset with this seed: (JPEG bytes, (width, height) in pixels, captions)."""
     rng = np.random.default_rng([seed, index])
     scene = random_scene(rng)
-    captions = scene_captions(scene, rng)
+    captions = scene_captions(scene, rng, language)
     image = draw_scene(scene, rng)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=92)
     return buffer.getvalue(), image.size, captions
 
 
-def _draw_range(out: Path, seed: int, start: int, stop: int) -> list[tuple[int, tuple[int, int], list[str]]]:
+def _draw_range(out: Path, seed: int, language: str, start: int, stop: int) -> list[tuple[int, tuple[int, int], list[str]]]:
     drawn = []
     for index in range(start, stop):
-        jpeg, size, captions = synthetic_sample(seed, index)
+        jpeg, size, captions = synthetic_sample(seed, index, language)
         with committed_file(out / "images" / file_name(index)) as file:
             file.write(jpeg)
         drawn.append((index, size, captions))
@@ -229,7 +118,7 @@ def file_name(index: int) -> str:
     return f"scene_{index:06d}.jpg"
 
 
-def synthesize(out: Path, *, images: int, seed: int = 0, workers: int = 1, quiet: bool = True) -> dict[str, int]:
+def synthesize(out: Path, *, images: int, seed: int = 0, language: str = "en", workers: int = 1, quiet: bool = True) -> dict[str, int]:
     """Draw the dataset into ``out``: ``images/*.jpg``, ``captions_train.json``, ``captions_val.json``.
 
     Every tenth image is in split val, so that each split of a larger dataset contains that of a smaller one.
@@ -238,6 +127,7 @@ def synthesize(out: Path, *, images: int, seed: int = 0, workers: int = 1, quiet
         out: A folder that is missing, empty, or holds an earlier synthetic dataset.
         images: The number of images, at least ``VAL_EVERY``.
         seed: The same seed draws the same bytes.
+        language: Of the captions, one of :data:`pipeline.datasets.scene_captions.WORDINGS`.
         workers: Processes.
         quiet: Show no progress.
 
@@ -245,25 +135,27 @@ def synthesize(out: Path, *, images: int, seed: int = 0, workers: int = 1, quiet
         The number of images by split.
 
     Raises:
-        InputError: ``images`` or ``seed`` out of range.
+        InputError: ``images`` or ``seed`` out of range, or no captions in this language.
         OccupiedError: ``out`` holds something else, or another process is drawing into it.
     """
     if images < VAL_EVERY:
         raise InputError(f"`images` {images}: must be at least {VAL_EVERY}, because every {VAL_EVERY}th image is in split val.")
     if seed < 0:
         raise InputError(f"`seed` {seed}: must not be negative.")
+    if language not in WORDINGS:
+        raise InputError(f"`language` {language}: {WORDINGS.unknown(language)}")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         others = sorted(p.name for p in out.iterdir() if not OWN_FILE.fullmatch(p.name))
     if others:
         raise OccupiedError(f"{out}: holds something other than a synthetic dataset ({others[0]}). Choose a new or empty folder.")
     with hold_lock(out, "synth", "drawing a dataset"):
-        return _draw(out, images, seed, workers, quiet)
+        return _draw(out, images, seed, language, workers, quiet)
 
 
-def _draw(out: Path, images: int, seed: int, workers: int, quiet: bool) -> dict[str, int]:
+def _draw(out: Path, images: int, seed: int, language: str, workers: int, quiet: bool) -> dict[str, int]:
     chunk = 50
-    tasks = [(out, seed, start, min(start + chunk, images)) for start in range(0, images, chunk)]
+    tasks = [(out, seed, language, start, min(start + chunk, images)) for start in range(0, images, chunk)]
     by_split: dict[str, list[tuple[int, tuple[int, int], list[str]]]] = {"train": [], "val": []}
     with Progress("Drawing", total=images, unit="images", quiet=quiet) as progress:
         for drawn in run_tasks(_draw_range, tasks, workers=workers):
@@ -271,14 +163,15 @@ def _draw(out: Path, images: int, seed: int, workers: int, quiet: bool) -> dict[
             for sample in drawn:
                 by_split["val" if sample[0] % VAL_EVERY == VAL_EVERY - 1 else "train"].append(sample)
     for split, samples in by_split.items():
-        write_json(out / f"captions_{split}.json", coco_json(samples, seed=seed, split=split))
+        write_json(out / f"captions_{split}.json", coco_json(samples, seed=seed, language=language, split=split))
     return {split: len(samples) for split, samples in by_split.items()}
 
 
-def coco_json(samples: list[tuple[int, tuple[int, int], list[str]]], *, seed: int, split: str) -> dict[str, Any]:
+def coco_json(samples: list[tuple[int, tuple[int, int], list[str]]], *, seed: int, language: str, split: str) -> dict[str, Any]:
     """The samples as a COCO caption file (https://cocodataset.org/#format-data, "Image Captioning")."""
+    captions_in = "" if language == "en" else f", captions in {language}"
     return {
-        "info": {"description": f"Capstream's drawn scenes, {split} split, seed {seed}", "version": "1"},
+        "info": {"description": f"Capstream's drawn scenes, {split} split, seed {seed}{captions_in}", "version": "1"},
         "licenses": [],
         "images": [{"id": index + 1, "file_name": file_name(index), "width": width, "height": height} for index, (width, height), _ in samples],
         "annotations": [

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoding import ScoredCaption, sentence
+from model.decoding import ScoredCaption
 from pipeline.backbone.backbones import recorded_network
 from pipeline.captioning.captioner import CaptionerConfig, ImageCaptioner, scored_captions
 from pipeline.evaluation.coco_results import check_results_place, results_path, write_results
@@ -18,7 +18,7 @@ from pipeline.evaluation.scoring import Prediction, ScoringConfig, score_texts
 from pipeline.execution.prefetch import map_ahead
 from pipeline.execution.progress import Progress
 from pipeline.loading.sources import ShardSource
-from pipeline.runs.run import Run
+from pipeline.runs.run import Run, refuse_differences
 from shards.caption_table import CaptionTable, table_of_split
 from shards.dataset import open_split, read_dataset_file
 from shards.errors import CapstreamError, InputError
@@ -116,13 +116,19 @@ def evaluate(
 
     Raises:
         InputError: Wrong names or folders, or a split without captions.
-        MismatchError: The features were made by another network than the run's.
+        MismatchError: The features were made by another network than the run's, or the references are in another language.
         DamageError: A file is damaged, or the model's scores contain NaN.
         ResourceError: The disk is full or not writable, or the weights cannot be downloaded.
     """
     out, results = _checked_files(captioner, source.split, files)
     opened = ImageCaptioner(captioner, report=report)
+    scoring.check_language(opened.run.vocabulary.language)
     data = _cached(opened.run, source) if source.features is not None else _raw(opened, source)
+    refuse_differences(
+        [("language", opened.run.vocabulary.language, data.table.language)],
+        f"{captioner.run} and {data.path} do not belong together: the references have another",
+        "Choose data in the run's language.",
+    )
     if not data.table.captions:
         raise InputError(f"{data.path}: no image of the split {source.split!r} has a reference caption. Choose another `split`.")
     captions, alternatives = _caption_all(opened, data, source.split, quiet)
@@ -137,6 +143,7 @@ def evaluate(
         list(_predictions(table, captions, alternatives)),
         split=source.split,
         made_by=_provenance(opened, source, data, command),
+        language=opened.run.vocabulary.language,
         training=training,
         notes=notes,
         scoring=scoring,
@@ -168,8 +175,8 @@ def _caption_all(captioner: ImageCaptioner, data: EvaluationData, split: str, qu
         for batch in data.batches:
             numbers = range(len(captions), len(captions) + len(batch))
             for hypotheses in captioner.caption_features(batch, numbers=numbers):
-                captions.append(sentence(hypotheses[0].words))
-                alternatives.append(scored_captions(hypotheses) if len(hypotheses) > 1 else ())
+                captions.append(captioner.language.join(hypotheses[0].words))
+                alternatives.append(scored_captions(hypotheses, captioner.language) if len(hypotheses) > 1 else ())
             progress.advance(len(batch))
     return captions, alternatives
 

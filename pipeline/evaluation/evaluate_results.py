@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from pipeline.captions.languages import ENGLISH
 from pipeline.captions.read import CaptionSource, read_captions
 from pipeline.captions.records import CaptionedImage
+from pipeline.captions.scripts import language_advice
 from pipeline.evaluation.coco_results import read_results
 from pipeline.evaluation.score_file import ENDING, ScoreFile, check_scores_place, write_scores
 from pipeline.evaluation.scoring import Prediction, ScoringConfig, score_texts
@@ -28,6 +30,7 @@ def score_results(
     references: Path,
     columns: Mapping[str, str] = MappingProxyType({}),
     encoding: str | None = None,
+    language: str = ENGLISH,
     out: Path | None = None,
     scoring: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
     command: str = "",
@@ -39,6 +42,7 @@ def score_results(
         captions: A JSON list of ``{"image_id", "caption"}``, one caption per image. Images without one are counted, but not scored.
         references: The reference captions of all splits, as :func:`pipeline.captions.read.read_captions` reads them.
         columns, encoding: Of references in a table, as for :class:`pipeline.captions.read.CaptionSource`.
+        language: Of captions and references, as :func:`pipeline.captions.languages.language_rules` takes it.
         out: The score file; by default ``NAME.scores.json`` next to ``captions``.
         command: The command line, for the score file.
         report: Takes a line for each step that takes a while.
@@ -52,9 +56,12 @@ def score_results(
         if out.resolve() == given.resolve():
             raise InputError(f"`out` {out}: is the file of `{setting}`, which would be overwritten. Choose another name.")
     check_scores_place(out)
+    scoring.check_language(language)
     notes: list[str] = []
     truth = _read_references(references, columns, encoding, notes)
     found = read_results(captions, list(truth))
+    if advice := language_advice([record.captions[0].text for record in truth.values()], language):
+        report(advice)
     if len(found) < len(truth):
         notes.insert(0, f"{len(truth) - len(found):,} of {len(truth):,} images have no caption: the scores are of the other images.")
     notes.append("novel: a result file does not say what its model was trained on.")
@@ -74,7 +81,7 @@ def score_results(
         "references": str(references),
         "references_sha256": file_sha256(references),
     }
-    scores = score_texts(images, split="", made_by=made_by, notes=notes, scoring=scoring, report=report)
+    scores = score_texts(images, split="", made_by=made_by, language=language, notes=notes, scoring=scoring, report=report)
     write_scores(out, scores)
     return ScoredResults(scores=scores, out=out)
 

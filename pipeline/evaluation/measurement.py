@@ -69,6 +69,7 @@ class Metric:
         mean: Whether the split's score is the mean of the images' scores: then a report compares two runs image by image.
         descriptive: Whether a higher score is neither better nor worse.
         share: Whether the score is a share of the captions, shown in percent.
+        english: Whether it knows English words, and is left out for captions in other languages.
         java_files: Jars and data that it needs besides Java, relative to pycocoevalcap's folder; empty: it does not run in Java.
     """
 
@@ -77,4 +78,5 @@ class Metric:
     mean: bool = True
     descriptive: bool = False
     share: bool = False
+    english: bool = False
     java_files: tuple[str, ...] = ()

@@ -82,12 +82,12 @@ for _n in range(1, metrics.MAX_N + 1):
     METRICS.register(f"bleu_{_n}", Metric(label=f"BLEU-{_n}", measure=_bleu(_n), mean=False))
 METRICS.register("rouge_l", Metric(label="ROUGE-L", measure=_rouge_l))
 METRICS.register("cider", Metric(label="CIDEr", measure=_cider))
-METRICS.register("meteor", Metric(label="METEOR", measure=_meteor, mean=False, java_files=java.NEEDS["METEOR"]))
-METRICS.register("spice", Metric(label="SPICE", measure=_spice, java_files=java.NEEDS["SPICE"]))
+METRICS.register("meteor", Metric(label="METEOR", measure=_meteor, mean=False, english=True, java_files=java.NEEDS["METEOR"]))
+METRICS.register("spice", Metric(label="SPICE", measure=_spice, english=True, java_files=java.NEEDS["SPICE"]))
 METRICS.register("distinct", Metric(label="Distinct captions", measure=_distinct, descriptive=True, share=True))
 METRICS.register("novel", Metric(label="Novel captions", measure=_novel, descriptive=True, share=True))
 METRICS.register("mean_length", Metric(label="Mean length in words", measure=_mean_length, descriptive=True))
-METRICS.register("bad_endings", Metric(label="Bad endings", measure=_bad_endings, descriptive=True, share=True))
+METRICS.register("bad_endings", Metric(label="Bad endings", measure=_bad_endings, descriptive=True, share=True, english=True))
 
 
 def display_order(names: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ Without Java it takes a few seconds for 5,000 images. docs/metrics.md explains e
 """
 
 import math
+import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from model.decoding import ScoredCaption
 from model.intervals import COVERAGE, RESAMPLES, mean_bounds
-from model.ptb import ptb_tokens
+from pipeline.captions.languages import ENGLISH, Language, language_rules, language_tag
 from pipeline.evaluation import java
 from pipeline.evaluation.measurement import Measurement, MetricUnavailableError, TokenizedCaptions
 from pipeline.evaluation.metrics import METRICS
@@ -22,7 +23,7 @@ from shards.errors import InputError
 from shards.versions import library_versions
 
 Ptb = Literal["builtin", "java"]
-TOKENIZERS = {"builtin": "model.ptb, built in", "java": "Stanford PTBTokenizer, CoreNLP 3.4.1"}
+JAVA_TOKENIZER = "Stanford PTBTokenizer, CoreNLP 3.4.1"
 Tokens = list[list[str]]
 Measurements = dict[str, Measurement]
 
@@ -32,7 +33,7 @@ class ScoringConfig:
     """How captions are scored.
 
     Attributes:
-        ptb: The tokenizer: the built-in one, or the Stanford one, which needs Java.
+        ptb: The tokenizer of English captions: the built-in one, or the Stanford one, which needs Java.
         java: Compute METEOR and SPICE where Java and their jars are available.
         seed: Of the bootstrap intervals.
 
@@ -52,6 +53,17 @@ class ScoringConfig:
                 java.require(*java.NEEDS["tokenizer"], what="The Java tokenizer")
             except java.JavaError as error:
                 raise InputError(f"`ptb` java: {error} Or omit `ptb`: the built-in tokenizer needs no Java.") from None
+
+    def check_language(self, language: str) -> None:
+        """Check that captions in this language can be scored so.
+
+        Raises:
+            InputError: A package that splits them is missing, or the Stanford tokenizer is asked to split another language than English.
+        """
+        rules = language_rules(language)
+        rules.check_installed()
+        if self.ptb == "java" and not rules.english:
+            raise InputError(f"`ptb` java: it splits English, but the language of these captions is {language}. Omit `ptb`.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +87,7 @@ def score_texts(
     *,
     split: str,
     made_by: dict[str, Any],
+    language: str = ENGLISH,
     training: Collection[str] | None = None,
     notes: Sequence[str] = (),
     scoring: ScoringConfig = ScoringConfig(),
@@ -83,7 +96,8 @@ def score_texts(
     """Score captions with all metrics of :data:`pipeline.evaluation.metrics.METRICS`.
 
     Args:
-        made_by: Where the captions come from. The tokenizer, the intervals' settings and library versions are added.
+        made_by: Where the captions come from. The language, the tokenizer, the intervals' settings and library versions are added.
+        language: Of captions and references. Its tokens are compared.
         training: The training captions as they were written, to tell which captions are novel; None: unknown.
         notes: Notes that come first in the score file.
         report: Takes a line for each step that takes a while.
@@ -94,19 +108,21 @@ def score_texts(
     if not images:
         raise InputError("No image has both a caption and a reference: there is nothing to score.")
     all_notes = list(notes)
-    captions, tokenizer = _tokenized(images, training, scoring, all_notes, report)
+    rules = language_rules(language)
+    captions, tokenizer = _tokenized(images, training, rules, scoring, all_notes, report)
     empty = sum(not words for words in captions.candidates)
     if empty:
         all_notes.append(f"{empty:,} of {len(images):,} captions contain no word: they score 0.")
-    measured = _measured(captions, scoring.java, all_notes, report)
+    measured = _measured(captions, rules, scoring.java, all_notes, report)
     columns = {name: found.images.tolist() for name, found in measured.items()}
     return ScoreFile(
         split=split,
         made_by={
             **made_by,
-            "tokenizer": TOKENIZERS[tokenizer],
+            "language": language_tag(language),
+            "tokenizer": tokenizer,
             "intervals": {"kind": "bootstrap over images, percentiles", "coverage": COVERAGE, "resamples": RESAMPLES, "seed": scoring.seed},
-            "versions": library_versions("torch", "numpy", "nltk", "pycocoevalcap"),
+            "versions": library_versions("torch", "numpy", *rules.packages, "pycocoevalcap"),
         },
         scores=_intervals(measured, scoring.seed),
         images=tuple(
@@ -127,26 +143,33 @@ def score_texts(
 def _tokenized(
     images: Sequence[Prediction],
     training: Collection[str] | None,
+    rules: Language,
     scoring: ScoringConfig,
     notes: list[str],
     report: Callable[[str], None],
-) -> tuple[TokenizedCaptions, Ptb]:
+) -> tuple[TokenizedCaptions, str]:
     """All texts as tokens, and the tokenizer that was used: the built-in one where the Java tokenizer fails."""
     captions = [image.caption for image in images]
     written = [text for image in images for text in image.references]
-    tokenizer = scoring.ptb
-    if tokenizer == "java":
+    tokenizer = JAVA_TOKENIZER if scoring.ptb == "java" else rules.scored_rule
+    if tokenizer == JAVA_TOKENIZER:
         try:
             report("Tokenizing with the Stanford tokenizer")
             # One stream of references and one of captions, as in pycocoevalcap.
-            candidates, references = java.java_tokens(captions), java.java_tokens(written)
+            candidates, references = _java_tokens(captions), _java_tokens(written)
         except java.JavaError as error:
             notes.append(f"{error} The built-in tokenizer was used instead.")
-            tokenizer = "builtin"
-    if tokenizer == "builtin":
-        candidates, references = list(map(ptb_tokens, captions)), list(map(ptb_tokens, written))
-    known = None if training is None else _joined_training(training, tokenizer, notes)
+            tokenizer = rules.scored_rule
+    if tokenizer != JAVA_TOKENIZER:
+        candidates, references = list(map(rules.scored, captions)), list(map(rules.scored, written))
+    if not rules.english:
+        notes.append(f"BLEU, ROUGE-L and CIDEr compare the tokens of {tokenizer}. Scores of other tokens, such as characters, differ.")
+    known = None if training is None else _joined_training(training, tokenizer, rules, notes)
     return TokenizedCaptions(candidates=candidates, references=_grouped(references, images), training=known, seed=scoring.seed), tokenizer
+
+
+def _java_tokens(texts: Sequence[str]) -> Tokens:
+    return java.java_tokens([unicodedata.normalize("NFC", text) for text in texts])
 
 
 def _grouped(tokens: Tokens, images: Sequence[Prediction]) -> list[Tokens]:
@@ -154,20 +177,23 @@ def _grouped(tokens: Tokens, images: Sequence[Prediction]) -> list[Tokens]:
     return [[next(following) for _ in image.references] for image in images]
 
 
-def _joined_training(training: Collection[str], tokenizer: Ptb, notes: list[str]) -> set[str]:
-    if tokenizer == "java":
+def _joined_training(training: Collection[str], tokenizer: str, rules: Language, notes: list[str]) -> set[str]:
+    if tokenizer == JAVA_TOKENIZER:
         try:
-            return set(map(" ".join, java.java_tokens(list(training))))
+            return set(map(" ".join, _java_tokens(list(training))))
         except java.JavaError as error:
             notes.append(f"{error} Training captions were tokenized with the built-in tokenizer.")
-    return {" ".join(ptb_tokens(text)) for text in training}
+    return {" ".join(rules.scored(text)) for text in training}
 
 
-def _measured(captions: TokenizedCaptions, with_java: bool, notes: list[str], report: Callable[[str], None]) -> Measurements:
+def _measured(captions: TokenizedCaptions, rules: Language, with_java: bool, notes: list[str], report: Callable[[str], None]) -> Measurements:
     """What each metric found, by name. Metrics that cannot be computed are noted."""
     measured = {}
+    if not rules.english:
+        left_out = ", ".join(metric.label for metric in METRICS.values() if metric.english)
+        notes.append(f"Left out, because they know English words only: {left_out}.")
     for name, metric in METRICS.items():
-        if metric.java_files and not with_java:
+        if (metric.java_files and not with_java) or (metric.english and not rules.english):
             continue
         try:
             if metric.java_files:

@@ -359,6 +359,7 @@ def _provenance(job: _Job, split: Split, plan: ExtractionPlan) -> Provenance:
         precision=plan.precision,
         arithmetic={**plan.details, **machine},
         split=split.name,
+        language=split.language,
         split_digest=split.digest,
         versions=library_versions("torch", "torchvision", "timm", "h5py"),
     )

@@ -6,7 +6,7 @@ images.
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from model.encoder import feature_dim
 from pipeline.backbone.backbones import IMPORTED, KEPT_FILE, RANDOM, Network, open_backbone, wanted_crop
-from pipeline.captions.read import CaptionSource, SplitCaptions, read_captions, splits_of
+from pipeline.captions.languages import ENGLISH, language_rules, language_tag
+from pipeline.captions.read import CaptionSource, SplitCaptions, first_captions, read_captions, splits_of
 from pipeline.captions.records import CaptionedImage, ListedImage
-from pipeline.captions.tokenizer import RULE
+from pipeline.captions.scripts import language_advice
 from pipeline.execution.progress import Progress
 from pipeline.features.feature_folder import check_feature_folder
 from pipeline.features.npy_files import FeatureArrays, FeatureIndex, open_npy, read_half
@@ -112,9 +113,10 @@ def declared_network(*, backbone: str | None, weights: str | None, size: int | N
 
 @dataclass(frozen=True, kw_only=True)
 class _SplitImport:
-    """A split's images in order, and the places of their features."""
+    """A split's images in order, the places of their features, and the captions' language."""
 
     split: str
+    language: str
     records: tuple[CaptionedImage, ...]
     places: tuple[int, ...]
 
@@ -125,7 +127,9 @@ def import_features(
     captions: CaptionSource,
     out: Path,
     split: str | None = None,
+    language: str = ENGLISH,
     declared: DeclaredNetwork | None = None,
+    report: Callable[[str], None] = lambda _: None,
     quiet: bool = True,
 ) -> ImportSummary:
     """Write ``OUT/SPLIT.h5`` for every split that the captions name, and ``OUT/rejects.jsonl`` for what was left out.
@@ -136,22 +140,28 @@ def import_features(
         captions: One captions file of any form.
         out: A new or empty folder, or one with the same import.
         split: As for :func:`pipeline.captions.read.splits_of`.
+        language: The captions' language, as :func:`pipeline.captions.languages.language_rules` takes it.
         declared: The network that made the features, if it is known.
+        report: Takes a line if the captions seem to be in another language.
 
     Raises:
-        InputError: Missing or malformed input, features that are NaN or inf or do not fit into float16, or nothing left to write.
+        InputError: Missing or malformed input, no package that splits this language, features that are NaN or inf or do not fit into
+            float16, or nothing left to write.
         MismatchError: The network has a different number of features; or ``out`` holds features of another network, or of other input.
         OccupiedError: ``out`` holds something else, or is being written to.
         ResourceError: Weights cannot be downloaded, disk full, not allowed.
     """
+    language_rules(language).check_installed()
     check_feature_folder(Output(folder=out), REJECTS_FILE)
     if len(captions.paths) != 1:
         raise InputError(f"{captions}: give one `captions` only: the rows of a feature matrix are in the order of its images.")
     read = read_captions(captions)
     splits = splits_of(read, captions, split)
+    for advice in filter(None, [language_advice(first_captions(splits.values()), language)]):
+        report(advice)
     arrays, found = open_npy(npy, read.listed)
     network = _opened_network(arrays, declared, kept=out / KEPT_FILE) if declared is not None else None
-    plans, rejects = _plan(splits, read.listed, arrays, found)
+    plans, rejects = _plan(splits, read.listed, arrays, found, language_tag(language))
     zeros = _check_all(arrays, plans, quiet=quiet)
     source = arrays.sha256()
     network = network or Network(backbone=IMPORTED, weights=IMPORTED, weights_sha256=source, preprocessing=None)
@@ -183,7 +193,7 @@ def _opened_network(arrays: FeatureArrays, declared: DeclaredNetwork, *, kept: P
 
 
 def _plan(
-    splits: dict[str, SplitCaptions], images: Sequence[ListedImage], arrays: FeatureArrays, found: FeatureIndex
+    splits: dict[str, SplitCaptions], images: Sequence[ListedImage], arrays: FeatureArrays, found: FeatureIndex, language: str
 ) -> tuple[list[_SplitImport], list[tuple[str, Reject]]]:
     """The splits that have images with captions and features, and what is left out as (split, reject), features without image last."""
     listed = {image.image_id: image for image in images}
@@ -197,7 +207,8 @@ def _plan(
                 message = arrays.missing(listed[record.image_id])
                 rejects.append((split, Reject(file=record.file_name, reason="missing_features", message=message)))
         if usable:
-            plans.append(_SplitImport(split=split, records=tuple(usable), places=tuple(found.places[record.image_id] for record in usable)))
+            places = tuple(found.places[record.image_id] for record in usable)
+            plans.append(_SplitImport(split=split, language=language, records=tuple(usable), places=places))
     rejects += [("", reject) for reject in found.unclaimed]
     return plans, rejects
 
@@ -219,6 +230,7 @@ def _check_all(arrays: FeatureArrays, plans: Sequence[_SplitImport], *, quiet: b
 
 
 def _provenance(plan: _SplitImport, network: Network, arrays: FeatureArrays, source: str) -> Provenance:
+    rules = language_rules(plan.language)
     images = [
         [record.image_id, record.file_name, arrays.label(place), [[caption.id, caption.text] for caption in record.captions]]
         for record, place in zip(plan.records, plan.places, strict=True)
@@ -232,8 +244,9 @@ def _provenance(plan: _SplitImport, network: Network, arrays: FeatureArrays, sou
         precision=UNKNOWN,
         arithmetic={"imported_from": arrays.path.name, "imported_sha256": source, "imported_dtype": arrays.dtype()},
         split=plan.split,
-        split_digest=json_digest([source, RULE, images]),
-        versions=library_versions("numpy", "nltk", "h5py"),
+        language=plan.language,
+        split_digest=json_digest([source, rules.rule, images]),
+        versions=library_versions("numpy", *rules.packages, "h5py"),
     )
 
 
@@ -278,11 +291,13 @@ def _import_split(
 def _table(plan: _SplitImport, start: int) -> CaptionTable:
     """The captions of the chunk of images that begins at ``start``."""
     records = enumerate(plan.records[start : start + CHUNK_IMAGES], start)
+    rules = language_rules(plan.language)
     return table_from_records(
         [
             (
-                (f"{position:09d}", {"image_id": record.image_id, "file_name": record.file_name, "captions": record.tokenized()})
+                (f"{position:09d}", {"image_id": record.image_id, "file_name": record.file_name, "captions": record.tokenized(rules)})
                 for position, record in records
             )
-        ]
+        ],
+        language=plan.language,
     )

@@ -212,7 +212,7 @@ def cache_parts(tasks: Sequence[PartTask], frozen: FrozenBackbone, device: torch
 
 def _write_part(task: PartTask, rows: list[NDArray[np.float16]], records: list[tuple[str, dict[str, Any]]], spec: PartSpec) -> None:
     shard, name = task
-    piece = (np.concatenate(rows), table_from_records([records]))
+    piece = (np.concatenate(rows), table_from_records([records], language=spec.provenance.language))
     with hold_lock(spec.parts.folder, name, "writing this part", wait_seconds=WORKER_SECONDS):
         write_features(spec.parts.folder / name, lambda: [piece], dim=spec.dim, provenance=spec.provenance)
         if spec.parts.url is not None:

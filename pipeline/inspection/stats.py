@@ -146,7 +146,7 @@ def _stats_of_features(path: Path, rejects: Mapping[str, dict[str, int]]) -> Spl
 def _stats_of_split(split: Split, *, quiet: bool) -> SplitStats:
     sizes: list[tuple[int, int]] = []
     with Progress(f"Reading {split.name}", total=split.images, unit="images", quiet=quiet) as progress:
-        table = table_from_records(_records(shard, sizes, progress) for shard in split.shards)
+        table = table_from_records((_records(shard, sizes, progress) for shard in split.shards), language=split.language)
     rejects = Counter(reject.reason for shard in split.shards for reject in shard.sidecar.rejects)
     return _split_stats(split.name, table, np.array(sizes, np.int64).reshape(-1, 2), dict(rejects.most_common()))
 

@@ -177,7 +177,7 @@ def read_caption_table(split: Split, *, quiet: bool = True) -> CaptionTable:
                 yield sample.key, record
             progress.advance(len(shard.sidecar.samples))
 
-        return table_from_records(map(records, split.shards))
+        return table_from_records(map(records, split.shards), language=split.language)
 
 
 def feature_extractor(data: TrainingData) -> FeatureExtractor:

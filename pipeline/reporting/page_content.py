@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipeline.captions.languages import TAG
 from pipeline.evaluation.metrics import METRICS, display_order
 from pipeline.reporting.curves import RunCurves, thinned
 from pipeline.reporting.differences import Difference, score_differences
@@ -18,6 +19,7 @@ def page_content(runs: Sequence[ReportedRun], rows: Sequence[ImageRow], notes: S
     names = display_order(name for run in runs for name in run.scores.scores)
     per_image = display_order(name for run in runs for image in run.scores.images for name in image.scores)
     return {
+        "language": next(filter(None, map(_language, runs)), ""),
         "split": next((run.scores.split for run in runs if run.scores.split), ""),
         "thumbnailsPerBlock": THUMBNAILS_PER_BLOCK if with_thumbnails else 0,
         "notes": list(notes),
@@ -53,12 +55,19 @@ def _run_content(run: ReportedRun, names: Sequence[str]) -> dict[str, Any]:
     scores = [run.scores.scores.get(name) for name in names]
     return {
         "name": run.name,
+        "language": _language(run),
         "images": len(run.scores.images),
         "notes": list(run.scores.notes),
         "scores": [None if score is None else [score.value, score.low, score.high] for score in scores],
         "curves": None if run.curves is None else _curves_content(run.curves),
         "curvesNote": run.curves_note,
     }
+
+
+def _language(run: ReportedRun) -> str:
+    """The language of a run's captions, a BCP 47 tag; empty if its score file does not say."""
+    tag = run.scores.made_by.get("language")
+    return tag if isinstance(tag, str) and TAG.fullmatch(tag) else ""
 
 
 def _curves_content(curves: RunCurves) -> dict[str, Any]:

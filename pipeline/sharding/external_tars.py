@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.captions.languages import Language
 from pipeline.captions.records import MAX_CAPTION_CHARACTERS, storable
-from pipeline.captions.tokenizer import tokenize
 from pipeline.images.decode import MAX_FILE_BYTES, ImageError, Resize, decode_image
 from shards.paths import IMAGE_SUFFIXES
 from shards.rejects import Reject
@@ -42,13 +42,14 @@ class ExternalSample:
     record: dict[str, Any]
 
 
-def external_samples(tar: Path, file: IO[bytes], resize: Resize, rejects: list[Reject]) -> Iterator[ExternalSample]:
+def external_samples(tar: Path, file: IO[bytes], resize: Resize, language: Language, rejects: list[Reject]) -> Iterator[ExternalSample]:
     """The usable samples of a tar in order. Consecutive members with one key are a sample.
 
     Args:
         tar: For messages.
         file: The open tar.
         resize: How the images were resized. Images of another size are rejected.
+        language: How captions are split.
         rejects: The other samples are added here.
 
     Raises:
@@ -66,7 +67,7 @@ def external_samples(tar: Path, file: IO[bytes], resize: Resize, rejects: list[R
                 raise ImageError("key_is_no_number", f"{key[:100]}: the key of a sample must be a number of at most 18 digits")
             if int(key) in seen:
                 raise ImageError("duplicate_image_id", f"{key}: an earlier sample has the same number; the first is kept")
-            sample = _sample(file, key, parts, resize)
+            sample = _sample(file, key, parts, resize, language)
         except ImageError as problem:
             rejects.append(Reject(file=f"{tar.name}: {key[:100]}", reason=problem.reason, message=str(problem)))
             continue
@@ -74,7 +75,7 @@ def external_samples(tar: Path, file: IO[bytes], resize: Resize, rejects: list[R
         yield sample
 
 
-def _sample(file: IO[bytes], key: str, parts: dict[str, tarfile.TarInfo], resize: Resize) -> ExternalSample:
+def _sample(file: IO[bytes], key: str, parts: dict[str, tarfile.TarInfo], resize: Resize, language: Language) -> ExternalSample:
     """A sample from its members by extension.
 
     Raises:
@@ -95,7 +96,7 @@ def _sample(file: IO[bytes], key: str, parts: dict[str, tarfile.TarInfo], resize
         raise ImageError("caption_too_long", f"{key}: its caption has {len(text)} characters, more than the limit of {MAX_CAPTION_CHARACTERS}")
     original = metadata.get("original_width"), metadata.get("original_height")
     width, height = original if all(type(side) is int and 0 < side < 1 << 31 for side in original) else size
-    captions = [{"id": int(key), "text": text, "tokens": tokenize(text)}]
+    captions = [{"id": int(key), "text": text, "tokens": language.tokenize(text)}]
     record = {"image_id": int(key), "file_name": image.name, "width": width, "height": height, "captions": captions}
     return ExternalSample(key=key, offset=image.offset_data, image=data, record=record)
 

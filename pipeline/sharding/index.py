@@ -5,8 +5,9 @@ into a file of records and a sidecar next to each tar. Images keep their size; a
 """
 
 import hashlib
+import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -15,7 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from pipeline.captions.tokenizer import RULE
+from pipeline.captions.languages import ENGLISH, language_rules, language_tag
+from pipeline.captions.scripts import SAMPLE, language_advice
 from pipeline.execution.executors import run_tasks
 from pipeline.execution.library_warnings import FileWarnings, gathered_warnings
 from pipeline.execution.progress import Progress
@@ -24,7 +26,7 @@ from pipeline.sharding.external_tars import KEY, TarError, external_samples
 from pipeline.sharding.source_images import SourceImageHasher
 from pipeline.sharding.splits import SplitSummary, commit_split, differences, intact_sidecar, summary_of
 from shards.atomic import committed_file, disk_errors, hold_lock
-from shards.dataset import read_dataset_file
+from shards.dataset import open_split, read_dataset_file
 from shards.digests import file_sha256, json_digest
 from shards.errors import InputError, MismatchError, OccupiedError
 from shards.json_files import read_json, write_json
@@ -32,7 +34,7 @@ from shards.layout import DATASET_FILE, INDEXED_TAR, REJECTS_FILE, check_split_n
 from shards.output import Output
 from shards.rejects import Reject
 from shards.sidecar import Member, RecordsFile, Sample, Sidecar, read_sidecar
-from shards.tar import record_bytes
+from shards.tar import read_records, record_bytes
 from shards.versions import library_versions
 
 
@@ -44,22 +46,35 @@ class IndexTask:
     split: str
     index: int
     resize: Resize
+    language: str
 
 
-def index_tars(folder: Path, *, resize: Resize, split: str = "train", tars: Sequence[str] = (), workers: int = 1, quiet: bool = True) -> SplitSummary:
+def index_tars(
+    folder: Path,
+    *,
+    resize: Resize,
+    language: str = ENGLISH,
+    split: str = "train",
+    tars: Sequence[str] = (),
+    workers: int = 1,
+    report: Callable[[str], None] = lambda _: None,
+    quiet: bool = True,
+) -> SplitSummary:
     """Make tars of a folder a split of a shard dataset. Run again, it keeps what is complete and up to date, and indexes the rest.
 
     Args:
         folder: The folder of the tars, which becomes the dataset. A sample of a tar is consecutive members of one name: an image, and its
             caption in a ``.txt`` or as ``caption`` in a ``.json``.
         resize: How the images were resized. Images that do not have a size that it produces are rejected.
+        language: The captions' language, as :func:`pipeline.captions.languages.language_rules` takes it.
         split: Name of the split.
         tars: Patterns of the tars' names; by default all tars that no other split has.
         workers: Processes.
+        report: Takes a line if the captions seem to be in another language.
         quiet: Show no progress.
 
     Raises:
-        InputError: There are no such tars, their names or keys are not allowed, or no sample is usable.
+        InputError: There are no such tars, their names or keys are not allowed, no sample is usable, or no package splits this language.
         OccupiedError: The folder holds shards, or a file where a sidecar would be, or another process is writing to it.
         MismatchError: Other tars of the folder were indexed with other settings.
         ResourceError: Disk full, not allowed.
@@ -67,9 +82,10 @@ def index_tars(folder: Path, *, resize: Resize, split: str = "train", tars: Sequ
     check_split_name(split)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Give the folder that holds the tars.")
+    language_rules(language).check_installed()
     with hold_lock(folder, split, f"indexing split {split!r}"):
-        chosen = _choose_tars(folder, split, tars, resize)
-        tasks = [IndexTask(tar=tar, split=split, index=index, resize=resize) for index, tar in enumerate(chosen)]
+        chosen = _choose_tars(folder, split, tars, _config(resize, language))
+        tasks = [IndexTask(tar=tar, split=split, index=index, resize=resize, language=language) for index, tar in enumerate(chosen)]
         kept, warnings = 0, FileWarnings()
         with (
             closing(run_tasks(index_tar, [(task,) for task in tasks], workers=workers)) as results,
@@ -81,22 +97,31 @@ def index_tars(folder: Path, *, resize: Resize, split: str = "train", tars: Sequ
         sidecars = [read_sidecar(sidecar_path(tar)) for tar in chosen]
         _check_keys(chosen, sidecars)
         summary = summary_of(sidecars, kept=kept, committed=True, warnings=warnings)
-        commit_split(Output(folder=folder), split, _config(resize), {"tars": [tar.name for tar in chosen]}, summary, sidecars)
+        commit_split(Output(folder=folder), split, _config(resize, language), {"tars": [tar.name for tar in chosen]}, summary, sidecars)
     if not summary.images:
         counts = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items()) or "the tars are empty"
         check = " Check `size` and `mode`." if "other_size" in summary.rejects else ""
         raise InputError(f"{folder}: no sample of these tars could be used ({counts}). See {folder / REJECTS_FILE}.{check}")
+    if advice := language_advice(_some_captions(folder, split), language):
+        report(advice)
     return summary
 
 
-def _config(resize: Resize) -> dict[str, Any]:
+def _some_captions(folder: Path, split: str) -> list[str]:
+    """Captions of the first samples of a split."""
+    records = itertools.chain.from_iterable(map(read_records, open_split(folder, split).shards))
+    return [record["captions"][0]["text"] for _, record in itertools.islice(records, SAMPLE)]
+
+
+def _config(resize: Resize, language: str) -> dict[str, Any]:
     """The dataset's config, as ``dataset.json`` has it."""
-    return {"resize": asdict(resize), "tokenizer": RULE, "key": "as in the tar"}
+    rule = language_rules(language).rule
+    return {"resize": asdict(resize), "language": language_tag(language), "tokenizer": rule, "key": "as in the tar"}
 
 
-def _choose_tars(folder: Path, split: str, patterns: Sequence[str], resize: Resize) -> list[Path]:
+def _choose_tars(folder: Path, split: str, patterns: Sequence[str], config: dict[str, Any]) -> list[Path]:
     """The tars of the split, sorted by name."""
-    owner = _indexed_tars(folder, resize)
+    owner = _indexed_tars(folder, config)
     names = sorted(path.name for path in folder.iterdir() if path.suffix == ".tar" and not path.name.startswith(".") and path.is_file())
     if patterns:
         names = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
@@ -122,7 +147,7 @@ def _choose_tars(folder: Path, split: str, patterns: Sequence[str], resize: Resi
     return [folder / name for name in names]
 
 
-def _indexed_tars(folder: Path, resize: Resize) -> dict[str, str]:
+def _indexed_tars(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """The splits of the tars that are indexed already, by name; checks that they were indexed with the same settings."""
     if not (folder / DATASET_FILE).is_file():
         return {}
@@ -132,7 +157,7 @@ def _indexed_tars(folder: Path, resize: Resize) -> dict[str, str]:
         if "tars" not in entry:
             raise OccupiedError(f"{folder}: holds shards that the shard command wrote. They need no index.")
         owner |= dict.fromkeys(entry["tars"], name)
-    differing = differences(dataset.config, _config(resize))
+    differing = differences(dataset.config, config)
     if differing:
         raise MismatchError(f"{folder}: was indexed with other settings: {differing}. Use the options of the first run, or delete {DATASET_FILE}.")
     return owner
@@ -160,8 +185,8 @@ def _check_keys(tars: Sequence[Path], sidecars: Sequence[Sidecar]) -> None:
 def index_tar(task: IndexTask) -> tuple[bool, FileWarnings]:
     """Write a tar's records and sidecar; returns whether the same ones already existed, and the warnings about images."""
     tar = task.tar
-    config_digest = json_digest(_config(task.resize))
-    versions = library_versions("pillow", "pillow-simd", "simplejpeg", "nltk")
+    config_digest = json_digest(_config(task.resize, task.language))
+    versions = library_versions("pillow", "pillow-simd", "simplejpeg", *language_rules(task.language).packages)
     existing = intact_sidecar(Output(folder=tar.parent), tar)
     wanted = (task.split, task.index, config_digest, versions)
     if existing and (existing.split, existing.index, existing.config_digest, existing.versions) == wanted and _distinct_numbers(existing):
@@ -226,7 +251,7 @@ def _write_records(task: IndexTask, file: IO[bytes], out: IO[bytes]) -> _TarReco
     offset, sha256 = 0, hashlib.sha256()
     warnings = FileWarnings()
     with gathered_warnings() as gathered:
-        for sample in external_samples(task.tar, file, task.resize, rejects):
+        for sample in external_samples(task.tar, file, task.resize, language_rules(task.language), rejects):
             text = record_bytes(sample.record)
             jpg = Member(offset=sample.offset, size=len(sample.image), crc32=zlib.crc32(sample.image))
             json = Member(offset=offset, size=len(text), crc32=zlib.crc32(text))

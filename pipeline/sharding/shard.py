@@ -7,13 +7,14 @@ shard, and writes again only those that changed.
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.captions.read import CaptionSource, SplitCaptions, read_splits
+from pipeline.captions.read import CaptionSource, SplitCaptions, first_captions, read_splits
+from pipeline.captions.scripts import language_advice
 from pipeline.execution.array_tasks import ArrayTask, writer_lock
 from pipeline.execution.executors import Cluster, run_tasks
 from pipeline.execution.library_warnings import FileWarnings
@@ -47,6 +48,7 @@ def write_splits(
     workers: int = 1,
     cluster: Cluster | None = None,
     array_task: ArrayTask | None = None,
+    report: Callable[[str], None] = lambda _: None,
     quiet: bool = True,
 ) -> dict[str, SplitSummary]:
     """Write every split that the captions name, or one of them; see :func:`pipeline.captions.read.splits_of`.
@@ -54,6 +56,7 @@ def write_splits(
     Args:
         captions: Where the captions come from.
         split: The split to write, or the name of the only one.
+        report: Takes a line if the captions seem to be in another language.
         images, out, config, workers, cluster, array_task, quiet: As for :func:`write_shards`.
 
     Raises:
@@ -61,8 +64,10 @@ def write_splits(
     """
     empty: list[InputError] = []
     written = {}
-    captions = replace(captions, image_files=images)
-    for name, of_split in read_splits(captions, split).items():
+    splits = read_splits(replace(captions, image_files=images), split)
+    for advice in filter(None, [language_advice(first_captions(splits.values()), config.language)]):
+        report(advice)
+    for name, of_split in splits.items():
         try:
             written[name] = write_shards(
                 images=images,

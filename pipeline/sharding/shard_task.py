@@ -80,7 +80,7 @@ def write_shard(task: ShardTask) -> ShardResult:
 
 def _write_shard(task: ShardTask, output: Output, tar: Path) -> ShardResult:
     config_digest = json_digest(task.config.content())
-    versions = library_versions("pillow", "pillow-simd", "simplejpeg", "nltk")
+    versions = library_versions("pillow", "pillow-simd", "simplejpeg", *task.config.rules.packages)
     existing = intact_sidecar(output, tar)
     if existing and (existing.config_digest, existing.versions) == (config_digest, versions) and _is_current(task, existing):
         return ShardResult(kept=True, rejects=_counted(existing.rejects[len(task.plan_rejects) :]))
@@ -160,4 +160,4 @@ def _tar_records(task: ShardTask, rejects: list[Reject], read: SourceImageHasher
                 rejects.append(Reject(file=record.file_name, reason=error.reason, message=str(error)))
                 continue
             content = {"image_id": record.image_id, "file_name": record.file_name, "width": width, "height": height}
-            yield f"{position:09d}", jpeg, {**content, "captions": record.tokenized()}
+            yield f"{position:09d}", jpeg, {**content, "captions": record.tokenized(task.config.rules)}

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pipeline.images.figures import image_grid
+from pipeline.images.fonts import choose_fonts
 from pipeline.runs.checkpoints import TrainingPosition
 from pipeline.runs.run import METRICS_FILE
 from pipeline.training.distributed import ProcessGroup
@@ -77,7 +78,9 @@ class MetricsLog:
                 self._events.add_text(f"val/caption {number}", f"{example.caption}\n\n(reference: {example.reference})", position.step)
             pictures = [(e.pixels, f"{e.caption}\n({e.reference})") for e in result.examples if e.pixels is not None]
             if pictures:
-                self._events.add_figure("val/captions", image_grid(pictures), position.step, close=False)
+                figure = image_grid(pictures)
+                choose_fonts(figure)
+                self._events.add_figure("val/captions", figure, position.step, close=False)
             self._events.flush()
 
     def close(self) -> None:

@@ -57,6 +57,7 @@ def prepare_run(plan: RunPlan, runtime: RuntimeConfig, device: torch.device, pro
         _check_resumable(plan.out, plan.recorded[0], data, read_vocabulary(plan.data.vocab) if plan.data.vocab is not None else vocabulary)
     else:
         vocabulary = _new_vocabulary(plan, data)
+        _check_language(vocabulary, data)
         if data.kind == "features" and data.network.weights == RANDOM and processes.is_main_process:
             _copy_random_weights(data.path, plan.out)
     config = _run_config(plan, data, vocabulary)
@@ -100,6 +101,16 @@ def _new_vocabulary(plan: RunPlan, data: TrainingData) -> Vocabulary:
     if plan.data.vocab:
         return read_vocabulary(plan.data.vocab)
     return vocabulary_of(data.source.table, min_count=plan.config.min_count).vocabulary
+
+
+def _check_language(vocabulary: Vocabulary, data: TrainingData) -> None:
+    """Refuse words of another language than that of the captions, most of which would be unknown."""
+    for source in filter(None, (data.source, data.val)):
+        refuse_differences(
+            [("language", vocabulary.language, source.table.language)],
+            f"The vocabulary and {data.path} do not belong together: the captions are in another",
+            "Give a vocabulary of these captions as `vocab`. All splits need one language.",
+        )
 
 
 def _copy_random_weights(features: Path, out: Path) -> None:

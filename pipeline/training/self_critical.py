@@ -18,9 +18,9 @@ from torch import Tensor
 from model.captioner import Captioner
 from model.cider_d import CiderD
 from model.decoding import MAX_WORDS, sample_captions
-from model.ptb import ptb_tokens
-from model.vocabulary import END, PAD, START, Vocabulary
+from model.vocabulary import END, SPECIAL, Vocabulary
 from pipeline.backbone.precision import decoder_autocast
+from pipeline.captions.languages import language_rules
 from pipeline.loading.batches import CaptionBatch
 from pipeline.loading.training_data import FeatureExtractor
 from pipeline.runs.train_config import TrainConfig
@@ -33,7 +33,7 @@ NOT_SCORED = -1
 class Reward:
     """CIDEr-D of sampled captions against the captions of their images, with the document frequencies of the whole split.
 
-    Both sides are compared as they are in evaluation: as PTB tokens, without punctuation. Both end with <end>.
+    Both sides are compared as they are in evaluation: as PTB tokens in English, without punctuation. Both end with <end>.
 
     Args:
         table: The split.
@@ -42,14 +42,15 @@ class Reward:
 
     def __init__(self, table: CaptionTable, vocabulary: Vocabulary) -> None:
         self.table, self.vocabulary = table, vocabulary
-        ids = {word: number for number, word in enumerate(vocabulary.words)}
-        unscored = {PAD, START, *(word for word in vocabulary.words[4:] if not ptb_tokens(word))}
+        language = language_rules(vocabulary.language)
+        scored = ["", "", *SPECIAL[2:], *map(language.scored_word, vocabulary.words[len(SPECIAL) :])]
+        ids: dict[str, int] = {}
         # int64 (vocabulary_size,): the id under which each word is scored
-        self._scored_ids = np.array([NOT_SCORED if word in unscored else number for number, word in enumerate(vocabulary.words)])
+        self._scored_ids = np.array([ids.setdefault(word, number) if word else NOT_SCORED for number, word in enumerate(scored)])
         tokens: list[int] = []
         offsets = [0]
         for text in table.texts:
-            tokens.extend(ids.setdefault(token, len(ids)) for token in ptb_tokens(text))
+            tokens.extend(ids.setdefault(token, len(vocabulary) + len(ids)) for token in language.scored(text))
             tokens.append(ids[END])
             offsets.append(len(tokens))
         self._cider = CiderD(np.array(tokens, np.int64), np.array(offsets, np.int64), table.image_rows.astype(np.int64), table.images)

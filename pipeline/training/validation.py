@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from model.captioner import Captioner
-from model.decoding import greedy, sentence
+from model.decoding import greedy
 from model.metrics import cider
-from model.ptb import ptb_tokens
 from model.vocabulary import Vocabulary
+from pipeline.captions.languages import language_rules
 from pipeline.execution.progress import Progress
 from pipeline.features.previews import PREVIEWS, spread_rows
 from pipeline.loading.batches import CaptionBatch, EncodedCaptions, table_batches, to_device
@@ -79,7 +79,8 @@ class Validator:
         self.rows = chosen[captioned[chosen]]
         # The same references as in `evaluate`, which finds the same CIDEr for greedy captions.
         references = source.table.reference_texts(self.rows) if processes.is_main_process else []
-        self.references = [[ptb_tokens(text) for text in texts] for texts in references]
+        self.language = language_rules(vocabulary.language)
+        self.references = [[self.language.scored(text) for text in texts] for texts in references]
         start, stop = processes.rank_slice.of(0, len(self.rows))
         self.batches: list[CaptionBatch] = []
         encoded = EncodedCaptions(source.table, vocabulary, device)
@@ -105,7 +106,7 @@ class Validator:
         if not captions:
             return ValidationResult(loss=loss, cider=None, examples=())
         is_main = self.processes.is_main_process
-        main_score = cider([ptb_tokens(sentence(words)) for words in captions], self.references).corpus if is_main else 0.0
+        main_score = cider([self.language.scored(self.language.join(words)) for words in captions], self.references).corpus if is_main else 0.0
         (score,) = self.processes.sum(main_score)  # all processes need it: they have to agree on the best epoch and on when patience runs out
         return ValidationResult(loss=loss, cider=score, examples=tuple(self._examples(captions)) if is_main else ())
 
@@ -124,4 +125,4 @@ class Validator:
         rows = [row for row in spread_rows(self.table.images, PREVIEWS).tolist() if self.table.caption_counts[row]]
         first_captions = np.cumsum(self.table.caption_counts) - self.table.caption_counts
         for row, index, pixels in zip(rows, np.searchsorted(self.rows, rows), self.pictures(rows), strict=True):
-            yield ExampleCaption(pixels=pixels, caption=sentence(captions[index]), reference=self.table.texts[first_captions[row]])
+            yield ExampleCaption(pixels=pixels, caption=self.language.join(captions[index]), reference=self.table.texts[first_captions[row]])

@@ -31,6 +31,7 @@ def provenance(weights: str = "a" * 64) -> Provenance:
         precision="fp32",
         arithmetic={"device": "cpu"},
         split="train",
+        language="en",
         split_digest="d",
         versions={"torch": "2"},
     )

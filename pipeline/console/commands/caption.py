@@ -81,10 +81,12 @@ def caption(
     captioned = caption_images(config, names, quiet=len(names) < PROGRESS_FROM_IMAGES, report=print_note)
     shown, failed = _print_captions(captioned, count=best or chosen.samples or 1, named=len(names) > 1, as_json=as_json)
     if show and shown:
-        draw_captions(shown, out)
+        problem = draw_captions(shown, out)
         left_out = len(names) - failed - len(shown)
         if out is not None:
             print_note(f"Wrote {out}{f', without the last {left_out} images' if left_out else ''}.")
+        if problem:
+            print_note(problem)
     if failed:
         raise click.ClickException(f"{failed} of {len(names)} images could not be captioned (listed above). Check their paths and formats.")
     _print_next(run, images, shown=show)

@@ -40,6 +40,7 @@ FOR_RUNS = ("runs", "features", "shards", "shard_cache", "shard_cache_gb", "spli
 @click.option("--references", type=PATH, default=None, help="With --captions: reference captions, in any format that shard accepts.")
 @columns_option
 @encoding_option
+@click.option("--language", default="en", metavar="TAG", help="With --captions: their language, such as en, zh, ja, ko or de.")
 @click.option("--out", type=PATH, default=None, show_default="RUN/SPLIT.scores.json, or next to --captions", help="Score file to write.")
 @click.option(
     "--results",
@@ -75,6 +76,7 @@ def evaluate(
     references: Path | None,
     columns: tuple[str, ...],
     encoding: str | None,
+    language: str,
     out: Path | None,
     results: Path | None,
     ptb: "Ptb",
@@ -93,10 +95,12 @@ def evaluate(
             raise click.UsageError("--captions and --references must be given together.")
         if unused := [*typed(*FOR_RUNS), *decoding.typed()]:
             raise click.UsageError(f"--captions and --references score existing captions. Omit {', '.join(unused)}.")
-        _score_file(captions, references, columns, encoding, out, ptb, not no_java)
+        _score_file(captions, references, columns, encoding, language, out, ptb, not no_java)
         return
     if columns or encoding:
         raise click.UsageError(f"{'--column' if columns else '--encoding'} requires --references.")
+    if typed("language"):
+        raise click.UsageError("--language requires --references: a run knows the language of its captions.")
     if not runs:
         raise click.UsageError("Give --run with --features or --shards, or give --captions with --references.")
     if features is not None and typed("weights"):
@@ -125,7 +129,16 @@ def evaluate(
     _print_report_command(page, result.out)
 
 
-def _score_file(captions: Path, references: Path, columns: tuple[str, ...], encoding: str | None, out: Path | None, ptb: "Ptb", java: bool) -> None:
+def _score_file(
+    captions: Path,
+    references: Path,
+    columns: tuple[str, ...],
+    encoding: str | None,
+    language: str,
+    out: Path | None,
+    ptb: "Ptb",
+    java: bool,
+) -> None:
     from pipeline.evaluation.evaluate_results import score_results
     from pipeline.evaluation.scoring import ScoringConfig
 
@@ -134,6 +147,7 @@ def _score_file(captions: Path, references: Path, columns: tuple[str, ...], enco
         references=references,
         columns=chosen_columns(columns),
         encoding=encoding,
+        language=language,
         out=out,
         scoring=ScoringConfig(ptb=ptb, java=java),
         command=typed_command(),

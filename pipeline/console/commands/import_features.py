@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.console.caption_options import CaptionOptions, captions_options
+from pipeline.console.caption_options import CaptionOptions, captions_options, language_option
 from pipeline.console.command import command
 from pipeline.console.errors import print_note
 from pipeline.console.options import FILTER, PATH, RESIZE_MODE
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 )
 @click.option("--npy", type=PATH, required=True, help="Array whose row i belongs to the image with imgid i, or folder of one .npy or .npz per image.")
 @captions_options("Captions in any format that shard accepts, for example a Karpathy split file such as dataset_coco.json.")
+@language_option
 @click.option("--out", type=PATH, required=True, help="Folder for the feature files SPLIT.h5.")
 @click.option(
     "--backbone",
@@ -57,6 +58,7 @@ def import_features(
     npy: Path,
     captions: CaptionOptions,
     split: str | None,
+    language: str,
     out: Path,
     backbone: str | None,
     weights: str | None,
@@ -72,7 +74,9 @@ def import_features(
         captions=captions.source(),
         out=out,
         split=split,
+        language=language,
         declared=declared_network(backbone=backbone, weights=weights, size=size, mode=mode, filter=filter_),
+        report=print_note,
         quiet=False,
     )
     _print_summary(npy, out, summary)

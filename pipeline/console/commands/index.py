@@ -4,7 +4,9 @@ from pathlib import Path
 
 import click
 
+from pipeline.console.caption_options import language_option
 from pipeline.console.command import command
+from pipeline.console.errors import print_note
 from pipeline.console.options import PATH, RESIZE_MODE, workers_option
 from pipeline.execution.messages import print_next_step, print_rejects, print_result
 
@@ -32,8 +34,9 @@ from pipeline.execution.messages import print_next_step, print_rejects, print_re
     help="How the images were resized. Of img2dataset's modes, shortest is keep_ratio and center_crop, pad is border, "
     "none is no (if at least SIZE) and keep_ratio_largest.",
 )
+@language_option
 @workers_option
-def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str, workers: int) -> None:
+def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str, language: str, workers: int) -> None:
     """Make the img2dataset tars in FOLDER usable as shards.
 
     Writes sidecar files next to the tars and leaves the tars unchanged. FOLDER can then be given as --shards.
@@ -42,7 +45,8 @@ def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str,
     from pipeline.sharding.index import index_tars
     from shards.layout import REJECTS_FILE
 
-    summary = index_tars(folder, split=split, tars=tars, resize=Resize(size=size, mode=mode), workers=workers, quiet=False)
+    resize = Resize(size=size, mode=mode)
+    summary = index_tars(folder, split=split, tars=tars, resize=resize, language=language, workers=workers, report=print_note, quiet=False)
     kept = f" ({summary.kept} indexed already)" if summary.kept else ""
     print_result(f"{folder}: split {split}: {summary.images} images with {summary.captions} captions in {summary.shards} tars{kept}.")
     print_rejects(summary.rejects, folder / REJECTS_FILE)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.captions.formats import format_names
-from pipeline.console.caption_options import CaptionOptions, captions_options
+from pipeline.console.caption_options import CaptionOptions, captions_options, language_option
 from pipeline.console.command import command
+from pipeline.console.errors import print_note
 from pipeline.console.executor_options import NEXT_AFTER_ARRAY, ExecutorOptions, executor_options
 from pipeline.console.options import FILTER, RESIZE_MODE, location, workers_option
 from pipeline.execution.messages import print_next_step, print_rejects, print_result
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     help="Folder or URL that the file names in the captions are relative to. Not needed if the captions are tables that hold the images.",
 )
 @captions_options(f"Captions in one of the formats {format_names()}. Repeat the option to merge several.", several=True)
+@language_option
 @click.option(
     "--out", type=location, metavar="PATH|URL", required=True, help="Folder of the shard dataset, or s3://bucket/path. Another --split adds to it."
 )
@@ -61,6 +63,7 @@ def shard(
     images: Location | None,
     captions: CaptionOptions,
     split: str | None,
+    language: str,
     out: Location,
     size: int,
     mode: str,
@@ -84,7 +87,7 @@ def shard(
 
     opening = executor.cluster(workers)
     if workers > 1 and executor.is_local:  # before this process's own slow imports, so that both run in parallel
-        preload_workers("pipeline.sharding.shard", "nltk.tokenize")
+        preload_workers("pipeline.sharding.shard", *(["nltk.tokenize"] if language == "en" else []))
     from pipeline.images.decode import Resize, ShapeLimits
     from pipeline.sharding.config import ShardConfig
     from pipeline.sharding.shard import write_splits
@@ -94,6 +97,7 @@ def shard(
         resize=Resize(size=size, mode=mode, filter=filter_),
         shape=ShapeLimits(min_side=min_side, max_aspect=max_aspect),
         quality=quality,
+        language=language,
         shard_size=shard_size,
         limit=limit,
         max_rejects=max_rejects,
@@ -110,6 +114,7 @@ def shard(
             workers=workers,
             cluster=cluster,
             array_task=array_task,
+            report=print_note,
             quiet=False,
         )
     _print_splits(out, done, array_task)

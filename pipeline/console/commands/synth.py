@@ -13,11 +13,13 @@ from pipeline.execution.messages import print_next_step, print_result
 @click.argument("out", type=PATH)
 @click.option("--images", type=int, default=3000, help="Number of scenes. Every tenth goes to the val split.")
 @click.option("--seed", type=int, default=0, help="Random seed. The same seed gives the same files.")
+@click.option("--language", type=click.Choice(["en", "ko", "zh"]), default="en", help="Language of the captions. The images are the same.")
 @workers_option
-def synth(out: Path, images: int, seed: int, workers: int) -> None:
+def synth(out: Path, images: int, seed: int, language: str, workers: int) -> None:
     """Generate the built-in dataset in OUT. It has drawings of simple scenes with five correct captions each, in COCO format."""
     from pipeline.datasets.synthetic import synthesize
 
-    counts = synthesize(out, images=images, seed=seed, workers=workers, quiet=False)
+    counts = synthesize(out, images=images, seed=seed, language=language, workers=workers, quiet=False)
     print_result(f"Generated {counts['train']} train and {counts['val']} val images in {out}.")
-    print_next_step(f"python cli.py shard --images {out}/images --captions {out}/captions_train.json --out {out}-shards --split train")
+    tag = "" if language == "en" else f" --language {language}"
+    print_next_step(f"python cli.py shard --images {out}/images --captions {out}/captions_train.json --out {out}-shards --split train{tag}")

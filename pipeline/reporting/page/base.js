@@ -29,6 +29,9 @@ function draw(name, attributes, ...children) {
 
 // Text from outside may run from right to left, or change the direction of what follows it, so it is isolated.
 const userText = (name, attributes, text) => make(name, { dir: "auto", ...attributes }, text);
+// Captions carry their language, which decides the fonts: Chinese, Japanese and Korean write some characters in their own ways.
+const captionText = (name, run, text) => userText(name, { lang: runs[run]?.language || null }, text);
+const referenceText = (name, text) => userText(name, { lang: data.language || null }, text);
 const chip = (run) => make("span", { class: `chip run-${run}`, "aria-hidden": "true" }, letters[run]);
 const hiddenText = (text) => make("span", { class: "hidden" }, text);
 const runName = (run) => make("span", {}, chip(run), " ", userText("bdi", {}, runs[run].name));

@@ -1,7 +1,11 @@
 // The gallery's content: which images in which order, and their cards.
 const resultOf = (image, run) => image[IMAGE.results][run];
 const scoreOf = (image, run, index) => resultOf(image, run)?.[RESULT.scores][index] ?? null;
-const words = (text) => (text.trim() ? text.trim().split(/\s+/).length : 0);
+const wordsOf = runs.map(({ language }) => {
+  if (!language || language.startsWith("en")) return (text) => (text.trim() ? text.trim().split(/\s+/).length : 0);
+  const segmenter = new Intl.Segmenter(language.split("-")[0], { granularity: "word" });
+  return (text) => [...segmenter.segment(text)].filter((one) => one.isWordLike).length;
+});
 const captions = (image) => image[IMAGE.results].filter((own) => own !== null).map((own) => own[RESULT.caption]);
 
 function sortings() {
@@ -23,7 +27,7 @@ function sortings() {
   });
   runs.forEach((_, run) => {
     const title = comparing ? `Caption length of ${letters[run]}, in words` : "Caption length in words";
-    const length = (image) => (resultOf(image, run) === null ? null : words(resultOf(image, run)[RESULT.caption]));
+    const length = (image) => (resultOf(image, run) === null ? null : wordsOf[run](resultOf(image, run)[RESULT.caption]));
     found.push({ key: `length-${run}`, title, orders: ["Shortest first", "Longest first"], of: length });
   });
   found.push({ key: "id", title: "Image id", orders: ["Lowest first", "Highest first"], of: (image) => image[IMAGE.id] });
@@ -87,7 +91,7 @@ const imageLoader = new IntersectionObserver(
       const found = thumbnail(Number(target.dataset.row));
       if (found.startsWith("/9j/")) {
         const about = image[IMAGE.references][0] ?? captions(image)[0];
-        target.append(make("img", { alt: about, src: `data:image/jpeg;base64,${found}`, decoding: "async" }));
+        target.append(make("img", { alt: about, lang: data.language || null, src: `data:image/jpeg;base64,${found}`, decoding: "async" }));
       } else {
         target.append(make("span", { class: "none" }, found === "damaged" ? "The image is damaged." : "The image was not found."));
       }
@@ -116,7 +120,7 @@ function captionBlock(image, run, score) {
   if (own === null) return make("div", {}, make("p", {}, chip(run), " ", make("span", { class: "quiet" }, "Not captioned by this run.")));
   const text = own[RESULT.caption] || "(empty caption)";
   const line = make("p", { class: "caption-text" }, comparing ? chip(run) : null, comparing ? hiddenText(`${letters[run]}: `) : null, comparing ? " " : null);
-  line.append(marked(userText("bdi", {}, ""), text));
+  line.append(marked(captionText("bdi", run, ""), text));
   const meta = make("p", { class: "meta" });
   const value = score === undefined ? null : own[RESULT.scores][score];
   if (value !== null) meta.append(`${data.perImage[score].label} ${value.toFixed(3)}`);
@@ -132,7 +136,7 @@ function captionBlock(image, run, score) {
 function details(image) {
   const parts = [make("h4", {}, "References")];
   const references = image[IMAGE.references];
-  if (references.length) parts.push(make("ul", {}, ...references.map((text) => marked(userText("li", {}, ""), text))));
+  if (references.length) parts.push(make("ul", {}, ...references.map((text) => marked(referenceText("li", ""), text))));
   else parts.push(make("p", { class: "quiet small" }, "No references."));
   if (data.perImage.length) {
     const heads = runs.map((_, run) => make("th", { scope: "col", class: "number" }, comparing ? chip(run) : "Score", comparing ? hiddenText(letters[run]) : ""));
@@ -145,7 +149,7 @@ function details(image) {
   runs.forEach((_, run) => {
     const alternatives = resultOf(image, run)?.[RESULT.alternatives] ?? [];
     if (!alternatives.length) return;
-    const rows = alternatives.map(([text, score]) => make("tr", {}, marked(userText("td", {}, ""), text), make("td", { class: "number" }, score.toFixed(2).replace("-", "\u2212"))));
+    const rows = alternatives.map(([text, score]) => make("tr", {}, marked(captionText("td", run, ""), text), make("td", { class: "number" }, score.toFixed(2).replace("-", "\u2212"))));
     const heads = make("tr", {}, make("th", { scope: "col" }, "Caption"), make("th", { scope: "col", class: "number", title: "In nats, divided by the length penalty if there is one" }, "log-probability"));
     parts.push(make("h4", {}, comparing ? chip(run) : "", comparing ? " " : "", "Alternatives"), make("table", {}, make("thead", {}, heads), make("tbody", {}, ...rows)));
   });

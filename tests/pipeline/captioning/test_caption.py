@@ -14,13 +14,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from cli import cli
-from model.decoding import Decoding, decode, sentence
+from model.decoding import Decoding, decode
 from model.precision import folded
 from pipeline.backbone.backbones import reopen_backbone
 from pipeline.captioning import captioner as captioner_module
 from pipeline.captioning.caption import caption_images
 from pipeline.captioning.captioner import CaptionerConfig
 from pipeline.captioning.draw import draw_captions
+from pipeline.captions.english import sentence
 from pipeline.images.decode import Resize, decode_image
 from pipeline.runs.run import kept_weights, open_run
 from shards import fetch as fetch_module

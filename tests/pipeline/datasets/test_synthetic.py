@@ -1,12 +1,16 @@
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 
 from pipeline.captions.read import CaptionSource, read_splits
-from pipeline.datasets.synthetic import COLOURS, SHAPES, named_pairs, random_scene, scene_captions, synthesize, synthetic_sample
+from pipeline.datasets.scene_captions import CHINESE_WORDS, KOREAN_WORDS, WORDINGS, named_pairs, scene_captions
+from pipeline.datasets.scenes import COLOURS, SHAPES, random_scene
+from pipeline.datasets.synthetic import synthesize, synthetic_sample
 from shards.errors import InputError, OccupiedError
 
 
@@ -62,3 +66,22 @@ def test_too_few_images_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OccupiedError, match=r"notes\.txt"):
         synthesize(tmp_path, images=10)
+
+
+@pytest.mark.parametrize(("language", "words"), [("ko", KOREAN_WORDS), ("zh", CHINESE_WORDS)])
+def test_captions_in_other_languages_describe_the_same_images_and_name_every_group(language: str, words: dict[str, str]) -> None:
+    assert synthetic_sample(4, 2, language)[:2] == synthetic_sample(4, 2)[:2]
+    for index in range(100):
+        rng = np.random.default_rng(index)
+        scene = random_scene(rng)
+        captions = scene_captions(scene, rng, language)
+        assert len(set(captions)) == 5
+        named = {words[group.colour] for group in scene.groups} | {words[group.shape] for group in scene.groups}
+        for caption in captions:
+            assert {word for word in (*(words[c] for c in COLOURS), *(words[s] for s in SHAPES)) if word in caption} == named, caption
+
+
+def test_the_command_offers_the_languages_of_the_scenes(run_cli: Callable[..., Result], tmp_path: Path) -> None:
+    assert f"[{'|'.join(WORDINGS)}]" in run_cli("synth", "--help").output
+    with pytest.raises(InputError, match="There is no language of the drawn scenes 'de'"):
+        synthesize(tmp_path, images=10, language="de")

@@ -15,10 +15,11 @@ from click.testing import Result
 from safetensors.torch import load_file
 
 from model.captioner import Ensemble
-from model.decoding import Decoding, decode, sentence
+from model.decoding import Decoding, decode
 from model.metrics import corpus_scores
 from model.ptb import ptb_tokens
 from pipeline.captioning.captioner import CaptionerConfig
+from pipeline.captions.english import sentence
 from pipeline.evaluation import evaluate as evaluate_module
 from pipeline.evaluation.evaluate import Evaluation, EvaluationFiles, EvaluationSource, evaluate
 from pipeline.evaluation.evaluate_results import score_results

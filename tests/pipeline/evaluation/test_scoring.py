@@ -1,3 +1,6 @@
+import itertools
+from unicodedata import normalize
+
 import pytest
 
 from model.decoding import ScoredCaption
@@ -110,3 +113,38 @@ def test_a_tokenizer_that_is_not_available_is_refused_before_any_work(monkeypatc
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(InputError, match=r"`ptb` java: .*no java on the PATH.*omit `ptb`"):
         ScoringConfig(ptb="java")
+
+
+def test_captions_and_references_are_compared_in_one_unicode_form() -> None:
+    text = "한국 café"
+    for language in ("en", "ko"):
+        for caption, reference in itertools.permutations([normalize("NFC", text), normalize("NFD", text)]):
+            image = Prediction(image_id=1, file_name="", caption=caption, references=(reference,))
+            found = score_texts([image], split="", made_by={}, language=language, training=[reference], scoring=NO_JAVA)
+            assert found.scores["bleu_1"].value == pytest.approx(1, abs=1e-6)
+            assert found.scores["novel"].value == 0
+
+
+def test_captions_in_another_language_are_compared_by_its_words_and_without_metrics_of_english() -> None:
+    images = [
+        Prediction(image_id=1, file_name="", caption="개가 뛴다.", references=("그 개는 뛴다", "고양이")),
+        Prediction(image_id=2, file_name="", caption="별 두 개가 있다", references=("별 두 개.",)),
+    ]
+    found = score_texts(images, split="", made_by={}, language="ko", scoring=ScoringConfig(java=True))
+    candidates = [["개", "가", "뛴다"], ["별", "두", "개", "가", "있", "다"]]
+    expected = corpus_scores(candidates, [[["그", "개", "는", "뛴다"], ["고양이"]], [["별", "두", "개"]]])
+    assert {name: found.scores[name].value for name in expected} == expected
+    assert not {"meteor", "spice", "bad_endings"} & found.scores.keys()
+    assert found.made_by["language"] == "ko"
+    assert found.made_by["tokenizer"].startswith("kiwipiepy")
+    assert "kiwipiepy" in found.made_by["versions"]
+    assert any(note.startswith("BLEU, ROUGE-L and CIDEr compare the tokens of kiwipiepy") for note in found.notes)
+    assert "Left out, because they know English words only: METEOR, SPICE, Bad endings." in found.notes
+
+
+def test_the_stanford_tokenizer_is_refused_for_another_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java, "require", lambda *_, **__: None)
+    scoring = ScoringConfig(ptb="java")
+    scoring.check_language("en")
+    with pytest.raises(InputError, match="`ptb` java: it splits English, but the language of these captions is zh"):
+        scoring.check_language("zh")

@@ -10,8 +10,8 @@ import pytest
 from click.testing import Result
 
 from pipeline.backbone.backbones import recorded_network
+from pipeline.captions.english import tokenize
 from pipeline.captions.read import CaptionSource
-from pipeline.captions.tokenizer import tokenize
 from pipeline.features.import_features import DeclaredNetwork, ImportSummary, declared_network, import_features
 from pipeline.images.decode import Resize
 from pipeline.sharding.config import ShardConfig

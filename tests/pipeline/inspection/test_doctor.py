@@ -56,7 +56,7 @@ def test_data_is_found_and_the_next_command_uses_it(tmp_path: Path) -> None:
     assert following() == f"shard --images {root}/train2014 --captions {captions} --out {root}/shards --split train"
     (root / "mine").mkdir()
     splits = {"train": {"shards": 1, "images": 82783}, "val": {"shards": 1, "images": 7}}
-    DatasetFile(config={"resize": {"size": 256, "mode": "squash", "filter": "lanczos"}}, splits=splits).write(root / "mine")
+    DatasetFile(config={"resize": {"size": 256, "mode": "squash", "filter": "lanczos"}, "language": "en"}, splits=splits).write(root / "mine")
     assert by_name(root, runs)["Shards"].found == f"{root}/mine (train 82,783, val 7)"
     assert following() == f"cache-features --shards {root}/mine --out {root}/features"
     (root / "cached").mkdir()

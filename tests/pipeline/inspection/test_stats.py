@@ -52,6 +52,7 @@ def feature_file(path: Path, split: str = "val") -> Path:
         precision="fp32",
         arithmetic={},
         split=split,
+        language="en",
         split_digest="0",
         versions={},
     )

@@ -92,6 +92,7 @@ def feature_file(tmp_path: Path, views: int) -> FeatureFile:
         precision="fp32",
         arithmetic={},
         split="train",
+        language="en",
         split_digest="0",
         versions={},
     )

@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from pipeline.captions.tokenizer import tokenize
+from pipeline.captions.english import tokenize
 from pipeline.datasets.synthetic import synthesize
 from pipeline.images.decode import Resize, decode_image
 from pipeline.inspection.verify import verify
@@ -329,3 +329,16 @@ def test_shards_of_the_shard_command_need_no_index_and_are_not_mixed_with_indexe
     assert result.exit_code == 1
     assert "was made with another config" in result.output
     assert read_sidecar(sidecar_path(jpg / "00000.tar")).records is not None
+
+
+def test_the_language_of_indexed_captions_is_recorded_and_another_one_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "0.tar", [("0.jpg", picture()), ("0.txt", "一只狗在草地上奔跑。".encode()), ("1.jpg", picture()), ("1.txt", "红色".encode())])
+    said: list[str] = []
+    index_tars(tmp_path, resize=SHORTEST, report=said.append)
+    assert [line.partition(":")[0] for line in said] == ["Most captions are Chinese, and contain no spaces"]
+    with pytest.raises(MismatchError, match="language was 'en' and is 'zh' now"):
+        index_tars(tmp_path, resize=SHORTEST, language="zh")
+    (tmp_path / "dataset.json").unlink()
+    index_tars(tmp_path, resize=SHORTEST, language="zh", report=said.append)
+    table = table_of_split(open_split(tmp_path, "train"))
+    assert (table.language, table.caption_tokens(0), len(said)) == ("zh", ["一只", "狗", "在", "草地", "上", "奔跑", "。"], 1)

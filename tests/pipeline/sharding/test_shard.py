@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.captioning.caption import caption_images
 from pipeline.captioning.captioner import CaptionerConfig
-from pipeline.captions.tokenizer import tokenize
+from pipeline.captions.english import tokenize
 from pipeline.images.decode import Resize, decode_image
 from pipeline.inspection.verify import verify
 from pipeline.sharding.config import ShardConfig

@@ -16,7 +16,8 @@ from model.decoder_config import DecoderConfig
 from model.decoding import sample_captions
 from model.ptb import ptb_tokens
 from model.vocabulary import END, START, UNK, Vocabulary
-from pipeline.captions.tokenizer import tokenize
+from pipeline.captions.english import tokenize
+from pipeline.captions.languages import language_rules
 from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.loading.batches import EncodedCaptions, to_device, training_batches
 from pipeline.loading.training_data import open_cached
@@ -51,6 +52,22 @@ def test_the_reward_is_cider_of_the_scored_tokens_with_the_end_token() -> None:
     references = {row: [" ".join([*ptb_tokens(text), END]) for text in texts] for row, texts in enumerate(TEXTS)}
     candidates = {row: [" ".join([word for word in words if word not in (".", ",")] + [END])] for row, words in enumerate(SAMPLED)}
     _, expected = Cider().compute_score(references, candidates)
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_reward_of_other_languages_compares_words_without_their_marks() -> None:
+    rules, texts = language_rules("ko"), [["개가 뛴다.", "개는 뛴다"], ["별 두 개."]]
+    records = [
+        (str(row), {"image_id": row, "file_name": "x", "captions": [{"id": 0, "text": text, "tokens": rules.tokenize(text)} for text in group]})
+        for row, group in enumerate(texts)
+    ]
+    table = table_from_records([records], language="ko")
+    vocabulary = vocabulary_of(table, min_count=1).vocabulary
+    sampled = [["개", "￭는", "뛴다", "."], ["별", "두", "개"]]
+    rows = [torch.tensor(vocabulary.encode([START, *words, END])) for words in sampled]
+    found = Reward(table, vocabulary)(pad_sequence(rows, batch_first=True).numpy(), np.array([len(row) for row in rows]), np.arange(2))
+    references = {row: [" ".join([*rules.scored(text), END]) for text in group] for row, group in enumerate(texts)}
+    _, expected = Cider().compute_score(references, {0: [f"개 는 뛴다 {END}"], 1: [f"별 두 개 {END}"]})
     assert found == pytest.approx(expected, abs=1e-9)
 
 

@@ -8,11 +8,12 @@ from torch.nn import functional
 
 from model.captioner import Captioner
 from model.decoder_config import DecoderConfig
-from model.decoding import greedy, sentence
+from model.decoding import greedy
 from model.metrics import cider
 from model.ptb import ptb_tokens
 from model.vocabulary import Vocabulary
 from pipeline.captioning.captioner import CaptionerConfig
+from pipeline.captions.english import sentence
 from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.evaluation.evaluate import EvaluationFiles, EvaluationSource, evaluate
 from pipeline.evaluation.scoring import ScoringConfig
