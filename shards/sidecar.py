@@ -1,5 +1,6 @@
 """Sidecars: what is known of a shard's tar without opening it. A shard exists when its sidecar does: it is written after the tar."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,20 @@ class Sample:
     captions: int
     jpg: Member
     json: Member
+
+
+def key_number(key: str) -> int:
+    """A sample's key as a number: itself if it is one of at most 18 digits, as in our own shards; else :func:`text_number`.
+
+    >>> key_number("000000042"), key_number("dog/42") == text_number("dog/42")
+    (42, True)
+    """
+    return int(key) if len(key) <= 18 and key.isascii() and key.isdecimal() else text_number(key)
+
+
+def text_number(text: str) -> int:
+    """A number of 53 bits for a text, the same everywhere: part of its SHA-256. JavaScript too reads it without rounding."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]) >> 3
 
 
 class SampleColumns(Sequence[Sample]):

@@ -18,7 +18,7 @@ from pipeline.features.views import crop_boxes
 from pipeline.sharding.read_samples import decode_sample, read_samples
 from shards.dataset import Shard
 from shards.errors import DamageError
-from shards.sidecar import Sample
+from shards.sidecar import Sample, key_number
 
 # Images that a worker decodes at a time: enough to hide the cost of passing a task, few enough to keep memory small.
 PIECE_IMAGES = 32
@@ -84,10 +84,10 @@ def decode_into(target: NDArray[np.uint8], shard: Shard, samples: Sequence[Sampl
     records = []
     for row, (sample, jpeg, record) in enumerate(read_samples(shard, samples)):
         pixels = decode_sample(shard, sample.key, jpeg)
-        if min(pixels.shape[:2]) < crop or not sample.key.isdecimal():
-            problem = f"{pixels.shape[1]}x{pixels.shape[0]} pixels are too few for a crop of {crop}, or its key is not a number"
+        if min(pixels.shape[:2]) < crop:
+            problem = f"{pixels.shape[1]}x{pixels.shape[0]} pixels are too few for a crop of {crop}"
             raise DamageError(f"{shard.path}: sample {sample.key}: {problem}. {shard.repair}")
-        where = crop_boxes(views, position=int(sample.key), height=pixels.shape[0], width=pixels.shape[1], crop=crop)
+        where = crop_boxes(views, position=key_number(sample.key), height=pixels.shape[0], width=pixels.shape[1], crop=crop)
         for view, place in enumerate(where):
             cut = pixels[place.top : place.top + crop, place.left : place.left + crop]
             target[row, view] = cut[:, ::-1] if place.flipped else cut

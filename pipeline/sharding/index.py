@@ -22,9 +22,10 @@ from pipeline.execution.executors import run_tasks
 from pipeline.execution.library_warnings import FileWarnings, gathered_warnings
 from pipeline.execution.progress import Progress
 from pipeline.images.decode import Resize
-from pipeline.sharding.external_tars import KEY, TarError, external_samples
+from pipeline.sharding.external_tars import SampleFields, external_samples, usable_key
 from pipeline.sharding.source_images import SourceImageHasher
 from pipeline.sharding.splits import SplitSummary, commit_split, differences, intact_sidecar, summary_of
+from pipeline.sharding.tar_members import TarError
 from shards.atomic import committed_file, disk_errors, hold_lock
 from shards.dataset import open_split, read_dataset_file
 from shards.digests import file_sha256, json_digest
@@ -33,7 +34,7 @@ from shards.json_files import read_json, write_json
 from shards.layout import DATASET_FILE, INDEXED_TAR, REJECTS_FILE, check_split_name, records_path, sidecar_path
 from shards.output import Output
 from shards.rejects import Reject
-from shards.sidecar import Member, RecordsFile, Sample, Sidecar, read_sidecar
+from shards.sidecar import Member, RecordsFile, Sample, Sidecar, key_number, read_sidecar
 from shards.tar import read_records, record_bytes
 from shards.versions import library_versions
 
@@ -47,6 +48,7 @@ class IndexTask:
     index: int
     resize: Resize
     language: str
+    fields: SampleFields
 
 
 def index_tars(
@@ -56,6 +58,7 @@ def index_tars(
     language: str = ENGLISH,
     split: str = "train",
     tars: Sequence[str] = (),
+    fields: SampleFields | None = None,
     workers: int = 1,
     report: Callable[[str], None] = lambda _: None,
     quiet: bool = True,
@@ -63,12 +66,12 @@ def index_tars(
     """Make tars of a folder a split of a shard dataset. Run again, it keeps what is complete and up to date, and indexes the rest.
 
     Args:
-        folder: The folder of the tars, which becomes the dataset. A sample of a tar is consecutive members of one name: an image, and its
-            caption in a ``.txt`` or as ``caption`` in a ``.json``.
+        folder: The folder of the tars, which becomes the dataset. A sample of a tar is all members with one key: an image, and its captions.
         resize: How the images were resized. Images that do not have a size that it produces are rejected.
         language: The captions' language, as :func:`pipeline.captions.languages.language_rules` takes it.
         split: Name of the split.
         tars: Patterns of the tars' names; by default all tars that no other split has.
+        fields: Which members hold image and captions.
         workers: Processes.
         report: Takes a line if the captions seem to be in another language.
         quiet: Show no progress.
@@ -84,8 +87,10 @@ def index_tars(
         raise InputError(f"{folder}: no such folder. Give the folder that holds the tars.")
     language_rules(language).check_installed()
     with hold_lock(folder, split, f"indexing split {split!r}"):
-        chosen = _choose_tars(folder, split, tars, _config(resize, language))
-        tasks = [IndexTask(tar=tar, split=split, index=index, resize=resize, language=language) for index, tar in enumerate(chosen)]
+        fields = fields or SampleFields()
+        config = _config(resize, language, fields)
+        chosen = _choose_tars(folder, split, tars, config)
+        tasks = [IndexTask(tar=tar, split=split, index=index, resize=resize, language=language, fields=fields) for index, tar in enumerate(chosen)]
         kept, warnings = 0, FileWarnings()
         with (
             closing(run_tasks(index_tar, [(task,) for task in tasks], workers=workers)) as results,
@@ -97,7 +102,7 @@ def index_tars(
         sidecars = [read_sidecar(sidecar_path(tar)) for tar in chosen]
         _check_keys(chosen, sidecars)
         summary = summary_of(sidecars, kept=kept, committed=True, warnings=warnings)
-        commit_split(Output(folder=folder), split, _config(resize, language), {"tars": [tar.name for tar in chosen]}, summary, sidecars)
+        commit_split(Output(folder=folder), split, config, {"tars": [tar.name for tar in chosen]}, summary, sidecars)
     if not summary.images:
         counts = ", ".join(f"{count} {reason}" for reason, count in summary.rejects.items()) or "the tars are empty"
         check = " Check `size` and `mode`." if "other_size" in summary.rejects else ""
@@ -113,10 +118,10 @@ def _some_captions(folder: Path, split: str) -> list[str]:
     return [record["captions"][0]["text"] for _, record in itertools.islice(records, SAMPLE)]
 
 
-def _config(resize: Resize, language: str) -> dict[str, Any]:
+def _config(resize: Resize, language: str, fields: SampleFields) -> dict[str, Any]:
     """The dataset's config, as ``dataset.json`` has it."""
     rule = language_rules(language).rule
-    return {"resize": asdict(resize), "language": language_tag(language), "tokenizer": rule, "key": "as in the tar"}
+    return {"resize": asdict(resize), "language": language_tag(language), "tokenizer": rule, "key": "as in the tar", "fields": asdict(fields)}
 
 
 def _choose_tars(folder: Path, split: str, patterns: Sequence[str], config: dict[str, Any]) -> list[Path]:
@@ -173,19 +178,20 @@ def _check_free_for_sidecar(path: Path) -> None:
 
 def _check_keys(tars: Sequence[Path], sidecars: Sequence[Sidecar]) -> None:
     """Refuse tars with common keys: an image's id must be unique."""
-    keys = [np.fromiter((int(sample.key) for sample in sidecar.samples), np.int64) for sidecar in sidecars]
+    keys = [np.fromiter((key_number(sample.key) for sample in sidecar.samples), np.int64) for sidecar in sidecars]
     found, counts = np.unique(np.concatenate(keys), return_counts=True)
     if (counts == 1).all():
         return
     key = found[counts > 1][0]
     first, other, *_ = (tar for tar, own in zip(tars, keys, strict=True) if key in own)
-    raise InputError(f"{other}: has a sample {key}, and so has {first}: they come from different downloads. Index them in separate folders.")
+    name = next(sample.key for sidecar in sidecars for sample in sidecar.samples if key_number(sample.key) == key)
+    raise InputError(f"{other}: has a sample {name}, and so has {first}: they come from different downloads. Index them in separate folders.")
 
 
 def index_tar(task: IndexTask) -> tuple[bool, FileWarnings]:
     """Write a tar's records and sidecar; returns whether the same ones already existed, and the warnings about images."""
     tar = task.tar
-    config_digest = json_digest(_config(task.resize, task.language))
+    config_digest = json_digest(_config(task.resize, task.language, task.fields))
     versions = library_versions("pillow", "pillow-simd", "simplejpeg", *language_rules(task.language).packages)
     existing = intact_sidecar(Output(folder=tar.parent), tar)
     wanted = (task.split, task.index, config_digest, versions)
@@ -220,7 +226,7 @@ def index_tar(task: IndexTask) -> tuple[bool, FileWarnings]:
 
 def _distinct_numbers(sidecar: Sidecar) -> bool:
     """Whether a sidecar's keys are as :func:`index_tar` writes them. If not, another program wrote it."""
-    return len({int(sample.key) for sample in sidecar.samples if KEY.fullmatch(sample.key)}) == len(sidecar.samples)
+    return len({key_number(sample.key) for sample in sidecar.samples if usable_key(sample.key)}) == len(sidecar.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,11 +257,11 @@ def _write_records(task: IndexTask, file: IO[bytes], out: IO[bytes]) -> _TarReco
     offset, sha256 = 0, hashlib.sha256()
     warnings = FileWarnings()
     with gathered_warnings() as gathered:
-        for sample in external_samples(task.tar, file, task.resize, language_rules(task.language), rejects):
+        for sample in external_samples(task.tar, file, task.resize, language_rules(task.language), task.fields, rejects):
             text = record_bytes(sample.record)
             jpg = Member(offset=sample.offset, size=len(sample.image), crc32=zlib.crc32(sample.image))
             json = Member(offset=offset, size=len(text), crc32=zlib.crc32(text))
-            samples.append(Sample(key=sample.key, captions=1, jpg=jpg, json=json))
+            samples.append(Sample(key=sample.key, captions=len(sample.record["captions"]), jpg=jpg, json=json))
             images.add(sample.image)
             out.write(text)
             sha256.update(text)

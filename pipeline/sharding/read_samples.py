@@ -13,40 +13,35 @@ from numpy.typing import NDArray
 from pipeline.images.decode import ImageError, decode_pixels
 from shards.dataset import Shard
 from shards.errors import DamageError
-from shards.paths import IMAGE_SUFFIXES
 from shards.sidecar import Sample
 from shards.tar import check_member, parse_record, read_member
 
 
 def shard_samples(shard: Shard) -> Iterator[tuple[Sample, bytes, dict[str, Any]]]:
-    """Yield (sample, JPEG bytes, JSON record) of a shard in order.
+    """Yield (sample, JPEG bytes, JSON record) of a shard in order, with webdataset's readers if Capstream wrote the tar.
 
     Raises:
         DamageError: A sample is missing, out of place, or not what the sidecar says.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    if shard.skipped:  # a damaged tar cannot be read in sequence
+    # A damaged tar cannot be read in sequence. In one that another program wrote, a sample's members may be links, or far apart.
+    if shard.skipped or shard.sidecar.records is not None:
         yield from read_samples(shard, shard.sidecar.samples)
         return
-    with shard.open() as stream, shard.open_records() as records:
+    with shard.open() as stream:
         found = group_by_keys(tar_file_expander([{"url": str(shard.path), "stream": stream}]))
         for sample in shard.sidecar.samples:
             try:
-                # A tar that another program wrote may hold samples that were rejected
-                content = next((each for each in found if shard.sidecar.records is None or each["__key__"] == sample.key), None)
+                content = next(found, None)
             except Exception as error:  # whatever webdataset raises for a damaged tar
                 raise DamageError(f"{shard.path}: damaged at sample {sample.key} ({error}). {shard.repair}") from error
             if content is None or content["__key__"] != sample.key:
                 found_instead = "the tar ends" if content is None else f"there is sample {content['__key__']}"
                 raise DamageError(f"{shard.path}: {found_instead} where sample {sample.key} should be. {shard.repair}")
-            if shard.sidecar.records is None:
-                jpeg, text = content.get("jpg", b""), content.get("json", b"")
-            else:
-                jpeg = next((content[ending[1:]] for ending in IMAGE_SUFFIXES if ending[1:] in content), b"")
-                text = read_member(records, shard, sample.key, "json", sample.json)
-            check_member(shard, sample.key, "jpg", sample.jpg, jpeg)
-            yield sample, jpeg, parse_record(shard, sample.key, check_member(shard, sample.key, "json", sample.json, text))
+            jpeg = check_member(shard, sample.key, "jpg", sample.jpg, content.get("jpg", b""))
+            text = check_member(shard, sample.key, "json", sample.json, content.get("json", b""))
+            yield sample, jpeg, parse_record(shard, sample.key, text)
 
 
 def read_samples(shard: Shard, samples: Sequence[Sample]) -> Iterator[tuple[Sample, bytes, dict[str, Any]]]:

@@ -53,7 +53,7 @@ def test_gradients_of_an_image_with_several_captions_are_the_same_each_time() ->
     images = torch.randn(40, 256, requires_grad=True)
     rows, lengths = torch.arange(200) % 40, torch.full((200,), 3)
     tokens = torch.randint(1, 9, (200, 3))
-    found = set()
+    found: set[bytes] = set()
     torch.set_num_threads(2)
     try:
         for _ in range(50):

@@ -11,10 +11,23 @@ from pipeline.console.options import PATH, RESIZE_MODE, workers_option
 from pipeline.execution.messages import print_next_step, print_rejects, print_result
 
 
+def _parse_fields(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001 - click's
+    fields: dict[str, str] = {}
+    for value in values:
+        name, equals, ending = value.partition("=")
+        if not equals or name not in ("image", "caption"):
+            raise click.BadParameter(f"{value}: write image=EXT, caption=EXT or caption=EXT:PATH.")
+        if name in fields:
+            raise click.BadParameter(f"{name} is given twice.")
+        fields[name] = ending
+    return fields
+
+
 @command(
     "index",
     "python cli.py index data/cc3m --size 256 --resize shortest",
     "python cli.py index data/cc3m --size 256 --resize shortest --split val --tars '0033*.tar'",
+    "python cli.py index data/webdataset --size 256 --resize none --field image=input.jpg --field caption=json:text.en",
 )
 @click.argument("folder", type=PATH)
 @click.option("--split", default="train", help="Name of the split that the tars form.")
@@ -35,18 +48,37 @@ from pipeline.execution.messages import print_next_step, print_rejects, print_re
     "none is no (if at least SIZE) and keep_ratio_largest.",
 )
 @language_option
+@click.option(
+    "--field",
+    "fields",
+    multiple=True,
+    metavar="NAME=EXT[:PATH]",
+    callback=_parse_fields,
+    help="Which member of a sample is its image or its caption: image=input.jpg, caption=outputs.txt, or a value in a JSON member, "
+    "caption=json:text.en. By default any image, and .txt or else caption in .json. Repeat the option for both.",
+)
 @workers_option
-def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str, language: str, workers: int) -> None:
-    """Make the img2dataset tars in FOLDER usable as shards.
+def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str, language: str, fields: dict[str, str], workers: int) -> None:
+    """Make the WebDataset tars in FOLDER, such as those of img2dataset, usable as shards.
 
     Writes sidecar files next to the tars and leaves the tars unchanged. FOLDER can then be given as --shards.
     """
     from pipeline.images.decode import Resize
+    from pipeline.sharding.external_tars import SampleFields
     from pipeline.sharding.index import index_tars
     from shards.layout import REJECTS_FILE
 
-    resize = Resize(size=size, mode=mode)
-    summary = index_tars(folder, split=split, tars=tars, resize=resize, language=language, workers=workers, report=print_note, quiet=False)
+    summary = index_tars(
+        folder,
+        split=split,
+        tars=tars,
+        resize=Resize(size=size, mode=mode),
+        language=language,
+        fields=SampleFields(**fields),
+        workers=workers,
+        report=print_note,
+        quiet=False,
+    )
     kept = f" ({summary.kept} indexed already)" if summary.kept else ""
     print_result(f"{folder}: split {split}: {summary.images} images with {summary.captions} captions in {summary.shards} tars{kept}.")
     print_rejects(summary.rejects, folder / REJECTS_FILE)

@@ -30,7 +30,7 @@ def captions(path: Path, **columns: str) -> dict[str | None, dict[str, list[str]
 
 
 def test_a_workbook_is_read_as_a_table(tmp_path: Path) -> None:
-    rows = [
+    rows: list[list[Any]] = [
         ["image", "caption", "split"],
         ["a.jpg", "강아지", "train"],
         [None, None, None],
