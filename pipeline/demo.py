@@ -110,10 +110,10 @@ class DemoResult:
     run: Path
     example: Path
 
-    def table(self) -> str:
+    def table(self) -> list[str]:
         """The rows, aligned."""
         width = max(len(name) for name, _ in self.rows)
-        return "\n".join(f"  {name:<{width}}  {value}" for name, value in self.rows)
+        return [f"  {name:<{width}}  {value}" for name, value in self.rows]
 
 
 class Stopwatch:

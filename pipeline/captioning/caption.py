@@ -1,11 +1,11 @@
 """Run + images -> captions, as the ``caption`` command gives them."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from pipeline.captioning.captioner import CaptionerConfig, ImageCaptioner, ImageCaptions
 from pipeline.execution.progress import Progress
-from shards.json_files import readable_json
 
 
 def caption_images(
@@ -31,16 +31,17 @@ def caption_images(
             yield found
 
 
-def lines(found: ImageCaptions, count: int, *, named: bool, as_json: bool) -> Iterator[str]:
-    """The best ``count`` captions of an image as lines of output; nothing for a problem, unless as JSON.
+def lines(found: ImageCaptions, count: int, *, named: bool) -> list[str]:
+    """The best ``count`` captions of an image as lines of output; none for a problem.
 
     Args:
         named: Write the image's name before each caption.
-        as_json: One line instead: ``{"image", "captions": [{"caption", "score"}, ...]}``, or ``{"image", "problem"}``.
     """
-    if as_json:
-        content = {"captions": [asdict(one) for one in found.captions[:count]]} if found.problem is None else {"problem": found.problem}
-        yield readable_json({"image": found.name, **content})
-        return
-    for one in found.captions[:count]:
-        yield (f"{found.name}: " if named else "") + one.caption + (f"  ({one.score:.2f})" if count > 1 else "")
+    name = f"{found.name}: " if named else ""
+    return [f"{name}{one.caption}" + (f"  ({one.score:.2f})" if count > 1 else "") for one in found.captions[:count]]
+
+
+def json_line(found: ImageCaptions, count: int) -> dict[str, Any]:
+    """As :func:`lines`, for JSON: ``{"image", "captions": [{"caption", "score"}, ...]}``, or ``{"image", "problem"}``."""
+    content = {"captions": [asdict(one) for one in found.captions[:count]]} if found.problem is None else {"problem": found.problem}
+    return {"image": found.name, **content}

@@ -1,16 +1,29 @@
 """The group of all commands: it imports a command when it is asked for, and applies the options that come before a command."""
 
+import contextlib
 import io
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from pipeline.console.settings import read_defaults
 from pipeline.execution.library_warnings import print_library_messages
-from pipeline.execution.messages import MessageSettings, configure_messages, log_message
+from pipeline.execution.messages import MessageSettings, configure_messages, log_message, print_error
+from pipeline.execution.printable import printable
+
+
+@contextlib.contextmanager
+def _printable_errors() -> Iterator[None]:
+    """Escape the message of an error, which click prints: it quotes what was typed, and names files."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = printable(error.message or "")
+        raise
 
 
 class StandardOutput(io.TextIOWrapper):
@@ -54,11 +67,12 @@ class CommandGroup(click.Group):
                 raise
             _discard_output()
             text = f"Standard output cannot be written ({error.strerror}). Write it to another place."
-            if MessageSettings.as_json:
-                log_message("error", text, exit_code=1)
-            else:
-                click.echo(f"Error: {text}", err=True)
+            print_error(text, exit_code=1)
             sys.exit(1)
+
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        with _printable_errors():
+            return super().make_context(*args, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
         configure_messages(quiet=ctx.params["quiet"], as_json=ctx.params["log_json"])
@@ -69,7 +83,8 @@ class CommandGroup(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             if not MessageSettings.as_json:
-                raise
+                with _printable_errors():
+                    raise
             log_message("error", error.format_message(), exit_code=error.exit_code)
             ctx.exit(error.exit_code)
         except Exception as error:  # a program that reads JSON lines gets the traceback as one of them

@@ -2,15 +2,17 @@
 
 For programs each message is one JSON object per line on standard error. Lines of results are repeated there too: standard output stays as the
 command's help describes it.
+
+Everything that is printed passes through here, where :mod:`pipeline.execution.printable` escapes it; a test finds other places that print.
 """
 
 import sys
 import time
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import click
 
-from shards.json_files import readable_json
+from pipeline.execution.printable import printable, printable_json
 from shards.paths import Location
 
 Kind = Literal["result", "note", "progress", "next", "error"]
@@ -35,14 +37,22 @@ def configure_messages(*, quiet: bool, as_json: bool) -> None:
 
 def log_message(kind: Kind, text: str, **fields: Any) -> None:
     """Print a JSON line: the Unix time in seconds, the kind, the text as people read it, and more fields."""
-    line = readable_json({"time": round(time.time(), 3), "kind": kind, "text": text, **fields})
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    _print_json({"time": round(time.time(), 3), "kind": kind, "text": text, **fields}, sys.stderr)
+
+
+def print_data(line: str) -> None:
+    """Print a line of data, such as a caption: no message, so it is not repeated for programs."""
+    _print(line, sys.stdout)
+
+
+def print_json(value: Any, *, indent: int | None = None) -> None:
+    """Print a JSON document."""
+    _print_json(value, sys.stdout, indent=indent)
 
 
 def print_result(text: str) -> None:
     """Print a line of the result."""
-    click.echo(text)
+    _print(text, sys.stdout)
     if MessageSettings.as_json:
         log_message("result", text)
 
@@ -52,7 +62,23 @@ def print_note(text: str) -> None:
     if MessageSettings.as_json:
         log_message("note", text)
     else:
-        click.echo(text, err=True)
+        _print(text, sys.stderr)
+
+
+def print_error(text: str, *, exit_code: int) -> None:
+    """Print why the command fails."""
+    if MessageSettings.as_json:
+        log_message("error", text, exit_code=exit_code)
+    else:
+        _print(f"Error: {text}", sys.stderr)
+
+
+def print_progress(text: str, **fields: Any) -> None:
+    """Print a line of progress on standard error; ``fields`` are for programs."""
+    if MessageSettings.as_json:
+        log_message("progress", text, **fields)
+    else:
+        _print(text, sys.stderr)
 
 
 def print_rejects(rejects: dict[str, int], rejects_file: Location | None) -> None:
@@ -67,4 +93,13 @@ def print_next_step(text: str, *, err: bool = False) -> None:
     if MessageSettings.as_json and not MessageSettings.quiet:
         log_message("next", text)
     elif not MessageSettings.quiet:
-        click.echo(f"Next: {text}", err=err)
+        _print(f"Next: {text}", sys.stderr if err else sys.stdout)
+
+
+def _print(line: str, stream: IO[str]) -> None:
+    click.echo(printable(line), stream)
+
+
+def _print_json(value: Any, stream: IO[str], *, indent: int | None = None) -> None:
+    ascii_only = not (stream.encoding or "").lower().startswith("utf")
+    click.echo(printable_json(value, indent=indent, ascii_only=ascii_only), stream)

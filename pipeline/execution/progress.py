@@ -6,7 +6,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from pipeline.execution.messages import MessageSettings, log_message
+from pipeline.execution.messages import MessageSettings, print_progress
+from pipeline.execution.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -43,15 +44,15 @@ class Progress:
             from rich.progress import Progress as RichProgress
 
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
             )
             self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self.title, total=self.total, rate="", note="")
+            self._task = self._bar.add_task(printable(self.title), total=self.total, rate="", note="")
             self._bar.start()
         return self
 
@@ -78,7 +79,7 @@ class Progress:
         self.done += count
         self.note = note
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=count, rate=f"{self.rate:,.1f} {self.unit}/s", note=note)
+            self._bar.update(self._task, advance=count, rate=f"{self.rate:,.1f} {self.unit}/s", note=printable(note))
             return
         now = time.monotonic()
         if not self.quiet and now - self.last_line >= LINE_SECONDS:
@@ -91,9 +92,5 @@ class Progress:
         remaining = "" if left is None else f", {left:,.0f} s left"
         note = f", {self.note}" if self.note else ""
         text = f"{self.title}: {self.done:,}{total} {self.unit}, {self.rate:,.1f} {self.unit}/s{remaining}{note}"
-        if MessageSettings.as_json:
-            counts = {"title": self.title, "done": self.done, "total": self.total, "unit": self.unit, "note": self.note}
-            log_message("progress", text, **counts, per_second=round(self.rate, 3), seconds_left=left)
-            return
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        counts = {"title": self.title, "done": self.done, "total": self.total, "unit": self.unit, "note": self.note}
+        print_progress(text, **counts, per_second=round(self.rate, 3), seconds_left=left)

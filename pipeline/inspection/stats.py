@@ -21,7 +21,6 @@ from shards.caption_table import CaptionTable, table_from_records
 from shards.dataset import Shard, Split, open_split, read_dataset_file
 from shards.errors import DamageError, InputError
 from shards.features import find_feature_files, open_features
-from shards.json_files import readable_json
 from shards.layout import REJECTS_FILE
 from shards.paths import Location
 from shards.tar import read_records
@@ -241,9 +240,9 @@ def image_sizes(sizes: NDArray[np.int64]) -> ImageSizes:
     )
 
 
-def stats_json(path: Location, found: tuple[SplitStats, ...]) -> str:
-    """All statistics as a JSON document."""
-    return readable_json({"of": str(path), "splits": [asdict(split) for split in found]}, indent=1)
+def stats_json(path: Location, found: tuple[SplitStats, ...]) -> dict[str, Any]:
+    """All statistics, for JSON."""
+    return {"of": str(path), "splits": [asdict(split) for split in found]}
 
 
 def draw_stats(found: tuple[SplitStats, ...], out: Path) -> None:

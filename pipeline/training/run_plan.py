@@ -62,6 +62,8 @@ def plan_run(out: Path, data: DataConfig, *, settings: dict[str, Any], config_fi
 
 
 def _check_out(out: Path, *, resume: bool) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in str(out)):  # TensorBoard and safetensors take no such path
+        raise InputError(f"{out}: the name of a run's folder must be valid UTF-8. Choose another `out`.")
     with disk_errors(out):
         if out.exists() and not out.is_dir():
             raise OccupiedError(f"{out}: is a file. Choose a new or empty folder as `out`.")

@@ -12,7 +12,7 @@ from pipeline.console.command import command
 from pipeline.console.decoding_options import DecodingOptions, decoding_options
 from pipeline.console.errors import print_note
 from pipeline.console.options import PATH, checkpoint_option, device_option
-from pipeline.execution.messages import print_next_step
+from pipeline.execution.messages import print_data, print_json, print_next_step
 
 if TYPE_CHECKING:
     from model.decoding import Decoding
@@ -104,7 +104,7 @@ def _print_captions(captioned: "Iterable[ImageCaptions]", *, count: int, named: 
     Returns:
         (image name, caption) of the images that ``--show`` draws, and the number of images that failed.
     """
-    from pipeline.captioning.caption import lines
+    from pipeline.captioning.caption import json_line, lines
     from pipeline.captioning.draw import MAX_SHOWN
     from pipeline.execution.library_warnings import FileWarnings
 
@@ -118,8 +118,11 @@ def _print_captions(captioned: "Iterable[ImageCaptions]", *, count: int, named: 
             print_note(f"No caption: {image.problem}")
         elif len(shown) < MAX_SHOWN:
             shown.append((image.name, image.captions[0].caption))
-        for line in lines(image, count, named=named, as_json=as_json):
-            click.echo(line)  # data, not a message
+        if as_json:
+            print_json(json_line(image, count))
+            continue
+        for line in lines(image, count, named=named):
+            print_data(line)
     warnings.print()
     return shown, failed
 

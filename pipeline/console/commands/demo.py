@@ -21,7 +21,8 @@ def demo(out: Path, images: int | None, weights: str, workers: int, device: str)
 
     config = DemoConfig(out=out, images=IMAGES if images is None else images, weights=weights, workers=workers, device=device)
     result = demo(config, print_result)
-    print_result(result.table())
+    for line in result.table():
+        print_result(line)
     print_result(f"Picture of captioned scenes: {result.picture}")
     print_next_step(
         "train on your own images and captions: python cli.py shard --images IMAGES --captions CAPTIONS --out data/shards "

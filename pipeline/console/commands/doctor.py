@@ -6,7 +6,7 @@ import click
 
 from pipeline.console.command import command
 from pipeline.console.options import PATH
-from pipeline.execution.messages import print_next_step, print_result
+from pipeline.execution.messages import print_json, print_next_step, print_result
 
 
 @command("doctor", "python cli.py doctor", "python cli.py doctor --json > report.json")
@@ -22,9 +22,7 @@ def doctor(root: Path, runs: Path, as_json: bool) -> None:
 
     diagnosis = doctor(root=root, runs=runs)
     if as_json:
-        from shards.json_files import readable_json
-
-        click.echo(readable_json([vars(check) for check in diagnosis.checks], indent=1))
+        print_json([vars(check) for check in diagnosis.checks], indent=1)
     else:
         for check in diagnosis.checks:
             print_result(f"{'ok' if check.ok else '--':4}{check.name:10}{check.found}")

@@ -8,7 +8,7 @@ from pipeline.console.command import command
 from pipeline.console.errors import print_note
 from pipeline.console.options import PATH, location
 from pipeline.console.shard_options import ShardCache, shard_cache_options
-from pipeline.execution.messages import print_next_step, print_result
+from pipeline.execution.messages import print_json, print_next_step, print_result
 from shards.paths import Location
 
 
@@ -27,7 +27,7 @@ def stats(path: Location, shard_cache: ShardCache, plot: Path | None, as_json: b
 
     found = stats(shard_cache.local(path), plot=plot, quiet=False)
     if as_json:
-        click.echo(stats_json(path, found))
+        print_json(stats_json(path, found), indent=1)
     else:
         for split in found:
             for line in split.lines():
