@@ -31,7 +31,7 @@ from pipeline.training.config import DataConfig, RuntimeConfig
 from pipeline.training.train import train
 from shards.atomic import disk_errors
 from shards.caption_table import CaptionTable
-from shards.errors import InputError, OccupiedError
+from shards.errors import OccupiedError, SettingsError
 from shards.features import feature_path, open_features
 
 IMAGES = 2200
@@ -270,7 +270,7 @@ def shuffled_control(captions: Sequence[str], table: CaptionTable) -> ValScores:
         InputError: There are fewer than two captions.
     """
     if len(captions) < 2:
-        raise InputError("The control needs at least two validation images. Increase `images`.")
+        raise SettingsError("The control needs at least two validation images. Increase `images`.")
     order = list(range(len(captions)))
     random.Random(0).shuffle(order)  # noqa: S311 - a fixed shuffle, not a secret
     other = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no image keeps its own caption

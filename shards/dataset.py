@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from shards.digests import json_digest
 from shards.errors import DamageError, InputError, MismatchError
+from shards.found_instead import instead_of_shards, no_split
 from shards.json_files import check_count, check_seal, read_versioned_json, sealed, write_json
 from shards.layout import DATASET_FILE, INDEXED_TAR, MAX_SHARDS, SPLIT_NAME, records_path, sidecar_path, tar_path
 from shards.mirror import Mirror, open_records, open_tar, read_mirror
@@ -146,7 +147,7 @@ def read_dataset_file(folder: Path, name: str = DATASET_FILE) -> DatasetFile:
     """
     path = folder / name
     if not path.is_file():
-        raise InputError(f"{folder}: not a shard dataset (it has no {DATASET_FILE}). Make one with: python cli.py shard --out {folder}")
+        raise InputError(f"{folder}: {instead_of_shards(folder)}")
     content = read_versioned_json(path, what="dataset file", format_version=FORMAT_VERSION, repair=REPAIR_DATASET)
     check_seal(path, content, REPAIR_DATASET)
     try:
@@ -189,9 +190,7 @@ def open_split(folder: Path, split: str, *, check_tars: bool = True) -> Split:
     """
     dataset, mirror = read_dataset_file(folder), read_mirror(folder)
     if split not in dataset.splits:
-        known = ", ".join(sorted(dataset.splits)) or "none"
-        location = mirror.url if mirror is not None else folder
-        raise InputError(f"{location}: no split {split!r} (available: {known}). Add it with: python cli.py shard --split {split} …")
+        raise InputError(no_split(mirror.url if mirror is not None else str(folder), split, list(dataset.splits)))
     summary = dataset.splits[split]
     shards = []
     for index in range(summary["shards"]):

@@ -2,6 +2,7 @@
 
 CapstreamError
 ├── InputError       the user's input is missing, malformed or impossible
+│   └── SettingsError    settings that are impossible, or do not go together, whatever the files contain: wrong usage
 ├── DamageError      a file that Capstream wrote fails its own checks (truncated, flipped bits, hostile content)
 ├── MismatchError    two intact artefacts that do not belong together
 ├── OccupiedError    the output folder holds something else, or another process is writing to it
@@ -21,6 +22,10 @@ class CapstreamError(Exception):
 
 class InputError(CapstreamError):
     """The user's input is missing, malformed or impossible."""
+
+
+class SettingsError(InputError):
+    """A setting is impossible, or does not go with another one, whatever the files contain: wrong usage, for which the command line exits with 2."""
 
 
 class DamageError(CapstreamError):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from shards.caption_table import CaptionTable
 from shards.digests import json_digest
 from shards.errors import DamageError, InputError, MismatchError
+from shards.found_instead import did_you_mean, instead_of_features, no_split
 from shards.layout import DATASET_FILE
 
 FORMAT_VERSION = 3
@@ -154,7 +155,10 @@ def open_features(path: Path) -> FeatureFile:
     """
     repair = f"Delete it and run again: python cli.py cache-features --out {path.parent} (import-features, if it was imported)"
     if not path.is_file():
-        raise InputError(f"{path}: no such feature file. Make it with: python cli.py cache-features --out {path.parent}")
+        others = sorted(file.stem for file in path.parent.glob("*.h5")) if path.parent.is_dir() else []
+        if others:
+            raise InputError(no_split(str(path.parent), path.stem, others))
+        raise InputError(f"{path.parent}: {instead_of_features(path.parent)}")
     try:
         with h5py.File(path, "r") as file:
             version = file.attrs.get("format_version")
@@ -263,8 +267,8 @@ def find_feature_files(path: Path) -> list[Path]:
         return [] if (path / DATASET_FILE).is_file() else sorted(path.glob("*.h5"))
     if path.suffix == ".h5":
         return [path]
-    problem = "not a feature file (its name does not end in .h5)" if path.exists() else "no such file or folder"
-    raise InputError(f"{path}: {problem}. Give the folder of a shard dataset, a feature file or a folder of feature files.")
+    problem = "not a feature file (its name does not end in .h5)." if path.exists() else f"no such file or folder.{did_you_mean(path)}"
+    raise InputError(f"{path}: {problem} Give the folder of a shard dataset, a feature file or a folder of feature files.")
 
 
 def check_same_network(first: FeatureFile, second: FeatureFile) -> None:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError
+from shards.errors import SettingsError
 
 DATASET_FILE = "dataset.json"
 REJECTS_FILE = "rejects.jsonl"
@@ -40,8 +40,8 @@ def check_split_name(name: str) -> str:
     """Return ``name`` if it is valid in file names and HDF5 groups.
 
     Raises:
-        InputError: It is not.
+        SettingsError: It is not.
     """
     if not SPLIT_NAME.fullmatch(name):
-        raise InputError(f"`split` {name!r}: a split's name consists of letters, digits and underscores, at most 64.")
+        raise SettingsError(f"`split` {name!r}: a split's name consists of letters, digits and underscores, at most 64.")
     return name

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shards.atomic import committed, disk_errors
-from shards.errors import CapstreamError, InputError
+from shards.errors import CapstreamError, SettingsError
 from shards.fetch import MissingFileError, download, file_system, file_system_errors, split_url, with_retries
 from shards.paths import Location, is_url
 
@@ -157,9 +157,9 @@ def check_output(location: Location) -> Location:
     url = str(location).rstrip("/")
     parts = split_url(url, ADVICE)
     if parts.scheme != "s3":
-        raise InputError(f"`out` {location}: {parts.scheme}:// cannot be written to. {ADVICE}")
+        raise SettingsError(f"`out` {location}: {parts.scheme}:// cannot be written to. {ADVICE}")
     if parts.query or parts.fragment:
-        raise InputError(f"`out` {location}: contains ? or #, which have a special meaning in a URL. {ADVICE}")
+        raise SettingsError(f"`out` {location}: contains ? or #, which have a special meaning in a URL. {ADVICE}")
     file_system(url, ADVICE)
     return url
 

@@ -29,7 +29,7 @@ from model.networks import (
 )
 from model.preprocessing import Preprocessing
 from shards.atomic import committed_file
-from shards.errors import DamageError, InputError, MismatchError, ResourceError, first_line
+from shards.errors import DamageError, InputError, MismatchError, ResourceError, SettingsError, first_line
 from shards.features import Provenance
 
 RANDOM = "random"
@@ -119,8 +119,14 @@ def list_backbones(pattern: str = "") -> Iterator[tuple[str, int, int, list[str]
     with _library_of(pattern):
         names = backbone_names(pattern)
     if not names:
-        raise InputError(f"{pattern}: no classification network of {source_name(pattern)} has this in its name. Omit it to list all.")
+        guess = _near_backbones(pattern)
+        raise InputError(f"{pattern}: no classification network of {source_name(pattern)} has this in its name. {guess}Omit it to list all.")
     return ((name, *describe(name), weights_names(name)) for name in names)
+
+
+def _near_backbones(name: str) -> str:
+    near = difflib.get_close_matches(name, backbone_names(source_of(name).prefix), n=4, cutoff=0.4)
+    return f"Did you mean {', '.join(near)}? " if near else ""
 
 
 @contextmanager
@@ -145,12 +151,9 @@ def known_weights(backbone: str) -> list[str]:
             return weights_names(backbone)
     except KeyError:
         library, prefix = source_name(backbone), source_of(backbone).prefix
-        names = backbone_names(prefix)
-        near = difflib.get_close_matches(backbone, names, n=4, cutoff=0.4)
-        guess = f"Did you mean {', '.join(near)}? " if near else ""
-        raise InputError(
+        raise SettingsError(
             f"`backbone` {backbone}: {library} has no classification network of this name{' with these weights' if '.' in backbone else ''}. "
-            f"{guess}List them with: python cli.py backbones {prefix}".rstrip()
+            f"{_near_backbones(backbone)}List them with: python cli.py backbones {prefix}".rstrip()
         ) from None
 
 
@@ -204,7 +207,7 @@ def _find_weights(backbone: str, weights: str | None) -> tuple[str, WeightsInfo,
     choices = ", ".join([*published[:6], RANDOM]) + ", or a path of a .pth or .safetensors file"
     if weights is None:
         if not published:
-            raise InputError(f"`backbone` {backbone}: has no published weights. Choose `weights`: {choices}.")
+            raise SettingsError(f"`backbone` {backbone}: has no published weights. Choose `weights`: {choices}.")
         weights = published[0]
     if weights in published:
         return weights, published_weights(backbone, weights), None
@@ -230,7 +233,11 @@ def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None)
         state, source = _read_kept(kept, network.backbone), str(kept)
     else:
         source = weights or network.weights
-        if source in known_weights(network.backbone):
+        try:
+            published = known_weights(network.backbone)
+        except SettingsError as error:  # by another version of the library; nobody has typed the name
+            raise InputError(str(error)) from None
+        if source in published:
             state = _download(network.backbone, source)
         elif Path(source).is_file():
             state = read_weights(Path(source))

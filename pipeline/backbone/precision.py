@@ -16,7 +16,7 @@ from torch.nn import functional
 from model.encoder import FrozenBackbone, backbone_state
 from model.networks import state_digest
 from model.precision import AGREEMENT, Lowered, compiled, folded, lower
-from shards.errors import InputError, first_line
+from shards.errors import InputError, SettingsError, first_line
 
 # Half of them correct the network of lower precision, the other half test it.
 AGREEMENT_IMAGES = 32
@@ -52,7 +52,7 @@ def pick_precision(precision: str, device: torch.device) -> str:
         InputError: No such precision.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"`precision` {precision}: must be one of {', '.join(PRECISIONS)}.")
+        raise SettingsError(f"`precision` {precision}: must be one of {', '.join(PRECISIONS)}.")
     if precision != "auto":
         return precision
     if device.type == "cuda":

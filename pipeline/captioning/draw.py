@@ -12,7 +12,7 @@ from pipeline.captioning.inputs import image_bytes
 from pipeline.images.decode import decode_image
 from pipeline.images.figures import check_figure_name, draw_image_grid, image_grid, save_figure
 from pipeline.images.fonts import choose_fonts
-from shards.errors import InputError
+from shards.errors import InputError, SettingsError
 
 LONGEST_SIDE = 800
 MAX_SHOWN = 100
@@ -56,7 +56,7 @@ def check_can_draw(out: Path | None, images: Iterable[str]) -> None:
         check_figure_name(out)
         same = os.path.abspath  # Path.resolve() raises for invalid file names
         if any(same(name) == same(out) for name in images):
-            raise InputError(f"`out` {out}: this is one of the images to caption, which would be overwritten. Choose another name.")
+            raise SettingsError(f"`out` {out}: this is one of the images to caption, which would be overwritten. Choose another name.")
     elif sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise InputError("`show`: there is no screen here to open a window on. Write a picture instead, with `out` captions.png.")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.captions.encodings import check_encoding
 from pipeline.captions.formats import CaptionInput, format_of
+from pipeline.captions.holdout import Holdout, hold_out
 from pipeline.captions.image_tables import holds_images, read_image_tables
 from pipeline.captions.locations import expanded
 from pipeline.captions.merge import DEFAULT_SPLIT, merge
@@ -25,6 +26,7 @@ class CaptionSource:
     Attributes:
         paths: Captions files or folders of any format, in order; patterns; and URLs of Parquet and Arrow files.
         split_lists: (split, file with the names of its images), for captions that name no splits.
+        holdout: Splits to take from images that have none, as in :func:`pipeline.captions.holdout.hold_out`.
         columns: For tables: ``image``, ``caption``, ``split`` -> the column's name.
         restval: As in :func:`pipeline.captions.karpathy.karpathy_file`.
         encoding: Of text files, UTF-8 by default.
@@ -37,6 +39,7 @@ class CaptionSource:
 
     paths: tuple[Location, ...]
     split_lists: tuple[tuple[str, Path], ...] = ()
+    holdout: Holdout = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     restval: bool = True
     encoding: str | None = None
@@ -97,7 +100,7 @@ def first_captions(splits: Iterable[SplitCaptions]) -> list[str]:
 
 
 def read_captions(source: CaptionSource) -> CaptionFile:
-    """Read the captions files, merge several into one, and assign images to splits by the split lists.
+    """Read the captions files, merge several into one, and assign images to splits by the split lists and the holdout.
 
     Raises:
         InputError: A file is missing, of no known format, damaged or too large; names it, and the line if there is one.
@@ -117,7 +120,8 @@ def read_captions(source: CaptionSource) -> CaptionFile:
         if tables:  # one table in several files, such as train-00000-of-00009.parquet
             files.insert(position, read_image_tables(tables, source.columns, name_splits=not source.split_lists))
         found = files[0] if len(files) == 1 else merge(files)
-        return _assign_splits(found, source) if source.split_lists else found
+        found = _assign_splits(found, source) if source.split_lists else found
+        return hold_out(found, source.holdout, str(source)) if source.holdout else found
 
 
 def _input(source: CaptionSource, path: Path) -> CaptionInput:

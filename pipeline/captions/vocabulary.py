@@ -12,7 +12,7 @@ from shards.atomic import check_output_file
 from shards.caption_table import CaptionTable, table_of_split
 from shards.dataset import open_split
 from shards.digests import json_digest
-from shards.errors import DamageError, InputError
+from shards.errors import DamageError, InputError, SettingsError
 from shards.json_files import read_versioned_json, write_json
 
 FORMAT_VERSION = 2
@@ -39,7 +39,7 @@ def vocabulary_of(table: CaptionTable, *, min_count: int) -> VocabularySummary:
         InputError: ``min_count`` is below 1, or no word occurs so often.
     """
     if min_count < 1:
-        raise InputError(f"`min_count` {min_count}: must be at least 1.")
+        raise SettingsError(f"`min_count` {min_count}: must be at least 1.")
     occurrences = np.bincount(table.tokens, minlength=len(table.words))
     counts = Counter({word: int(count) for word, count in zip(table.words, occurrences, strict=True)})
     vocabulary = build_vocabulary(counts, min_count=min_count, language=table.language)

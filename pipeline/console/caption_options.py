@@ -20,12 +20,14 @@ class CaptionOptions:
 
     captions: tuple[Location, ...]
     split_lists: tuple[str, ...]
+    holdout: tuple[str, ...]
     columns: tuple[str, ...]
     encoding: str | None
     no_restval: bool
 
     def source(self) -> "CaptionSource":
         """What to read."""
+        from pipeline.captions.holdout import parse_holdout
         from pipeline.captions.read import CaptionSource
         from shards.layout import check_split_name
 
@@ -33,6 +35,7 @@ class CaptionOptions:
         return CaptionSource(
             paths=self.captions,
             split_lists=tuple((check_split_name(split), Path(file)) for split, file in lists),
+            holdout=parse_holdout(self.holdout),
             columns=chosen_columns(self.columns),
             restval=not self.no_restval,
             encoding=self.encoding,
@@ -98,6 +101,13 @@ def captions_options(help_text: str, *, several: bool = False) -> Callable[[Call
             multiple=True,
             metavar="SPLIT=FILE",
             help="File with the image names of a split, one per line. Repeat the option for each split.",
+        ),
+        click.option(
+            "--holdout",
+            multiple=True,
+            metavar="SPLIT=FRACTION",
+            help="For images without a split: put this fraction of them into SPLIT, such as val=0.1 or val=0.1,test=0.1; the others are train. "
+            "The file name alone decides.",
         ),
         columns_option,
         encoding_option,

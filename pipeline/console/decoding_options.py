@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.console.options import grouped, typed
-from shards.errors import InputError
+from shards.errors import SettingsError
 
 if TYPE_CHECKING:
     from model.decoding import Decoding
@@ -36,7 +36,7 @@ class DecodingOptions:
             return Decoding(**self.settings)
         except ValueError as error:
             message = re.sub(rf"`?\b({'|'.join(self.settings)})\b`?", r"`\1`", str(error))
-            raise InputError(f"{message}.") from None
+            raise SettingsError(f"{message}.") from None
 
     def typed(self) -> list[str]:
         """The decoding options that were typed on the command line."""

@@ -15,7 +15,7 @@ import click
 
 from pipeline.console.settings import options_of
 from pipeline.execution import messages
-from shards.errors import CapstreamError, ReportedElsewhereError
+from shards.errors import CapstreamError, ReportedElsewhereError, SettingsError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,7 +58,7 @@ def print_note(text: str) -> None:
 
 
 def reported(function: Callable[P, R]) -> Callable[P, R]:
-    """Expected failures become one paragraph and exit code 1; Ctrl-C becomes one line and exit code 130."""
+    """Expected failures become one paragraph and exit code 1, or 2 for wrong usage; Ctrl-C becomes one line and exit code 130."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -66,6 +66,9 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except ReportedElsewhereError:
             sys.exit(1)
+        except SettingsError as error:
+            context = click.get_current_context()
+            raise click.UsageError(with_options(str(error), context.command), context) from None
         except CapstreamError as error:
             raise click.ClickException(with_options(str(error), click.get_current_context().command)) from None
         except KeyboardInterrupt:

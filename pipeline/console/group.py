@@ -14,6 +14,7 @@ from pipeline.console.settings import read_defaults
 from pipeline.execution.library_warnings import print_library_messages
 from pipeline.execution.messages import MessageSettings, configure_messages, log_message, print_error
 from pipeline.execution.printable import printable
+from shards.found_instead import near_name
 
 
 @contextlib.contextmanager
@@ -73,6 +74,13 @@ class CommandGroup(click.Group):
     def make_context(self, *args: Any, **settings: Any) -> click.Context:
         with _printable_errors():
             return super().make_context(*args, **settings)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            error.message += near_name(args[0], self.commands)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         configure_messages(quiet=ctx.params["quiet"], as_json=ctx.params["log_json"])

@@ -65,7 +65,7 @@ shard_cache_options = grouped(
 )
 
 
-def shards_options(help_text: str, *, required: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def shards_options(help_text: str, *, required: bool = False, show_default: str | bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``--shards``, and the options of the cache for shards at a URL."""
-    shards = click.option("--shards", type=location, metavar="PATH|URL", required=required, default=None, help=help_text)
+    shards = click.option("--shards", type=location, metavar="PATH|URL", required=required, default=None, show_default=show_default, help=help_text)
     return lambda function: shards(shard_cache_options(function))

@@ -16,7 +16,7 @@ from pipeline.datasets.catalogue import DATASETS, Archive, Dataset
 from pipeline.datasets.unzip import ArchiveMember, bytes_present, is_complete, list_members, unzip
 from pipeline.execution.progress import Progress
 from shards.atomic import disk_errors, hold_lock, sync_folder, temporary_path
-from shards.errors import CapstreamError, DamageError, InputError, ResourceError
+from shards.errors import CapstreamError, DamageError, InputError, ResourceError, SettingsError
 from shards.fetch import FetchCancelledError
 from shards.json_files import read_versioned_json, write_json
 from shards.paths import free_bytes
@@ -160,11 +160,11 @@ def download(
 
 def _chosen(dataset: str, parts: Sequence[str]) -> tuple[Dataset, list[str]]:
     if dataset not in DATASETS:
-        raise InputError(f"`dataset` {dataset}: is not known. Known datasets are {', '.join(DATASETS)}.")
+        raise SettingsError(f"`dataset` {dataset}: is not known. Known datasets are {', '.join(DATASETS)}.")
     chosen = DATASETS[dataset]
     for part in parts:
         if part not in chosen.parts:
-            raise InputError(f"`parts` {part}: {dataset} has no such part. Its parts are {','.join(chosen.parts)}.")
+            raise SettingsError(f"`parts` {part}: {dataset} has no such part. Its parts are {','.join(chosen.parts)}.")
     return chosen, [part for part in chosen.parts if part in parts or not parts]
 
 

@@ -18,7 +18,7 @@ from pipeline.datasets.scenes import COLOURS, Scene, ShapeGroup, random_scene
 from pipeline.execution.executors import run_tasks
 from pipeline.execution.progress import Progress
 from shards.atomic import committed_file, disk_errors, hold_lock
-from shards.errors import InputError, OccupiedError
+from shards.errors import OccupiedError, SettingsError
 from shards.json_files import write_json
 
 VAL_EVERY = 10
@@ -139,11 +139,11 @@ def synthesize(out: Path, *, images: int, seed: int = 0, language: str = "en", w
         OccupiedError: ``out`` holds something else, or another process is drawing into it.
     """
     if images < VAL_EVERY:
-        raise InputError(f"`images` {images}: must be at least {VAL_EVERY}, because every {VAL_EVERY}th image is in split val.")
+        raise SettingsError(f"`images` {images}: must be at least {VAL_EVERY}, because every {VAL_EVERY}th image is in split val.")
     if seed < 0:
-        raise InputError(f"`seed` {seed}: must not be negative.")
+        raise SettingsError(f"`seed` {seed}: must not be negative.")
     if language not in WORDINGS:
-        raise InputError(f"`language` {language}: {WORDINGS.unknown(language)}")
+        raise SettingsError(f"`language` {language}: {WORDINGS.unknown(language)}")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         others = sorted(p.name for p in out.iterdir() if not OWN_FILE.fullmatch(p.name))

@@ -1,7 +1,7 @@
 """Run + split -> captions of all its images and their scores: a score file, and a result file that other tools can score."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from pipeline.evaluation.scoring import Prediction, ScoringConfig, score_texts
 from pipeline.execution.prefetch import map_ahead
 from pipeline.execution.progress import Progress
 from pipeline.loading.sources import ShardSource
-from pipeline.runs.run import Run, refuse_differences
+from pipeline.runs.recorded_data import recorded_data
+from pipeline.runs.run import Run, read_config, refuse_differences
 from shards.caption_table import CaptionTable, table_of_split
 from shards.dataset import open_split, read_dataset_file
-from shards.errors import CapstreamError, InputError
+from shards.errors import CapstreamError, InputError, SettingsError
 from shards.features import check_network, feature_path, open_features
 from shards.layout import check_split_name, records_path
+from shards.mirror import DEFAULT_CACHE_BYTES
 from shards.remote import origin
 
 
@@ -32,26 +34,29 @@ class EvaluationSource:
     """What to caption: a split of cached features or of shards.
 
     Attributes:
-        features: A folder of feature files; give it or ``shards``.
-        shards: A shard dataset, whose images go through the run's backbone.
+        features: A folder of feature files.
+        shards: A shard dataset, whose images go through the run's backbone. With neither, the data that the run was trained on are used.
+        shard_cache, shard_cache_bytes: As for :class:`pipeline.training.config.DataConfig`.
         split: The split's name.
         batch_size: Images per batch, at least 1.
 
     Raises:
-        InputError: Both or neither of ``features`` and ``shards``, not a name of a split, or an impossible batch size.
+        SettingsError: Both ``features`` and ``shards``, not a name of a split, or an impossible batch size.
     """
 
     features: Path | None = None
     shards: Path | None = None
+    shard_cache: Path | None = None
+    shard_cache_bytes: int = DEFAULT_CACHE_BYTES
     split: str = "val"
     batch_size: int = 128
 
     def __post_init__(self) -> None:
         check_split_name(self.split)
-        if (self.features is None) == (self.shards is None):
-            raise InputError("Give either `features` (cached features) or `shards` (raw images).")
+        if self.features is not None and self.shards is not None:
+            raise SettingsError("`features` and `shards` were both given. Omit one: captions are made from cached features or from raw images.")
         if self.batch_size < 1:
-            raise InputError(f"`batch_size` {self.batch_size}: must be at least 1.")
+            raise SettingsError(f"`batch_size` {self.batch_size}: must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +117,8 @@ def evaluate(
         scoring: How to score.
         files: Where to write.
         command: The command line, for the score file.
-        report: Takes a line for each damaged checkpoint that was skipped, and for each step of scoring that takes a while.
+        report: Takes a line for the data if they are those of the run, for each damaged checkpoint that was skipped, and for each step of scoring
+            that takes a while.
 
     Raises:
         InputError: Wrong names or folders, or a split without captions.
@@ -121,6 +127,7 @@ def evaluate(
         ResourceError: The disk is full or not writable, or the weights cannot be downloaded.
     """
     out, results = _checked_files(captioner, source.split, files)
+    source = _with_recorded_data(captioner, source, report)
     opened = ImageCaptioner(captioner, report=report)
     scoring.check_language(opened.run.vocabulary.language)
     data = _cached(opened.run, source) if source.features is not None else _raw(opened, source)
@@ -154,14 +161,26 @@ def evaluate(
     return Evaluation(scores=scores, captions=named, out=out, results=results)
 
 
+def _with_recorded_data(captioner: CaptionerConfig, source: EvaluationSource, report: Callable[[str], None]) -> EvaluationSource:
+    """The data of the run, if no others are given."""
+    if source.features is None and source.shards is None:
+        config, _ = read_config(captioner.run)
+        folder = recorded_data(captioner.run, config, cache=source.shard_cache, cache_bytes=source.shard_cache_bytes)
+        source = replace(source, **{config.source: folder})
+        report(f"Split {source.split} of the {config.source} that the run was trained on: {origin(folder)}")
+    if source.features is not None and captioner.weights is not None:
+        raise SettingsError("`weights` requires `shards`: cached features need no backbone.")
+    return source
+
+
 def _checked_files(captioner: CaptionerConfig, split: str, files: EvaluationFiles) -> tuple[Path, Path]:
     """The places of the score file and of the result file, checked before any work starts."""
     if captioner.ensemble and files.out is None:
-        raise InputError("The scores of an ensemble belong to none of its runs: give `out`, a file for them.")
+        raise SettingsError("The scores of an ensemble belong to none of its runs: give `out`, a file for them.")
     out = scores_path(captioner.run, split) if files.out is None else files.out
     results = results_path(out) if files.results is None else files.results
     if out.resolve() == results.resolve():
-        raise InputError(f"`out` and `results` are both {out}: choose different names.")
+        raise SettingsError(f"`out` and `results` are both {out}: choose different names.")
     check_scores_place(out)
     check_results_place(results)
     return out, results

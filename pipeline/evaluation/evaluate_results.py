@@ -13,7 +13,7 @@ from pipeline.evaluation.coco_results import read_results
 from pipeline.evaluation.score_file import ENDING, ScoreFile, check_scores_place, write_scores
 from pipeline.evaluation.scoring import Prediction, ScoringConfig, score_texts
 from shards.digests import file_sha256
-from shards.errors import InputError
+from shards.errors import InputError, SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def score_results(
     out = captions.with_name(f"{captions.name.removesuffix('.json')}{ENDING}") if out is None else out
     for given, setting in ((captions, "captions"), (references, "references")):
         if out.resolve() == given.resolve():
-            raise InputError(f"`out` {out}: is the file of `{setting}`, which would be overwritten. Choose another name.")
+            raise SettingsError(f"`out` {out}: is the file of `{setting}`, which would be overwritten. Choose another name.")
     check_scores_place(out)
     scoring.check_language(language)
     notes: list[str] = []

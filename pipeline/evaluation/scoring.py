@@ -19,7 +19,7 @@ from pipeline.evaluation import java
 from pipeline.evaluation.measurement import Measurement, MetricUnavailableError, TokenizedCaptions
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.score_file import Interval, ScoredImage, ScoreFile
-from shards.errors import InputError
+from shards.errors import InputError, SettingsError
 from shards.versions import library_versions
 
 Ptb = Literal["builtin", "java"]
@@ -47,7 +47,7 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         if self.ptb not in get_args(Ptb):
-            raise InputError(f"`ptb` {self.ptb}: must be one of {', '.join(get_args(Ptb))}.")
+            raise SettingsError(f"`ptb` {self.ptb}: must be one of {', '.join(get_args(Ptb))}.")
         if self.ptb == "java":
             try:
                 java.require(*java.NEEDS["tokenizer"], what="The Java tokenizer")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shards.atomic import hold_lock
-from shards.errors import InputError
+from shards.errors import SettingsError
 
 T = TypeVar("T")
 # Array tasks that start together hold each other's locks for a moment while they check them. A process that works holds its own far longer.
@@ -35,9 +35,9 @@ class ArrayTask:
 
     def __post_init__(self) -> None:
         if self.num_tasks < 1:
-            raise InputError(f"`num_tasks` {self.num_tasks}: must be at least 1.")
+            raise SettingsError(f"`num_tasks` {self.num_tasks}: must be at least 1.")
         if not 0 <= self.task_id < self.num_tasks:
-            raise InputError(f"`task_id` {self.task_id}: must be between 0 and {self.num_tasks - 1}, with `num_tasks` {self.num_tasks}.")
+            raise SettingsError(f"`task_id` {self.task_id}: must be between 0 and {self.num_tasks - 1}, with `num_tasks` {self.num_tasks}.")
 
     def select(self, tasks: Sequence[T]) -> list[T]:
         """The tasks of this array task."""
@@ -56,7 +56,7 @@ def pick_array_task(task_id: int | None, num_tasks: int | None) -> ArrayTask | N
     if task_id is None and num_tasks is None:
         return None
     if task_id is None or num_tasks is None:
-        raise InputError("`task_id` and `num_tasks` go together: `task_id` 0 with `num_tasks` 8 is the first of eight array tasks.")
+        raise SettingsError("`task_id` and `num_tasks` go together: `task_id` 0 with `num_tasks` 8 is the first of eight array tasks.")
     return ArrayTask(task_id=task_id, num_tasks=num_tasks)
 
 

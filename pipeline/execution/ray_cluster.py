@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.execution.executors import default_workers
-from shards.errors import CapstreamError, InputError, ResourceError, first_line
+from shards.errors import CapstreamError, InputError, ResourceError, SettingsError, first_line
 
 R = TypeVar("R")
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def _check_address(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
-        raise InputError(f"`ray_address` {address}: give the address of the cluster's head like host:6379, or auto on a machine of the cluster.")
+        raise SettingsError(f"`ray_address` {address}: give the address of the cluster's head like host:6379, or auto on a machine of the cluster.")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:

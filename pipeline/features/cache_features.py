@@ -34,7 +34,7 @@ from pipeline.features.previews import previews_path, write_previews
 from pipeline.features.views import CENTER, view_names
 from shards.atomic import hold_lock
 from shards.dataset import DatasetFile, Split, read_dataset_file
-from shards.errors import DamageError, InputError, OnError
+from shards.errors import DamageError, InputError, OnError, SettingsError
 from shards.features import FeatureFile, Provenance, feature_path
 from shards.output import Output, open_output
 from shards.paths import Location
@@ -77,7 +77,7 @@ class CacheConfig:
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("workers", self.workers)):
             if value is not None and value < 1:
-                raise InputError(f"`{name}` {value}: must be at least 1.")
+                raise SettingsError(f"`{name}` {value}: must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from pipeline.backbone.precision import choose_precision
 from pipeline.execution.devices import out_of_memory, prepare_device
 from pipeline.execution.executors import Cluster
 from pipeline.features.parts import PartSpec, PartTask, cache_parts, whole_parts
-from shards.errors import InputError
+from shards.errors import InputError, SettingsError
 
 # Starting to decode costs a second, but a task that dies has to be repeated from its start.
 SHARDS_PER_TASK = 8
@@ -54,7 +54,7 @@ def task_resources(cluster: Cluster, device: str) -> TaskResources:
         InputError: The cluster has no such device.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"`device` {device}: on a cluster, choose auto, cpu or cuda; each task gets one GPU.")
+        raise SettingsError(f"`device` {device}: on a cluster, choose auto, cpu or cuda; each task gets one GPU.")
     machines = cluster.resources()
     with_gpus = [machine for machine in machines if machine["GPU"] >= 1]
     if device == "cuda" and not with_gpus:

@@ -28,7 +28,7 @@ from pipeline.images.decode import Resize
 from shards.atomic import disk_errors, hold_lock
 from shards.caption_table import CaptionTable, table_from_records
 from shards.digests import json_digest
-from shards.errors import InputError, MismatchError
+from shards.errors import InputError, MismatchError, SettingsError
 from shards.feature_writer import write_features
 from shards.features import FeatureFile, Provenance, feature_path, open_features
 from shards.layout import REJECTS_FILE
@@ -89,7 +89,7 @@ class DeclaredNetwork:
 
     def __post_init__(self) -> None:
         if self.weights == RANDOM:
-            raise InputError("`weights` random: new random weights are not those that made the features. Give the weights file.")
+            raise SettingsError("`weights` random: new random weights are not those that made the features. Give the weights file.")
 
     def resize(self) -> dict[str, Any]:
         """The fields of a :class:`pipeline.images.decode.Resize` that were declared."""
@@ -103,10 +103,11 @@ def declared_network(*, backbone: str | None, weights: str | None, size: int | N
         InputError: An incomplete declaration.
     """
     if (backbone is None) != (weights is None):
-        raise InputError("Give `backbone` and `weights` together, to declare the network that made the features, or omit both.")
+        given, missing = ("backbone", "weights") if weights is None else ("weights", "backbone")
+        raise SettingsError(f"`{given}` was given without `{missing}`. Both declare the network that made the features: give both, or omit both.")
     if backbone is None or weights is None:
         if (size, mode, filter) != (None, None, None):
-            raise InputError("`size`, `resize` and `filter` describe how images were prepared for a network: give `backbone` and `weights` too.")
+            raise SettingsError("`size`, `resize` and `filter` describe how images were prepared for a network: give `backbone` and `weights` too.")
         return None
     return DeclaredNetwork(backbone=backbone, weights=weights, size=size, mode=mode, filter=filter)
 
@@ -154,7 +155,7 @@ def import_features(
     language_rules(language).check_installed()
     check_feature_folder(Output(folder=out), REJECTS_FILE)
     if len(captions.paths) != 1:
-        raise InputError(f"{captions}: give one `captions` only: the rows of a feature matrix are in the order of its images.")
+        raise SettingsError(f"{captions}: give one `captions` only: the rows of a feature matrix are in the order of its images.")
     read = read_captions(captions)
     splits = splits_of(read, captions, split)
     for advice in filter(None, [language_advice(first_captions(splits.values()), language)]):

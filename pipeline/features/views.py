@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.errors import InputError
+from shards.errors import SettingsError
 
 CENTER = "center"
 CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
@@ -50,7 +50,7 @@ def view_names(views: str) -> tuple[str, ...]:
         return (*crops, *(crop + FLIPPED for crop in crops))
     match = _RANDOM.fullmatch(views)
     if match is None or int(match[1]) > MAX_RANDOM:
-        raise InputError(f"`views` {views}: must be center, flip, ten-crop or random:K with K from 1 to {MAX_RANDOM}.")
+        raise SettingsError(f"`views` {views}: must be center, flip, ten-crop or random:K with K from 1 to {MAX_RANDOM}.")
     return (CENTER, *(f"random-{number}" for number in range(1, int(match[1]) + 1)))
 
 

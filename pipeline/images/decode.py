@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.execution.library_warnings import warnings_about
 from pipeline.images.kinds import KINDS, MissingDecoderError, formats_of, missing_decoder
-from shards.errors import CapstreamError, InputError
+from shards.errors import CapstreamError, InputError, SettingsError
 
 MAX_PIXELS = 120_000_000
 MAX_FILE_BYTES = 512 << 20
@@ -72,11 +72,11 @@ class Resize:
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= MAX_SIZE:
-            raise InputError(f"`size` {self.size}: must be between 16 and {MAX_SIZE} pixels.")
+            raise SettingsError(f"`size` {self.size}: must be between 16 and {MAX_SIZE} pixels.")
         if self.mode not in RESIZE_MODES:
-            raise InputError(f"`mode` {self.mode}: must be one of {', '.join(RESIZE_MODES)}.")
+            raise SettingsError(f"`mode` {self.mode}: must be one of {', '.join(RESIZE_MODES)}.")
         if self.filter not in FILTERS:
-            raise InputError(f"`filter` {self.filter}: must be one of {', '.join(FILTERS)}.")
+            raise SettingsError(f"`filter` {self.filter}: must be one of {', '.join(FILTERS)}.")
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of a resized image, before :func:`decode_image` adds the padding.

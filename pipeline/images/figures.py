@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.images.fonts import choose_fonts
 from shards.atomic import check_output_file, committed
-from shards.errors import InputError
+from shards.errors import SettingsError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def check_figure_name(out: Path, setting: str = "out") -> None:
         ResourceError: There is something else than a file.
     """
     if out.suffix.lower() not in FIGURE_SUFFIXES:
-        raise InputError(f"`{setting}` {out}: a figure is written as {', '.join(FIGURE_SUFFIXES)}. Choose a name with one of these extensions.")
+        raise SettingsError(f"`{setting}` {out}: a figure is written as {', '.join(FIGURE_SUFFIXES)}. Choose a name with one of these extensions.")
     check_output_file(out, setting)
 
 

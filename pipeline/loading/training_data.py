@@ -23,7 +23,7 @@ from pipeline.loading.order import WINDOW_SHARDS
 from pipeline.loading.sources import Augmentation, FeatureSource, ShardSource, Source
 from shards.caption_table import CaptionTable, table_from_records
 from shards.dataset import Shard, Split, read_dataset_file
-from shards.errors import InputError, OnError
+from shards.errors import OnError
 from shards.features import check_same_network, feature_path, open_features
 from shards.remote import check_cache_holds
 from shards.tar import open_readable_split, read_records
@@ -68,8 +68,6 @@ def open_cached(features: Path, device: torch.device) -> TrainingData:
     Raises:
         InputError, DamageError, MismatchError: A file is missing or damaged, or they are of different networks.
     """
-    if not features.is_dir():
-        raise InputError(f"{features}: no such folder. Make the feature files with: python cli.py cache-features --out {features}")
     train = open_features(feature_path(features, "train"))
     val = open_features(feature_path(features, "val")) if feature_path(features, "val").is_file() else None
     if val is not None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.images.figures import COLOURS, check_figure_name, save_figure
-from pipeline.runs.run import CONFIG_FILE, METRICS_FILE, is_run
+from pipeline.runs.run import METRICS_FILE, is_run
 from shards.errors import DamageError, InputError
+from shards.found_instead import instead_of_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,7 +130,7 @@ def read_curves(folder: Path, name: str) -> RunCurves:
         DamageError: A line is not a JSON object of finite numbers, or lacks a field; names file and line.
     """
     if not is_run(folder):
-        raise InputError(f"{folder}: not a run (it has no {CONFIG_FILE}). Train one with: python cli.py train --out {folder}")
+        raise InputError(f"{folder}: {instead_of_run(folder)}")
     path = folder / METRICS_FILE
     if path.is_file() and path.stat().st_size > MAX_BYTES:
         raise InputError(f"{path}: {path.stat().st_size} bytes, more than the limit for a log ({MAX_BYTES}).")

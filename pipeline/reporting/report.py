@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pipeline.reporting.html_page import page_parts
 from pipeline.reporting.page_content import page_content
-from pipeline.reporting.reported_runs import first_image, merge_images, read_runs
+from pipeline.reporting.reported_runs import ReportedRun, first_image, merge_images, read_runs
 from pipeline.reporting.thumbnails import RequestedImage, Thumbnails, folder_thumbnails, shard_thumbnails
 from shards.atomic import check_output_file, committed_file
-from shards.errors import InputError
+from shards.errors import CapstreamError, InputError, SettingsError
 from shards.layout import check_split_name
 
 
@@ -49,7 +49,8 @@ def report(
         out: The page, a file whose name ends in .html.
         split: Selects the score file in a run folder, and the split of ``shards``.
         shards: Make thumbnails from this shard dataset.
-        images: Make thumbnails from the images in this folder. With neither, the page has no thumbnails.
+        images: Make thumbnails from the images in this folder. With neither, thumbnails are made from the shards that a run was trained or
+            scored on, if it was on local shards; otherwise the page has none.
         quiet: Show no progress.
 
     Raises:
@@ -60,12 +61,12 @@ def report(
         ResourceError: Disk full, access denied.
     """
     if out.suffix.lower() != ".html":
-        raise InputError(f"`out` {out}: a report is an HTML page. Give it a name that ends in .html.")
+        raise SettingsError(f"`out` {out}: a report is an HTML page. Give it a name that ends in .html.")
     if out.is_dir():
         raise InputError(f"`out` {out}: is a folder. Give the name of the page: {out / 'report.html'}")
     check_output_file(out)
     if shards is not None and images is not None:
-        raise InputError("Give either `shards` or `images` as the source of the thumbnails, not both.")
+        raise SettingsError("`shards` and `images` were both given. Omit one: the images of the page come from one place.")
     check_split_name(split)
     reported = read_runs(runs, split)
     rows, notes = merge_images(reported)
@@ -75,6 +76,12 @@ def report(
         thumbnails = shard_thumbnails(shards, split, requested, quiet=quiet)
     elif images is not None:
         thumbnails = folder_thumbnails(images, requested, quiet=quiet)
+    elif (recorded := _recorded_shards(reported)) is not None:
+        try:
+            thumbnails = shard_thumbnails(recorded, reported[0].scores.split or split, requested, quiet=quiet)
+            notes.append(f"The images are from {recorded}, the shards of the run.")
+        except CapstreamError as error:
+            notes.append(f"The shards of the run have no images for the page: {error}")
     parts = page_parts(page_content(reported, rows, notes, with_thumbnails=thumbnails is not None), thumbnails)
     size = 0
     with committed_file(out) as file:
@@ -91,3 +98,13 @@ def report(
         images_per_second=0.0 if thumbnails is None else thumbnails.images_per_second,
         notes=tuple(notes),
     )
+
+
+def _recorded_shards(runs: Sequence[ReportedRun]) -> Path | None:
+    """The local shards that the first such run was scored or trained on. Remote ones are fetched only if they are asked for."""
+    for run in runs:
+        scored, trained = run.scores.made_by.get("data"), run.config or {}
+        for kind, place in ((scored or {}).get("kind"), (scored or {}).get("path")), (trained.get("source"), trained.get("data")):
+            if kind == "shards" and isinstance(place, str) and "://" not in place:
+                return Path(place)
+    return None

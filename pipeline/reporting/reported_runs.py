@@ -1,6 +1,7 @@
 """What a report shows of each run: its scores, training log and config; and the images of all runs, merged."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 from pipeline.evaluation.score_file import ENDING, ScoredImage, ScoreFile, read_scores, scores_path
 from pipeline.reporting.curves import RunCurves, read_curves, short_names
 from pipeline.runs.run import CONFIG_FILE, METRICS_FILE, is_run
-from shards.errors import DamageError, InputError, MismatchError
+from shards.errors import DamageError, InputError, MismatchError, SettingsError
+from shards.found_instead import instead_of_run
 from shards.json_files import read_json
 
 # The number of distinguishable colours in page.css.
@@ -45,11 +47,11 @@ def read_runs(runs: Sequence[Path], split: str) -> list[ReportedRun]:
         InputError, MismatchError, DamageError: As :func:`pipeline.reporting.report.report`.
     """
     if not 1 <= len(runs) <= MAX_RUNS:
-        raise InputError(f"{len(runs)} runs: a report shows 1 to {MAX_RUNS}.")
+        raise SettingsError(f"{len(runs)} runs: a report shows 1 to {MAX_RUNS}.")
     resolved = [run.resolve() for run in runs]
     for run, path in zip(runs, resolved, strict=True):
         if resolved.count(path) > 1:
-            raise InputError(f"{run}: given twice. Name each run once.")
+            raise SettingsError(f"{run}: given twice. Name each run once.")
     found = [_read_run(run, name, split) for run, name in zip(runs, _names(runs), strict=True)]
     splits = {run.scores.split: run for run in found if run.scores.split}
     if len(splits) > 1:
@@ -70,14 +72,14 @@ def _read_run(run: Path, name: str, split: str) -> ReportedRun:
         return ReportedRun(name=name, scores=_read_checked(run), curves=None, curves_note="A score file alone: it has no training log.", config=None)
     path = scores_path(run, split)
     if not run.is_dir():
-        raise InputError(f"{run}: no such run. Train one with: python cli.py train --out {run}")
+        raise InputError(f"{run}: {instead_of_run(run)}")
     if not path.is_file():
         if not is_run(run):
-            raise InputError(f"{run}: not a run (it has no {CONFIG_FILE}), and it has no {path.name}. Give a run that was evaluated.")
-        raise InputError(
-            f"{path}: {run} has no scores of the split {split!r}. "
-            f"Make them with: python cli.py evaluate --run {run} --features DIR --split {split} --out {path}"
-        )
+            raise InputError(f"{run}: {instead_of_run(run)}")
+        others = sorted(file.name.removesuffix(ENDING) for file in run.glob(f"*{ENDING}"))
+        there = f" It has those of {', '.join(others)}: choose another `split`." if others else ""
+        make = f"python cli.py evaluate --run {shlex.quote(str(run))} --split {split}"
+        raise InputError(f"{run}: has no scores of the split {split!r}.{there} Make them with: {make}")
     scores = _read_checked(path)
     config = read_json(run / CONFIG_FILE, what="run config", error=DamageError) if is_run(run) else None
     if config is not None and not isinstance(config, dict):

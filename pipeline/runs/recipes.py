@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runs.train_config import SETTING_TYPES, TrainConfig, has_setting_type, setting_type_name
-from shards.errors import InputError
+from shards.errors import SettingsError
+from shards.found_instead import near_name
 
 RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {},
@@ -61,7 +62,8 @@ def chosen_settings(given: dict[str, Any], *, config: Path | None = None, initia
         explicit["recipe"] = "self-critical"
     recipe = explicit.get("recipe", "tutorial")
     if recipe not in RECIPES:
-        raise InputError(f"`recipe` {recipe}: unknown. Choose one of {', '.join(RECIPES)}; or put settings into a TOML file and give it as `config`.")
+        choose = f"Choose one of {', '.join(RECIPES)}; or put settings into a TOML file and give it as `config`."
+        raise SettingsError(f"`recipe` {recipe}: unknown.{near_name(recipe, RECIPES)} {choose}")
     architecture = {name: getattr(initial_run, name) for name in ARCHITECTURE} if initial_run is not None else {}
     return {**RECIPES[recipe], **architecture, **explicit}
 
@@ -76,14 +78,14 @@ def read_settings(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = tomllib.loads(file.read(MAX_BYTES).decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a TOML file ({error}). Example of a line: batch-size = 64") from None
+        raise SettingsError(f"{path}: cannot be read as a TOML file ({error}). Example of a line: batch-size = 64") from None
     settings = {}
     for key, value in content.items():
         name = key.replace("-", "_")
         if name not in SETTING_TYPES:
             known = ", ".join(known.replace("_", "-") for known in SETTING_TYPES)
-            raise InputError(f"{path}: unknown setting {key!r}. The settings are {known}.")
+            raise SettingsError(f"{path}: unknown setting {key!r}.{near_name(key.replace('_', '-'), known.split(', '))} The settings are {known}.")
         if not has_setting_type(name, value):
-            raise InputError(f"{path}: {key} is {value!r}, but must be of type {setting_type_name(name)}.")
+            raise SettingsError(f"{path}: {key} is {value!r}, but must be of type {setting_type_name(name)}.")
         settings[name] = value
     return settings

@@ -20,6 +20,7 @@ from pipeline.captions.vocabulary import read_vocabulary, vocabulary_digest, wri
 from pipeline.runs.checkpoints import CheckpointChoice, TrainingPosition, best_checkpoint, latest_checkpoint, load_average, load_model
 from pipeline.runs.train_config import TrainConfig
 from shards.errors import DamageError, InputError, MismatchError
+from shards.found_instead import instead_of_run
 from shards.json_files import read_versioned_json, write_json
 
 FORMAT_VERSION = 6
@@ -77,7 +78,7 @@ def read_config(folder: Path) -> tuple[RunConfig, Vocabulary]:
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise InputError(f"{folder}: not a run (it has no {CONFIG_FILE}). Train one with: python cli.py train --out {folder}")
+        raise InputError(f"{folder}: {instead_of_run(folder)}")
     content = read_versioned_json(path, what="run config", format_version=FORMAT_VERSION)
     try:
         config = RunConfig(

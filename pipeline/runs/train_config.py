@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from model.decoder_config import DECODERS, DecoderConfig, ImageInput
-from shards.errors import InputError, OnError
+from shards.errors import OnError, SettingsError
 
 MAX_LR = 1e6
 MAX_COUNT = 2**31 - 1
@@ -137,12 +137,12 @@ class TrainConfig:
             if getattr(self, setting_field.name) is not None or setting_field.default is not None:
                 _check_value(setting_field.name, getattr(self, setting_field.name), setting_field.metadata["valid"])
         if self.decoder not in DECODERS:
-            raise InputError(f"`decoder` {self.decoder}: {DECODERS.unknown(self.decoder)}")
+            raise SettingsError(f"`decoder` {self.decoder}: {DECODERS.unknown(self.decoder)}")
         for name in CROSS_ENTROPY_ONLY if self.self_critical else ():
             if getattr(self, name) != getattr(type(self), name):
-                raise InputError(f"`{name}` {getattr(self, name)}: has no effect with `self_critical`. Omit it.")
+                raise SettingsError(f"`{name}` {getattr(self, name)}: has no effect with `self_critical`. Omit it.")
         if self.self_critical and self.samples < 2:
-            raise InputError(f"`samples` {self.samples}: must be at least 2; each caption is compared with the others of its image.")
+            raise SettingsError(f"`samples` {self.samples}: must be at least 2; each caption is compared with the others of its image.")
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate at global step ``step``, counted from 0."""
@@ -161,11 +161,11 @@ class TrainConfig:
 def _check_value(name: str, value: object, valid: ValueRange | None) -> None:
     setting_type = SETTING_TYPES[name]
     if not has_setting_type(name, value):
-        raise InputError(f"`{name}` {value!r}: must be of type {setting_type_name(name)}.")
+        raise SettingsError(f"`{name}` {value!r}: must be of type {setting_type_name(name)}.")
     if not isinstance(setting_type, type) and value not in setting_type:
-        raise InputError(f"`{name}` {value}: must be {', '.join(setting_type[:-1])} or {setting_type[-1]}.")
+        raise SettingsError(f"`{name}` {value}: must be {', '.join(setting_type[:-1])} or {setting_type[-1]}.")
     if valid is not None and isinstance(value, (int, float)) and not valid.contains(value):
-        raise InputError(f"`{name}` {value}: must be {valid.description}.")
+        raise SettingsError(f"`{name}` {value}: must be {valid.description}.")
 
 
 def _value_type(name: str) -> type:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.captions.languages import ENGLISH, Language, language_rules, language_tag
 from pipeline.images.decode import Resize, ShapeLimits
-from shards.errors import InputError
+from shards.errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ class ShardConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
-            raise InputError(f"`quality` {self.quality}: must be between 1 and 100.")
+            raise SettingsError(f"`quality` {self.quality}: must be between 1 and 100.")
         if self.shard_size < 1:
-            raise InputError(f"`shard_size` {self.shard_size}: must be at least 1.")
+            raise SettingsError(f"`shard_size` {self.shard_size}: must be at least 1.")
         if self.limit is not None and self.limit < 1:
-            raise InputError(f"`limit` {self.limit}: must be at least 1.")
+            raise SettingsError(f"`limit` {self.limit}: must be at least 1.")
         if not 0 <= self.max_rejects <= 1:
-            raise InputError(f"`max_rejects` {self.max_rejects}: must be a fraction between 0 and 1.")
+            raise SettingsError(f"`max_rejects` {self.max_rejects}: must be a fraction between 0 and 1.")
         self.rules.check_installed()
 
     @property

@@ -64,7 +64,10 @@ def write_splits(
     """
     empty: list[InputError] = []
     written = {}
-    splits = read_splits(replace(captions, image_files=images), split)
+    captions = replace(captions, image_files=images)
+    splits = read_splits(captions, split)
+    if captions.holdout and split is not None:
+        _check_held_out(out, read_splits(captions), config)
     for advice in filter(None, [language_advice(first_captions(splits.values()), config.language)]):
         report(advice)
     for name, of_split in splits.items():
@@ -208,6 +211,14 @@ def _check_same(out: Path, split: str, config: ShardConfig, plan: dict[str, Any]
             raise MismatchError(
                 f"{out}: split {split!r} was made from other input: {differing}. Choose another `split` or `out`, or delete the folder."
             )
+
+
+def _check_held_out(out: Location, splits: dict[str, SplitCaptions], config: ShardConfig) -> None:
+    """Where one split is written alone, the others that ``out`` has must be those of the same holdout: no image may be in two splits."""
+    with open_output(out) as output:
+        output.fetch([DATASET_FILE])
+        for name, captions in splits.items():
+            _check_same(output.folder, name, config, _plan(captions, config))
 
 
 def _remove_leftovers(output: Output, split: str, *, shards: int) -> None:

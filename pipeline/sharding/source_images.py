@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 from pipeline.execution.prefetch import map_ahead
 from pipeline.images.decode import MAX_FILE_BYTES, ImageError, read_image_file
 from pipeline.sharding.folder_names import FolderNames
-from shards.errors import DamageError, InputError
+from shards.errors import DamageError, InputError, SettingsError
 from shards.fetch import MissingFileError, ServerRefusedError, download_bytes, file_size, file_system
 from shards.paths import Location, is_url
 
@@ -46,7 +46,7 @@ def check_source_images(images: Location) -> None:
     if is_url(images):
         parts = urlsplit(str(images))
         if parts.query or parts.fragment:
-            raise InputError(f"`images` {images}: must be the URL of a folder, without ? and #, because file names are appended to it.")
+            raise SettingsError(f"`images` {images}: must be the URL of a folder, without ? and #, because file names are appended to it.")
         file_system(str(images), "Check `images`.")
     elif not Path(images).is_dir():
         raise InputError(f"{images}: no such folder. `images` must be the folder that holds the images.")

@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from torch.distributed import DistError
 
 from pipeline.loading.order import RankSlice
-from shards.errors import CapstreamError, InputError, ReportedElsewhereError, ResourceError
+from shards.errors import CapstreamError, InputError, ReportedElsewhereError, ResourceError, SettingsError
 
 R = TypeVar("R")
 # How long a process waits for the others. The main process's scoring and checkpoints have to fit.
@@ -115,7 +115,7 @@ def local_device(device: str) -> str:
         return device
     local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if device not in ("auto", "cuda"):
-        raise InputError(f"`device` {device}: under torchrun each process uses the GPU of its local rank. Omit it, or choose cuda or cpu.")
+        raise SettingsError(f"`device` {device}: under torchrun each process uses the GPU of its local rank. Omit it, or choose cuda or cpu.")
     if local_rank >= gpus:
         raise InputError(
             f"torchrun started a process with local rank {local_rank} on a machine with {gpus} GPUs. Start it with --nproc-per-node={gpus}, "

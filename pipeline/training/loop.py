@@ -27,6 +27,11 @@ from pipeline.training.train_state import TrainState
 from pipeline.training.validation import Validator
 from shards.errors import DamageError
 
+NO_VAL = (
+    "There is no val split: nothing was validated, and there is no best checkpoint. To get one, make the shards again with: "
+    "python cli.py shard --holdout val=0.1"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSummary:
@@ -223,5 +228,5 @@ class Trainer:
             seconds_per_epoch=seconds[len(seconds) // 2] if seconds else None,
             captions_per_second=self.meter.captions_per_second,
             data_wait=self.meter.data_wait,
-            notes=(*self.run.data.notes, *self.state.notes),
+            notes=(*self.run.data.notes, *self.state.notes, *([] if self.run.data.val is not None else [NO_VAL])),
         )

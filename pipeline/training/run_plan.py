@@ -12,7 +12,7 @@ from pipeline.runs.train_config import TrainConfig
 from pipeline.training.config import DataConfig
 from pipeline.training.initial_run import InitialRun, check_initial_run, open_initial_run, recorded_initial_checkpoint
 from shards.atomic import disk_errors
-from shards.errors import InputError, MismatchError, OccupiedError
+from shards.errors import InputError, MismatchError, OccupiedError, SettingsError
 from shards.remote import localize
 
 # The settings that may be changed on resuming.
@@ -98,8 +98,10 @@ def _with_recorded_data(data: DataConfig, recorded: RunConfig) -> DataConfig:
 
 
 def _checked(data: DataConfig) -> DataConfig:
-    if (data.features is None) == (data.shards is None):
-        raise InputError("Choose one of `features` (a folder of cached features) and `shards` (raw images).")
+    if data.features is not None and data.shards is not None:
+        raise SettingsError("`features` and `shards` were both given. Omit one: a run is trained on cached features or on raw images.")
+    if data.features is None and data.shards is None:
+        raise SettingsError("A new run needs data: give `features` (a folder of cached features) or `shards` (raw images).")
     if data.features is not None and (data.backbone or data.weights):
-        raise InputError("`backbone` and `weights` need `shards`: features record the backbone that computed them.")
+        raise SettingsError("`backbone` and `weights` need `shards`: features record the backbone that computed them.")
     return data

@@ -130,5 +130,5 @@ def _print_captions(captioned: "Iterable[ImageCaptions]", *, count: int, named: 
 def _print_next(run: Path, images: tuple[str, ...], *, shown: bool) -> None:
     folder, first, more = shlex.quote(str(run)), shlex.quote(images[0]), " ..." if len(images) > 1 else ""
     figure = f"python cli.py caption --run {folder} --show --out captions.png {first}{more}"
-    scores = f"python cli.py evaluate --run {folder} --features DIR"
+    scores = f"python cli.py evaluate --run {folder}"
     print_next_step(scores if shown or images == ("-",) else figure, err=True)

@@ -26,14 +26,14 @@ FOR_RUNS = ("runs", "features", "shards", "shard_cache", "shard_cache_gb", "spli
 
 @command(
     "evaluate",
-    "python cli.py evaluate --run runs/first --features data/features",
+    "python cli.py evaluate --run runs/first",
     "python cli.py evaluate --run runs/first --features data/features --beam 5",
     "python cli.py evaluate --run runs/first --shards data/shards --split test --checkpoint best",
     "python cli.py evaluate --captions results.json --references captions_val2014.json",
 )
 @click.option("--run", "runs", type=PATH, multiple=True, help="Folder of a trained run. Repeat the option for an ensemble of runs.")
-@click.option("--features", type=PATH, default=None, help="Folder of cached features.")
-@shards_options("Folder or URL of shards, to caption raw images.")
+@click.option("--features", type=PATH, default=None, show_default="those of the run", help="Folder of cached features.")
+@shards_options("Folder or URL of shards, to caption raw images.", show_default="those of the run")
 @click.option("--split", default="val", help="Split to caption and score.")
 @decoding_options
 @click.option("--captions", type=PATH, default=None, help="Instead of --run: a file of captions in COCO's result format.")
@@ -102,9 +102,7 @@ def evaluate(
     if typed("language"):
         raise click.UsageError("--language requires --references: a run knows the language of its captions.")
     if not runs:
-        raise click.UsageError("Give --run with --features or --shards, or give --captions with --references.")
-    if features is not None and typed("weights"):
-        raise click.UsageError("--weights requires --shards: cached features need no backbone.")
+        raise click.UsageError("Give --run, or give --captions with --references.")
     from pipeline.captioning.captioner import CaptionerConfig
     from pipeline.evaluation.evaluate import EvaluationFiles, EvaluationSource, evaluate
     from pipeline.evaluation.score_file import scores_path
@@ -113,7 +111,14 @@ def evaluate(
     run, *others = runs
     result = evaluate(
         CaptionerConfig(run=run, ensemble=others, decoding=decoding.config(), device=device, weights=weights, checkpoint=checkpoint),
-        EvaluationSource(features=features, shards=shard_cache.local_or_none(shards), split=split, batch_size=batch_size),
+        EvaluationSource(
+            features=features,
+            shards=shard_cache.local_or_none(shards),
+            shard_cache=shard_cache.folder,
+            shard_cache_bytes=shard_cache.max_bytes,
+            split=split,
+            batch_size=batch_size,
+        ),
         scoring=ScoringConfig(ptb=ptb, java=not no_java),
         files=EvaluationFiles(out=out, results=results),
         command=typed_command(),

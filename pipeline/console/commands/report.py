@@ -20,6 +20,7 @@ LARGE_PAGE_BYTES = 300_000_000
 
 @command(
     "report",
+    "python cli.py report runs/first --out report.html",
     "python cli.py report runs/first --shards data/shards --out report.html",
     "python cli.py report runs/first runs/second --images data/val2014 --out report.html",
 )
@@ -27,7 +28,7 @@ LARGE_PAGE_BYTES = 300_000_000
 @click.option("--out", type=PATH, required=True, help="Page to write (.html).")
 @click.option("--split", default="val", help="Split of the scores, RUN/SPLIT.scores.json as written by evaluate, and of --shards.")
 @click.option("--images", type=PATH, default=None, help="Show images from this folder. File names are relative to it.")
-@shards_options("Show images from these shards: a folder or a URL.")
+@shards_options("Show images from these shards: a folder or a URL.", show_default="those of the run, if it is of local shards")
 def report(runs: tuple[Path, ...], out: Path, split: str, images: Path | None, shards: Location | None, shard_cache: ShardCache) -> None:
     """Write an HTML page about RUNS.
 

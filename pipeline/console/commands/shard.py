@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @command(
     "shard",
     "python cli.py shard --images data/train2014 --captions data/captions_train2014.json --out data/shards --split train",
+    "python cli.py shard --images photos --captions captions.csv --out data/shards --holdout val=0.1",
     "python cli.py shard --images data/Flickr8k --captions dataset_flickr8k.json --out data/shards",
     "python cli.py shard --captions 'data/train-*.parquet' --out data/shards",
     "python cli.py shard --images https://host/train2014 --captions captions_train2014.json --out s3://bucket/shards --executor ray",
@@ -121,6 +122,7 @@ def shard(
 
 
 def _print_splits(out: Location, done: "dict[str, SplitSummary]", array_task: "ArrayTask | None") -> None:
+    from shards.dataset import read_dataset_file
     from shards.layout import REJECTS_FILE
 
     rejects_file = out / REJECTS_FILE if isinstance(out, Path) else f"{out.rstrip('/')}/{REJECTS_FILE}"
@@ -134,5 +136,10 @@ def _print_splits(out: Location, done: "dict[str, SplitSummary]", array_task: "A
     if array_task is not None:
         print_next_step(f"python cli.py shard {NEXT_AFTER_ARRAY}; it commits the splits")
         return
+    if isinstance(out, Path) and "val" not in read_dataset_file(out).splits:
+        print_note(
+            "There is no split val, on which train validates and evaluate scores. Add one with `split` val, or take it from these images with "
+            "`holdout` val=0.1 and another `out`."
+        )
     vocabulary, features = (out.parent / "vocab.json", f"{out}-features") if isinstance(out, Path) else ("data/vocab.json", "data/features")
     print_next_step(f"python cli.py vocab --shards {out} --out {vocabulary}, or python cli.py cache-features --shards {out} --out {features}")

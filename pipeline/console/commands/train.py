@@ -1,6 +1,7 @@
 """``train``: train a captioning model."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def train(
             print_note(f"{interrupted} Resume with: python cli.py train --out {out} --resume")
         sys.exit(INTERRUPTED)
     if _is_main_process():
-        _print_summary(out, summary, data=f"--features {features}" if features else f"--shards {shards}" if shards else "--features DIR")
+        _print_summary(out, summary)
 
 
 def _is_main_process() -> bool:
@@ -107,12 +108,12 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _print_summary(out: Path, summary: "TrainSummary", *, data: str) -> None:
+def _print_summary(out: Path, summary: "TrainSummary") -> None:
     for line in summary.notes:
         print_note(line)
     val = f", on val {summary.val_loss:.4f}" if summary.val_loss is not None else ""
     best = f"; best CIDEr on val {summary.best.cider:.3f}, after step {summary.best.step}" if summary.best is not None else ""
     loss = f"; loss {summary.loss:.4f}{val}{best}" if summary.loss is not None else "; nothing left to do"
     print_result(f"{out}: trained to step {summary.steps}{loss}.")
-    split = "val" if val else "train"
-    print_next_step(f"python cli.py evaluate --run {out} {data} --split {split}, or python cli.py caption --run {out} IMAGE.jpg")
+    run = shlex.quote(str(out))
+    print_next_step(f"python cli.py evaluate --run {run}{'' if val else ' --split train'}, or python cli.py caption --run {run} IMAGE.jpg")

@@ -26,7 +26,7 @@ from pipeline.evaluation.evaluate_results import score_results
 from pipeline.evaluation.score_file import read_scores
 from pipeline.evaluation.scoring import ScoringConfig
 from pipeline.runs.run import open_run
-from shards.errors import InputError, MismatchError
+from shards.errors import InputError, MismatchError, SettingsError
 from shards.features import FeatureFile, open_features
 from tests.conftest import TINY_MODEL, Small, diverged
 from tests.pipeline.short_runs import train_on_cpu
@@ -204,14 +204,13 @@ def test_weights_together_with_cached_features_are_a_usage_error(small: Small, r
 def test_what_is_missing_is_named(small: Small, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run"):
         evaluate(on_cpu(tmp_path), EvaluationSource(features=small.features))
-    with pytest.raises(InputError, match=r"test\.h5: no such feature file"):
+    with pytest.raises(InputError, match=r"features: there is no split 'test' \(available: train, val\). Choose another `split`. A new dataset gets"):
         cached(small, tmp_path / "s.json", split="test")
 
 
 def test_settings_that_contradict_each_other_are_refused(small: Small, tmp_path: Path) -> None:
-    for features, shards in ((None, None), (small.features, small.shards)):
-        with pytest.raises(InputError, match=r"either `features` .* or `shards`"):
-            EvaluationSource(features=features, shards=shards)
+    with pytest.raises(SettingsError, match=r"`features` and `shards` were both given. Omit one"):
+        EvaluationSource(features=small.features, shards=small.shards)
     with pytest.raises(InputError, match="`batch_size` 0: must be at least 1"):
         EvaluationSource(features=small.features, batch_size=0)
     with pytest.raises(InputError, match="`ptb` other: must be one of builtin, java"):
@@ -233,7 +232,7 @@ def test_runs_caption_as_an_ensemble_and_mismatching_ones_are_refused(small: Sma
 
     ours = ("evaluate", "--run", small.run, "--run", tmp_path / "second", "--features", small.features, "--no-java", "--device", "cpu")
     refused = run_cli(*ours)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "give --out, a file for them" in refused.output
     assert run_cli(*ours, "--out", tmp_path / "c.json").exit_code == 0
     images = sorted(map(str, (small.source / "images").glob("*.jpg")))[:2]
@@ -260,3 +259,32 @@ def test_the_average_is_the_mean_of_the_weights_of_all_checkpoints(small: Small,
     (kept[0] / "model.safetensors").write_bytes(b"damaged")
     fewer = open_run(tmp_path / "run", device=torch.device("cpu"), checkpoint="average").captioner.state_dict()
     torch.testing.assert_close(fewer["decoder.output.weight"], torch.stack([s["decoder.output.weight"] for s in states[1:]]).mean(dim=0))
+
+
+def test_the_data_of_the_run_are_the_default(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    command = ("evaluate", "--run", small.run, "--no-java", "--device", "cpu", "--out")
+    given, default = run_cli(*command, tmp_path / "a.json", "--features", small.features), run_cli(*command, tmp_path / "b.json")
+    assert given.exit_code == default.exit_code == 0, default.output
+    assert f"Split val of the features that the run was trained on: {small.features}" in default.stderr
+    first, second = (read_scores(tmp_path / name) for name in ("a.json", "b.json"))
+    assert (first.scores, first.images) == (second.scores, second.images)
+    assert second.made_by["data"] == first.made_by["data"]
+    refused = run_cli(*command, tmp_path / "c.json", "--weights", "w.pth")
+    assert (refused.exit_code, "--weights requires --shards" in refused.output) == (2, True)
+
+
+def test_data_of_the_run_that_are_gone_or_have_no_val_are_named(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
+    shutil.copytree(small.features, tmp_path / "f", ignore=shutil.ignore_patterns("val*"))
+    run = tmp_path / "run"
+    assert "There is no val split: nothing was validated" in "".join(
+        train_on_cpu(out=run, features=tmp_path / "f", settings=TINY_MODEL, max_steps=1).notes
+    )
+    command = ("evaluate", "--run", run, "--no-java", "--device", "cpu")
+    result = run_cli(*command)
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'f'}: there is no split 'val' (available: train). Choose another --split." in result.output
+    assert "python cli.py shard --holdout val=0.1" in result.output
+    assert run_cli(*command, "--split", "train").exit_code == 0
+    shutil.rmtree(tmp_path / "f")
+    result = run_cli(*command)
+    assert (result.exit_code, "are no longer there. Give --features, the folder where they are now." in result.output) == (1, True)

@@ -142,7 +142,7 @@ def test_other_folders_and_other_extensions_are_refused(tmp_path: Path) -> None:
         stats(tmp_path)
     with pytest.raises(InputError, match=r"`plot` a\.txt: a figure is written as"):
         stats(tmp_path, plot=Path("a.txt"))
-    with pytest.raises(InputError, match=r"none\.h5: no such feature file"):
+    with pytest.raises(InputError, match="holds no feature files"):
         stats(tmp_path / "none.h5")
 
 
