@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from model.backbone_sources import WeightsInfo, source_name, source_of
@@ -28,6 +27,7 @@ from model.networks import (
     weights_names,
 )
 from model.preprocessing import Preprocessing
+from pipeline.backbone.weights_files import read_weights
 from shards.atomic import committed_file
 from shards.errors import DamageError, InputError, MismatchError, ResourceError, SettingsError, first_line
 from shards.features import Provenance
@@ -290,23 +290,6 @@ def _download(backbone: str, name: str) -> dict[str, Tensor]:
             f"The weights {name} of {backbone} could not be downloaded ({error}). Without network access, set `weights` to the path of a "
             ".pth or .safetensors file, or to random for experiments whose captions do not matter."
         ) from None
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .pth (loaded with ``weights_only``) or .safetensors file.
-
-    Raises:
-        InputError: It is neither, or holds something else.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and its unpickler raise many kinds of errors for untrusted bytes
-        raise InputError(f"{path}: not a weights file ({first_line(error)}). Give a state dict as .pth or .safetensors.") from None
-    if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise InputError(f"{path}: not a state dict (names to tensors). Save the network's state_dict() to a file and give that.")
-    return state
 
 
 def _random_backbone(

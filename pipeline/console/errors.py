@@ -4,12 +4,17 @@ Modules below the command line know no options. They name a setting in backticks
 the running command in its place (``--batch-size``).
 """
 
+import contextlib
 import errno
 import functools
+import os
 import re
+import signal
 import sys
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -19,7 +24,9 @@ from shards.errors import CapstreamError, ReportedElsewhereError, SettingsError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-INTERRUPTED = 130
+# As shells report a program that SIGINT or SIGTERM ended
+INTERRUPTED, TERMINATED = 130, 143
+STOPPED = "Stopped. Finished work is kept. To continue, run the same command again (train: with --resume)."
 SETTING = re.compile(r"(?<!`)`([A-Za-z_]\w*)`(?!`)")
 
 
@@ -57,37 +64,81 @@ def print_note(text: str) -> None:
     messages.print_note(with_options(text, context.command if context is not None else None))
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does, so that worker processes, locks and semaphores are released."""
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[list[int]]:
+    """Raise Terminated in the main thread on SIGTERM, unless the process ignores or handles it. Yields a list that is not empty afterwards."""
+    received: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield received
+        return
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit_terminated() -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers repeat it
+    if "RANK" not in os.environ:  # torchrun ends its processes this way, and says why
+        print_note(STOPPED)
+    sys.exit(TERMINATED)
+
+
 def reported(function: Callable[P, R]) -> Callable[P, R]:
-    """Expected failures become one paragraph and exit code 1, or 2 for wrong usage; Ctrl-C becomes one line and exit code 130."""
+    """Expected failures become one paragraph and exit code 1, or 2 for wrong usage; Ctrl-C and SIGTERM one line and exit code 130 or 143."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except ReportedElsewhereError:
-            sys.exit(1)
-        except SettingsError as error:
-            context = click.get_current_context()
-            raise click.UsageError(with_options(str(error), context.command), context) from None
-        except CapstreamError as error:
-            raise click.ClickException(with_options(str(error), click.get_current_context().command)) from None
-        except KeyboardInterrupt:
-            print_note("Stopped. Finished work is kept. To continue, run the same command again (train: with --resume).")
-            sys.exit(INTERRUPTED)
-        except PermissionError as error:
-            if error.filename is None:  # a socket or process of the system, not a file
-                raise click.ClickException(f"The system refused an operation ({error.strerror or error}). Check the user's permissions.") from None
-            raise click.ClickException(
-                f"{error.filename}: permission denied ({error.strerror}). Check its permissions, or choose another folder."
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+        with _termination() as terminated:
+            try:
+                return _reported(function, *args, **kwargs)
+            except Terminated:
+                _exit_terminated()
+            except click.ClickException:
+                if terminated:  # a worker process had received SIGTERM, too, and ended first
+                    _exit_terminated()
                 raise
-            raise click.ClickException(f"{error.filename}: not a usable file name ({error.strerror}). Check the name.") from None
-        except (MemoryError, RuntimeError) as error:
-            # torch raises its OutOfMemoryError on GPUs, and a plain RuntimeError on CPUs
-            if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)):
-                raise
-            raise click.ClickException(f"Out of memory. {_memory_advice(click.get_current_context().command)}") from None
 
     return run
+
+
+def _reported(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    try:
+        return function(*args, **kwargs)
+    except ReportedElsewhereError:
+        sys.exit(1)
+    except SettingsError as error:
+        context = click.get_current_context()
+        raise click.UsageError(with_options(str(error), context.command), context) from None
+    except CapstreamError as error:
+        raise click.ClickException(with_options(str(error), click.get_current_context().command)) from None
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        print_note(STOPPED)
+        sys.exit(INTERRUPTED)
+    except PermissionError as error:
+        if error.filename is None:  # a socket or process of the system, not a file
+            raise click.ClickException(f"The system refused an operation ({error.strerror or error}). Check the user's permissions.") from None
+        raise click.ClickException(
+            f"{error.filename}: permission denied ({error.strerror}). Check its permissions, or choose another folder."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise click.ClickException(f"{error.filename}: not a usable file name ({error.strerror}). Check the name.") from None
+    except (MemoryError, RuntimeError) as error:
+        # torch raises its OutOfMemoryError on GPUs, and a plain RuntimeError on CPUs
+        if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)):
+            raise
+        raise click.ClickException(f"Out of memory. {_memory_advice(click.get_current_context().command)}") from None

@@ -12,10 +12,11 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
+from types import FrameType
 from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 from pipeline.execution.library_warnings import print_library_messages
@@ -90,6 +91,28 @@ def exit_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
+@contextlib.contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Handle Ctrl-C and SIGTERM at the end of the block.
+
+    A pool that is interrupted while it is made leaks its semaphores, and one that is interrupted while it starts a process forgets to wait for it.
+    """
+    received: list[tuple[int, FrameType | None]] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in received[:1]:
+            handlers[signal.Signals(number)](number, frame)
+
+
 def run_tasks(
     function: Callable[[*Args], R], tasks: Sequence[tuple[*Args]], *, workers: int, cluster: Cluster | None = None
 ) -> Generator[R, None, None]:
@@ -113,6 +136,13 @@ def run_tasks(
     return run_ahead(function, tasks, workers=min(workers, len(tasks)), ahead=4 * workers - 1)
 
 
+def _submitted(pool: ProcessPoolExecutor, function: Callable[[*Args], R], tasks: Sequence[tuple[*Args]]) -> list[Future[R]]:
+    try:
+        return [pool.submit(function, *task) for task in tasks]
+    except (EOFError, ConnectionError) as error:  # the fork server, which starts the processes, was killed
+        raise BrokenProcessPool(str(error)) from None
+
+
 def run_ahead(
     function: Callable[[*Args], R],
     tasks: Iterable[tuple[*Args]],
@@ -133,12 +163,15 @@ def run_ahead(
     """
     context = multiprocessing.get_context(START_METHOD)
     messages = (MessageSettings.quiet, MessageSettings.as_json)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages, initializer, initargs))
+    with signals_deferred():
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages, initializer, initargs))
     pending: deque[Future[R]] = deque()
     remaining = iter(tasks)
     try:
         while True:
-            pending.extend(pool.submit(function, *task) for task in itertools.islice(remaining, ahead + 1 - len(pending)))
+            new = list(itertools.islice(remaining, ahead + 1 - len(pending)))
+            with signals_deferred():
+                pending.extend(_submitted(pool, function, new))
             if not pending:
                 break
             yield pending.popleft().result()

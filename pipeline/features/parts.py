@@ -23,7 +23,7 @@ from model.encoder import FrozenBackbone
 from pipeline.backbone.portable import PortableNetwork
 from pipeline.execution.array_tasks import WORKER_SECONDS
 from pipeline.execution.devices import out_of_memory, prepare_device
-from pipeline.execution.executors import START_METHOD, default_workers, exit_with_parent
+from pipeline.execution.executors import START_METHOD, default_workers, exit_with_parent, signals_deferred
 from pipeline.features.forward_pass import features_of_batches
 from pipeline.features.pixel_batches import pixel_batches
 from shards.atomic import hold_lock
@@ -225,15 +225,17 @@ def cache_parts_on_devices(
 ) -> None:
     """Like :func:`cache_parts`, on several devices: one process per device takes every n-th shard. If one fails, all end."""
     context: Any = multiprocessing.get_context(START_METHOD)
-    messages = context.Queue()
+    with signals_deferred():
+        messages = context.Queue()
     shares = [(device, list(tasks[index :: len(devices)])) for index, device in enumerate(devices)]
     processes = []
     try:
         for device, share in shares:
             if share:
                 process = context.Process(target=_device_process, args=(messages, device, len(devices), share, network, spec))
-                process.start()
-                processes.append(process)
+                with signals_deferred():
+                    process.start()
+                    processes.append(process)
         running = len(processes)
         while running:
             try:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from model.captioner import Captioner
+from pipeline.backbone.weights_files import load_tensors
 from shards.atomic import committed_file, disk_errors, sync_folder
 from shards.digests import file_sha256
 from shards.errors import CapstreamError, DamageError, InputError, MismatchError
@@ -271,9 +272,9 @@ def load_training_state(path: Path, captioner: Captioner, optimizer: torch.optim
     """
     training_file = path / TRAINING_FILE
     try:
-        content: dict[str, Any] = torch.load(training_file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and its unpickler raise many types of exceptions for untrusted bytes
-        raise DamageError(f"{training_file}: cannot be read ({str(error)[:200]}).") from None
+        content: dict[str, Any] = load_tensors(training_file)
+    except ValueError as error:
+        raise DamageError(f"{training_file}: {error}.") from None
     try:
         if "weights" in content:
             captioner.load_state_dict(content["weights"])

@@ -17,7 +17,9 @@ GPU_STEPS_BETWEEN_CHECKS = 16
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """The training was interrupted by Ctrl-C or SIGTERM, after a checkpoint was saved."""
+    """The training was interrupted by Ctrl-C or SIGTERM, after a checkpoint was saved. ``signal`` is the one that this process received."""
+
+    signal = signal.SIGINT
 
 
 @contextmanager
@@ -27,11 +29,12 @@ def interruptible(processes: ProcessGroup, device: torch.device) -> Iterator[Cal
     All processes have to call it at the same steps. A second Ctrl-C, under torchrun two seconds later or more, ends the process at once.
     """
     signalled_at: float | None = None
+    received = signal.SIGINT
     check_every = GPU_STEPS_BETWEEN_CHECKS if device.type == "cuda" and processes.world_size > 1 else 1
 
-    def handle_signal(_number: int, _frame: FrameType | None) -> None:
-        nonlocal signalled_at
-        now = time.monotonic()
+    def handle_signal(number: int, _frame: FrameType | None) -> None:
+        nonlocal signalled_at, received
+        now, received = time.monotonic(), signal.Signals(number)
         if signalled_at is not None and now - signalled_at > (SAME_PRESS_SECONDS if processes.world_size > 1 else 0):
             raise KeyboardInterrupt
         signalled_at = now if signalled_at is None else signalled_at
@@ -46,6 +49,9 @@ def interruptible(processes: ProcessGroup, device: torch.device) -> Iterator[Cal
         return
     try:
         yield is_interrupted
+    except Interrupted as interrupted:
+        interrupted.signal = received
+        raise
     finally:
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.console.command import command
-from pipeline.console.errors import INTERRUPTED, print_note
+from pipeline.console.errors import INTERRUPTED, TERMINATED, print_note
 from pipeline.console.options import PATH, device_option
 from pipeline.console.shard_options import ShardCache, shards_options
 from pipeline.console.training_options import training_options
@@ -97,8 +98,8 @@ def train(
         )
     except Interrupted as interrupted:
         if _is_main_process():
-            print_note(f"{interrupted} Resume with: python cli.py train --out {out} --resume")
-        sys.exit(INTERRUPTED)
+            print_note(f"{interrupted} Resume with: python cli.py train --out {shlex.quote(str(out))} --resume")
+        sys.exit(TERMINATED if interrupted.signal is signal.SIGTERM else INTERRUPTED)
     if _is_main_process():
         _print_summary(out, summary)
 
