@@ -1,7 +1,6 @@
 """Weights files of other programs: a state dict as .pth or .safetensors, read without running any code in it."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,12 +20,12 @@ def load_tensors(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except (PermissionError, FileNotFoundError, IsADirectoryError) as error:  # torch raises other OSErrors for damaged files
         raise ValueError(f"cannot be read ({first_line(error)})") from None
     except Exception as error:  # torch and its unpickler raise many kinds of errors for untrusted bytes
         if "torchscript" in str(error).lower():
             raise ValueError("is a TorchScript archive, which contains code") from None
-        if isinstance(error, UnpicklingError) and "weights" in str(error).lower():
+        if type(error).__name__ == "UnpicklingError" and "weights" in str(error).lower():
             raise ValueError("holds Python objects besides tensors, which could run code when loaded") from None
         raise ValueError("is no file of tensors, or damaged") from None
 
@@ -47,7 +46,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not _is_state(state):
         raise InputError(f"{path}: not a state dict (names to tensors). {STATE_DICT}")
     _check_tensors(path, state)
-    return state  # type: ignore[no-any-return]
+    return state
 
 
 def _is_state(value: Any) -> bool:

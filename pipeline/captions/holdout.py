@@ -69,7 +69,7 @@ def hold_out(found: CaptionFile, holdout: Holdout, source: str) -> CaptionFile:
         raise InputError(f"{source}: has a split {own[0]} of its own ({', '.join(names)}). Omit `holdout`, or hold out a split of another name.")
     if names and not {None, DEFAULT_SPLIT} & found.splits.keys():
         raise InputError(f"{source}: has no split {DEFAULT_SPLIT} to take images from, only {', '.join(names)}. Omit `holdout`.")
-    splits: dict[str, list[CaptionedImage]] = {name if name is not None else DEFAULT_SPLIT: [] for name in found.splits}
+    splits: dict[str | None, list[CaptionedImage]] = {name if name is not None else DEFAULT_SPLIT: [] for name in found.splits}
     splits |= {DEFAULT_SPLIT: splits.get(DEFAULT_SPLIT, [])} | {name: [] for name, _ in holdout}
     for name, records in found.splits.items():
         for record in records:
@@ -81,7 +81,7 @@ def hold_out(found: CaptionFile, holdout: Holdout, source: str) -> CaptionFile:
                 f"{source}: `holdout` gives split {name} none of the {images} images (a hash of the file name chooses them). "
                 f"Choose a {'smaller' if name == DEFAULT_SPLIT else 'larger'} fraction."
             )
-    return CaptionFile(splits={**splits}, rejects=found.rejects, listed=found.listed)
+    return CaptionFile(splits=splits, rejects=found.rejects, listed=found.listed)
 
 
 def _split_of(file_name: str, holdout: Holdout) -> str:

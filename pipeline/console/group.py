@@ -23,8 +23,12 @@ def _printable_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = printable(error.message or "")
+        _set_message(error, printable(error.message or ""))
         raise
+
+
+def _set_message(error: click.ClickException, message: str) -> None:
+    vars(error)["message"] = message  # declared final; a new error would lose the option and the context that this one names
 
 
 class StandardOutput(io.TextIOWrapper):
@@ -79,7 +83,7 @@ class CommandGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            error.message += near_name(args[0], self.commands)
+            _set_message(error, error.message + near_name(args[0], self.commands))
             raise
 
     def invoke(self, ctx: click.Context) -> Any:

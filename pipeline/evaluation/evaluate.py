@@ -166,7 +166,7 @@ def _with_recorded_data(captioner: CaptionerConfig, source: EvaluationSource, re
     if source.features is None and source.shards is None:
         config, _ = read_config(captioner.run)
         folder = recorded_data(captioner.run, config, cache=source.shard_cache, cache_bytes=source.shard_cache_bytes)
-        source = replace(source, **{config.source: folder})
+        source = replace(source, features=folder) if config.source == "features" else replace(source, shards=folder)
         report(f"Split {source.split} of the {config.source} that the run was trained on: {origin(folder)}")
     if source.features is not None and captioner.weights is not None:
         raise SettingsError("`weights` requires `shards`: cached features need no backbone.")

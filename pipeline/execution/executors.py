@@ -102,13 +102,13 @@ def signals_deferred() -> Iterator[None]:
         yield
         return
     handlers = {number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))}
-    for number in handlers:
-        signal.signal(number, lambda number, frame: received.append((number, frame)))
+    for deferred in handlers:
+        signal.signal(deferred, lambda number, frame: received.append((number, frame)))
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for deferred, handler in handlers.items():
+            signal.signal(deferred, handler)
         for number, frame in received[:1]:
             handlers[signal.Signals(number)](number, frame)
 

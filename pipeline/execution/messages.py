@@ -8,7 +8,7 @@ Everything that is printed passes through here, where :mod:`pipeline.execution.p
 
 import sys
 import time
-from typing import IO, Any, Literal
+from typing import Any, Literal, TextIO
 
 import click
 
@@ -96,10 +96,10 @@ def print_next_step(text: str, *, err: bool = False) -> None:
         _print(f"Next: {text}", sys.stderr if err else sys.stdout)
 
 
-def _print(line: str, stream: IO[str]) -> None:
+def _print(line: str, stream: TextIO) -> None:
     click.echo(printable(line), stream)
 
 
-def _print_json(value: Any, stream: IO[str], *, indent: int | None = None) -> None:
+def _print_json(value: Any, stream: TextIO, *, indent: int | None = None) -> None:
     ascii_only = not (stream.encoding or "").lower().startswith("utf")
     click.echo(printable_json(value, indent=indent, ascii_only=ascii_only), stream)

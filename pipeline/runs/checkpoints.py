@@ -274,7 +274,7 @@ def load_training_state(path: Path, captioner: Captioner, optimizer: torch.optim
     try:
         content: dict[str, Any] = load_tensors(training_file)
     except ValueError as error:
-        raise DamageError(f"{training_file}: {error}.") from None
+        raise DamageError(f"{training_file}: cannot be read: it {error}.") from None
     try:
         if "weights" in content:
             captioner.load_state_dict(content["weights"])

@@ -4,11 +4,12 @@ import functools
 import hashlib
 import http.server
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from safetensors.torch import save_file
 
 from model.networks import random_state
 from model.torchvision_loading import torchvision_models
-from pipeline.backbone.backbones import Network, open_backbone, read_weights, reopen_backbone
+from pipeline.backbone.backbones import Network, open_backbone, reopen_backbone
+from pipeline.backbone.weights_files import read_weights
 from shards.errors import InputError, MismatchError, ResourceError
 from tests.processes import run_python
 
@@ -204,3 +206,50 @@ def test_backbones_lists_timms_networks_too(run_cli: Callable[..., Result]) -> N
     assert result.exit_code == 0, result.output
     assert result.output.splitlines()[1].split()[0] == "timm:test_resnet"
     assert "r160_in1k" in result.output
+
+
+def _with_first(state: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    name = next(iter(state))
+    return {**state, name: change(state[name])}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tensor: tensor.to_sparse(), r"features\.0\.weight is sparse \(sparse_coo\)\. Save it dense: tensor\.to_dense\(\)"),
+        (lambda tensor: tensor.to("meta"), r"features\.0\.weight has no data \(it is on PyTorch's meta device\)"),
+        (lambda tensor: tensor.to(torch.complex64), "has values of type complex64. Save the weights as float32, float16 or bfloat16"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "has values of type float8_e4m3fn"),
+    ],
+)
+def test_tensors_that_no_network_computes_with_are_named_and_not_taken_for_too_small_images(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], says: str
+) -> None:
+    torch.save(_with_first(random_state("squeezenet1_1", seed=0), change), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=says) as refused:
+        read_weights(tmp_path / "w.pth")
+    assert "`size`" not in str(refused.value)
+
+
+class _Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("code in a weights file ran",))
+
+
+def test_a_file_that_is_no_state_dict_is_refused_without_the_advice_to_load_it_anyway(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = random_state("squeezenet1_1", seed=0)
+    torch.save({"a": _Hostile()}, tmp_path / "code.pth")
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "nested.pth")
+    (tmp_path / "other.pth").write_bytes(b"hello")
+    torch.save(state, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:10_000])
+    for name, says in {
+        "code": "holds Python objects besides tensors, which could run code when loaded. Save the network's state_dict()",
+        "nested": "not a state dict, but its entry 'state_dict' is one. Save that entry alone",
+        "other": "is no file of tensors, or damaged",
+        "cut": "is no file of tensors, or damaged",
+    }.items():
+        with pytest.raises(InputError, match=rf"{name}\.pth: {re.escape(says)}") as refused:
+            read_weights(tmp_path / f"{name}.pth")
+        assert "weights_only" not in str(refused.value)
+    assert capsys.readouterr().out == ""

@@ -104,7 +104,7 @@ def test_a_folder_with_a_run_or_something_else_is_refused(small: Small, tmp_path
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(OccupiedError, match=r"thesis\.tex"):
         train_on_cpu(out=tmp_path, features=small.features)
-    with pytest.raises(InputError, match="one of `features`"):
+    with pytest.raises(InputError, match="give `features`"):
         train_on_cpu(out=tmp_path / "new")
 
 
