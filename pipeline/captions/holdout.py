@@ -70,10 +70,11 @@ def hold_out(found: CaptionFile, holdout: Holdout, source: str) -> CaptionFile:
     if names and not {None, DEFAULT_SPLIT} & found.splits.keys():
         raise InputError(f"{source}: has no split {DEFAULT_SPLIT} to take images from, only {', '.join(names)}. Omit `holdout`.")
     splits: dict[str | None, list[CaptionedImage]] = {name if name is not None else DEFAULT_SPLIT: [] for name in found.splits}
-    splits |= {DEFAULT_SPLIT: splits.get(DEFAULT_SPLIT, [])} | {name: [] for name, _ in holdout}
-    for name, records in found.splits.items():
+    for name in (DEFAULT_SPLIT, *dict(holdout)):
+        splits.setdefault(name, [])
+    for split, records in found.splits.items():
         for record in records:
-            splits[_split_of(record.file_name, holdout) if name is None or name == DEFAULT_SPLIT else name].append(record)
+            splits[_split_of(record.file_name, holdout) if split is None or split == DEFAULT_SPLIT else split].append(record)
     images = sum(map(len, (splits[name] for name in (DEFAULT_SPLIT, *dict(holdout)))))
     for name in (DEFAULT_SPLIT, *dict(holdout)):
         if images and not splits[name]:

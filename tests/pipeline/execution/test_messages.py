@@ -56,8 +56,9 @@ def test_log_json_prints_everything_as_json_and_keeps_standard_output(small: Sma
     code, output, lines = told(*command, "--out", tmp_path / "b")
     assert code == 0
     assert output == "".join(f"{line}\n" for line in plain.stdout.replace("/a", "/b").splitlines()[:-1])
-    assert [line["kind"] for line in lines] == ["progress", "result", "next"]
-    shown, result, following = lines
+    assert [line["kind"] for line in lines] == ["progress", "result", "note", "next"]
+    shown, result, no_val, following = lines
+    assert no_val["text"].startswith("There is no split val")
     assert {name: shown[name] for name in ("title", "done", "total", "unit", "note")} == {
         "title": "Sharding train",
         "done": 4,
