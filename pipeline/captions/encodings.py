@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.errors import InputError
+from shards.errors import InputError, SettingsError
 
 # The usual encodings of captions on Windows, and whose they are
 ENCODINGS = {
@@ -38,7 +38,7 @@ def check_encoding(name: str) -> str:
         codecs.getincrementaldecoder(name)
     except (LookupError, ValueError):
         known = ", ".join(["utf-8", "utf-16", *ENCODINGS])
-        raise InputError(f"`encoding` {name}: there is no such encoding of text. Usual ones are: {known}.") from None
+        raise SettingsError(f"`encoding` {name}: there is no such encoding of text. Usual ones are: {known}.") from None
     return name
 
 

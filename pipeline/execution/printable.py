@@ -8,6 +8,8 @@ import json
 import re
 from typing import Any
 
+from shards.json_files import readable_json
+
 _UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
@@ -32,9 +34,7 @@ def printable_json(value: Any, *, indent: int | None = None, ascii_only: bool = 
     >>> printable_json({"image": "\x9b사진\udcff.jpg"})
     '{"image": "\\u009b사진\\udcff.jpg"}'
     """
-    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
-    # The encoder has escaped C0, so that a newline can only be its own
-    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+    return json.dumps(value, indent=indent) if ascii_only else readable_json(value, indent=indent)
 
 
 def _escaped(found: re.Match[str]) -> str:

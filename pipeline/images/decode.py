@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.execution.library_warnings import warnings_about
 from pipeline.images.kinds import KINDS, MissingDecoderError, formats_of, missing_decoder
-from shards.errors import CapstreamError, InputError, SettingsError
+from shards.errors import CapstreamError, SettingsError
 
 MAX_PIXELS = 120_000_000
 MAX_FILE_BYTES = 512 << 20
@@ -117,9 +117,9 @@ class ShapeLimits:
 
     def __post_init__(self) -> None:
         if self.min_side < 1:
-            raise InputError(f"`min_side` {self.min_side}: must be at least 1 pixel.")
+            raise SettingsError(f"`min_side` {self.min_side}: must be at least 1 pixel.")
         if not 1 <= self.max_aspect <= MAX_JPEG_SIDE:
-            raise InputError(f"`max_aspect` {self.max_aspect}: must be between 1 and {MAX_JPEG_SIDE}.")
+            raise SettingsError(f"`max_aspect` {self.max_aspect}: must be between 1 and {MAX_JPEG_SIDE}.")
 
     def check(self, name: str, width: int, height: int) -> None:
         """Refuse an image outside the limits.
