@@ -19,7 +19,7 @@ from pipeline.execution.prefetch import map_ahead
 from pipeline.execution.progress import Progress
 from pipeline.loading.sources import ShardSource
 from pipeline.runs.recorded_data import recorded_data
-from pipeline.runs.run import Run, read_config, refuse_differences
+from pipeline.runs.run import Run, RunConfig, read_config, refuse_differences
 from shards.caption_table import CaptionTable, table_of_split
 from shards.dataset import open_split, read_dataset_file
 from shards.errors import CapstreamError, InputError, SettingsError
@@ -126,8 +126,9 @@ def evaluate(
         DamageError: A file is damaged, or the model's scores contain NaN.
         ResourceError: The disk is full or not writable, or the weights cannot be downloaded.
     """
+    config, _ = read_config(captioner.run)
     out, results = _checked_files(captioner, source.split, files)
-    source = _with_recorded_data(captioner, source, report)
+    source = _with_recorded_data(captioner, config, source, report)
     opened = ImageCaptioner(captioner, report=report)
     scoring.check_language(opened.run.vocabulary.language)
     data = _cached(opened.run, source) if source.features is not None else _raw(opened, source)
@@ -161,10 +162,9 @@ def evaluate(
     return Evaluation(scores=scores, captions=named, out=out, results=results)
 
 
-def _with_recorded_data(captioner: CaptionerConfig, source: EvaluationSource, report: Callable[[str], None]) -> EvaluationSource:
+def _with_recorded_data(captioner: CaptionerConfig, config: RunConfig, source: EvaluationSource, report: Callable[[str], None]) -> EvaluationSource:
     """The data of the run, if no others are given."""
     if source.features is None and source.shards is None:
-        config, _ = read_config(captioner.run)
         folder = recorded_data(captioner.run, config, cache=source.shard_cache, cache_bytes=source.shard_cache_bytes)
         source = replace(source, features=folder) if config.source == "features" else replace(source, shards=folder)
         report(f"Split {source.split} of the {config.source} that the run was trained on: {origin(folder)}")
