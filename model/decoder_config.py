@@ -1,9 +1,10 @@
 """Which decoders there are, and a captioner's decoder and sizes as runs record them. Imports nothing heavy, so that ``--help`` answers at once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from model.limits import SIZE_LIMITS, check_type
 from model.registry import Registry
 
 # By name, the subclasses of model.decoders.base.Decoder, each built from a DecoderConfig.
@@ -27,7 +28,8 @@ class DecoderConfig:
             improve language models"); where the LSTM's size differs from the embedding's, a linear layer comes in between.
 
     Raises:
-        ValueError: An unknown decoder, or an impossible size.
+        TypeError: A value has another type.
+        ValueError: An unknown decoder, or a size out of the range 1 to :data:`model.limits.SIZE_LIMITS`.
     """
 
     feature_dim: int
@@ -43,11 +45,13 @@ class DecoderConfig:
     tie_weights: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            check_type(field.name, getattr(self, field.name), str if field.type is ImageInput else field.type)
         if self.decoder not in DECODERS:
             raise ValueError(DECODERS.unknown(self.decoder))
-        for name in ("feature_dim", "vocabulary_size", "embedding_dim", "hidden_dim", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        for name, largest in SIZE_LIMITS.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1 and at most {largest}")
         for name in ("feature_dropout", "input_dropout", "output_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1")

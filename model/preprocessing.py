@@ -3,11 +3,16 @@
 Pixels stay uint8 until they are on the device. Cropping is slicing; normalization comes last, right before the network.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from model.limits import FILTERS, MAX_SIDE, RESIZE_MODES, check_type
+
+MAX_PIXEL = 1e6  # far above any mean or standard deviation of pixels in 0..1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +25,9 @@ class Preprocessing:
         filter: Resampling filter of the shards.
         crop: Side of the square that the network sees.
         mean, std: Per channel (R, G, B), for pixels scaled to 0..1.
+
+    Raises:
+        TypeError, ValueError: A value has another type, or is out of range.
     """
 
     size: int
@@ -30,6 +38,17 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
+        for name, kind in (("size", int), ("mode", str), ("filter", str), ("crop", int)):
+            check_type(name, getattr(self, name), kind)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(math.isfinite(value) and abs(value) < MAX_PIXEL for value in values):
+                raise ValueError(f"{name} is {values}, it must be three finite numbers")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std is {self.std}, it must be three numbers above 0")
+        if self.size > MAX_SIDE:
+            raise ValueError(f"size is {self.size}, it must be at most {MAX_SIDE} pixels")
+        if self.mode not in RESIZE_MODES or self.filter not in FILTERS:
+            raise ValueError(f"mode {self.mode!r} or filter {self.filter!r} does not exist")
         if not 0 < self.crop <= self.size:
             raise ValueError(f"a crop of {self.crop} pixels does not fit in images of {self.size}")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.backbone_sources import WeightsInfo, source_name, source_of
 from model.encoder import FrozenBackbone, backbone_state, build_backbone, calibrate, feature_dim, with_crop
+from model.limits import check_type
 from model.networks import (
     backbone_names,
     describe,
@@ -75,7 +76,9 @@ class Network:
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:
         """From :meth:`content`; raises KeyError, TypeError or ValueError for anything else."""
-        names = {name: str(content[name]) for name in ("backbone", "weights", "weights_sha256")}
+        names = {name: content[name] for name in ("backbone", "weights", "weights_sha256")}
+        for name, value in names.items():
+            check_type(name, value, str)
         return cls(**names, preprocessing=parse_preprocessing(content["preprocessing"]))
 
 
@@ -100,12 +103,12 @@ def parse_preprocessing(content: dict[str, Any] | None) -> Preprocessing | None:
     """From JSON; raises KeyError, TypeError or ValueError for anything else."""
     if content is None:
         return None
-    mean, std = (tuple(float(v) for v in content[name]) for name in ("mean", "std"))
-    if len(mean) != 3 or len(std) != 3:
-        raise ValueError("mean and std need three values")
-    return Preprocessing(
-        size=int(content["size"]), mode=str(content["mode"]), filter=str(content["filter"]), crop=int(content["crop"]), mean=mean, std=std
-    )
+    for name in ("mean", "std"):
+        check_type(name, content[name], list)
+        for value in content[name]:
+            check_type(name, value, float)
+    mean, std = (tuple(map(float, content[name])) for name in ("mean", "std"))
+    return Preprocessing(**{name: content[name] for name in ("size", "mode", "filter", "crop")}, mean=mean, std=std)
 
 
 def list_backbones(pattern: str = "") -> Iterator[tuple[str, int, int, list[str]]]:

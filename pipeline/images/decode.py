@@ -11,6 +11,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from model.limits import FILTERS, MAX_SIDE, MIN_SIDE, RESIZE_MODES
 from pipeline.execution.library_warnings import warnings_about
 from pipeline.images.kinds import KINDS, MissingDecoderError, formats_of, missing_decoder
 from shards.errors import CapstreamError, SettingsError
@@ -38,9 +39,6 @@ class ImageError(CapstreamError):
         self.reason = reason
 
 
-RESIZE_MODES = ("squash", "shortest", "pad", "none")
-FILTERS = ("lanczos", "bicubic", "bilinear", "box")
-MAX_SIZE = 4096
 MAX_JPEG_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 # The padding's colour: ImageNet's mean, which normalisation turns into zeros like those of a convolution's padding
 PADDING = (124, 116, 104)
@@ -71,8 +69,8 @@ class Resize:
     filter: str = "lanczos"
 
     def __post_init__(self) -> None:
-        if not 16 <= self.size <= MAX_SIZE:
-            raise SettingsError(f"`size` {self.size}: must be between 16 and {MAX_SIZE} pixels.")
+        if not MIN_SIDE <= self.size <= MAX_SIDE:
+            raise SettingsError(f"`size` {self.size}: must be between {MIN_SIDE} and {MAX_SIDE} pixels.")
         if self.mode not in RESIZE_MODES:
             raise SettingsError(f"`mode` {self.mode}: must be one of {', '.join(RESIZE_MODES)}.")
         if self.filter not in FILTERS:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from model.captioner import Captioner
+from model.decoder_config import DecoderConfig
 from pipeline.backbone.weights_files import load_tensors
 from shards.atomic import committed_file, disk_errors, sync_folder
 from shards.digests import file_sha256
@@ -238,10 +239,32 @@ def _check_checkpoint(path: Path) -> TrainingPosition:
         position = dict(content["position"])
         best = position.pop("best")
         return TrainingPosition(**position, best=None if best is None else BestValidation(step=int(best["step"]), cider=float(best["cider"])))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DamageError(f"{path / 'state.json'}: damaged ({error!r}).") from None
     except OSError as error:
         raise DamageError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def check_sizes(path: Path, config: DecoderConfig) -> None:
+    """Check that a checkpoint's weights have the sizes of a config, before a captioner of these sizes takes any memory.
+
+    Raises:
+        DamageError: The file cannot be read.
+        MismatchError: The weights have other names or shapes; names the first.
+    """
+    with torch.device("meta"):
+        expected = {name: list(value.shape) for name, value in Captioner(config).state_dict().items()}
+    try:
+        with safe_open(path / MODEL_FILE, "pt") as file:
+            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise DamageError(f"{path / MODEL_FILE}: cannot be read ({error}).") from None
+    for name in {**expected, **found}:
+        if expected.get(name) != found.get(name):
+            raise MismatchError(
+                f"{path}: the weights do not fit the run's config: {name} has shape {found.get(name)}, but by the config {expected.get(name)}. "
+                "Restore the original config.json."
+            )
 
 
 def load_model(path: Path, captioner: Captioner) -> None:

@@ -14,10 +14,11 @@ import torch
 
 from model.captioner import Captioner, Ensemble
 from model.decoder_config import DecoderConfig
+from model.limits import check_type
 from model.vocabulary import Vocabulary
 from pipeline.backbone.backbones import KEPT_FILE, Network
 from pipeline.captions.vocabulary import read_vocabulary, vocabulary_digest, write_vocabulary
-from pipeline.runs.checkpoints import CheckpointChoice, TrainingPosition, best_checkpoint, latest_checkpoint, load_average, load_model
+from pipeline.runs.checkpoints import CheckpointChoice, TrainingPosition, best_checkpoint, check_sizes, latest_checkpoint, load_average, load_model
 from pipeline.runs.train_config import TrainConfig
 from shards.errors import DamageError, InputError, MismatchError
 from shards.found_instead import instead_of_run
@@ -32,6 +33,9 @@ class RunConfig:
     """``config.json``: the training's settings, the decoder's architecture, the backbone, and the training data.
 
     ``start`` records where the initial weights came from: the run, its checkpoint, and the SHA-256 of the weights; None: random initialization.
+
+    Raises:
+        TypeError, ValueError: A value is impossible.
     """
 
     train: TrainConfig
@@ -43,6 +47,17 @@ class RunConfig:
     data_digest: str
     versions: dict[str, str]
     start: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary_digest", "source", "data", "data_digest"):
+            check_type(name, getattr(self, name), str)
+        if self.source not in ("features", "shards"):
+            raise ValueError(f"source is {self.source!r:.100}, it must be features or shards")
+        for name, values in (("versions", self.versions), ("start", self.start or {})):
+            for key, value in values.items():
+                check_type(f"{name}.{key}", value, str)
+        if self.start is not None and self.start.keys() != {"run", "checkpoint", "sha256"}:
+            raise ValueError(f"start has {', '.join(self.start)[:100]}, it must have run, checkpoint and sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +101,10 @@ def read_config(folder: Path) -> tuple[RunConfig, Vocabulary]:
             decoder=DecoderConfig(**content["decoder"]),
             network=Network.parse(content["network"]),
             versions=dict(content["versions"]),
-            start=None if content["start"] is None else {str(name): str(value) for name, value in content["start"].items()},
+            start=None if content["start"] is None else dict(content["start"]),
             **{name: content[name] for name in ("vocabulary_digest", "source", "data", "data_digest")},
         )
-    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InputError) as error:
         raise DamageError(f"{path}: not a valid run config ({error!r}).") from None
     vocabulary = read_vocabulary(folder / VOCABULARY_FILE)
     found = vocabulary_digest(vocabulary)
@@ -113,6 +128,7 @@ def open_run(folder: Path, *, device: torch.device, checkpoint: CheckpointChoice
     """
     config, vocabulary = read_config(folder)
     path, position, notes = latest_checkpoint(folder)
+    check_sizes(path, config.decoder)
     captioner = Captioner(config.decoder)
     if checkpoint == "average":
         load_average(folder, captioner)

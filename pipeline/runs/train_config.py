@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from model.decoder_config import DECODERS, DecoderConfig, ImageInput
+from model.limits import SIZE_LIMITS
 from shards.errors import OnError, SettingsError
 
 MAX_LR = 1e6
@@ -31,9 +32,15 @@ PROBABILITY = ValueRange(lambda value: 0 <= value < 1, "at least 0 and below 1")
 DECAY_FACTOR = ValueRange(lambda value: 0 < value <= 1, "greater than 0, and at most 1")
 THREADS = ValueRange(lambda value: 1 <= value <= 4096, "at least 1, and at most 4096")
 LEARNING_RATE = ValueRange(lambda value: 0 < value <= MAX_LR, f"greater than 0, and at most {MAX_LR:g}")
-MINUTES = ValueRange(lambda value: 0 <= value < math.inf, "at least 0 (0: no time-based checkpoints)")
+MINUTES = ValueRange(lambda value: 0 <= value <= MAX_COUNT, f"at least 0 (0: no time-based checkpoints), and at most {MAX_COUNT}")
 # BatchNorm cannot normalize a single image.
 BATCH_SIZE = ValueRange(lambda value: 2 <= value <= MAX_COUNT, f"at least 2, because BatchNorm needs two images, and at most {MAX_COUNT}")
+
+
+def size_range(name: str) -> ValueRange:
+    """The valid values of one of the decoder's sizes."""
+    largest = SIZE_LIMITS[name]
+    return ValueRange(lambda value: 1 <= value <= largest, f"at least 1, and at most {largest}")
 
 
 def setting(default: Any, purpose: str, valid: ValueRange | None = None, *, none_means: str | None = None, off_option: str | None = None) -> Any:
@@ -101,9 +108,9 @@ class TrainConfig:
         None, "Caption with the average of the weights after each of the last N epochs.", POSITIVE_INTEGER, none_means="no averaging"
     )
     decoder: str = setting(DecoderConfig.decoder, f"The decoder: {', '.join(DECODERS)}.")
-    embedding_dim: int = setting(DecoderConfig.embedding_dim, "Size of word and image embeddings.", POSITIVE_INTEGER)
-    hidden_dim: int = setting(DecoderConfig.hidden_dim, "Hidden size of the LSTM.", POSITIVE_INTEGER)
-    layers: int = setting(DecoderConfig.layers, "Number of LSTM layers.", POSITIVE_INTEGER)
+    embedding_dim: int = setting(DecoderConfig.embedding_dim, "Size of word and image embeddings.", size_range("embedding_dim"))
+    hidden_dim: int = setting(DecoderConfig.hidden_dim, "Hidden size of the LSTM.", size_range("hidden_dim"))
+    layers: int = setting(DecoderConfig.layers, "Number of LSTM layers.", size_range("layers"))
     feature_dropout: float = setting(DecoderConfig.feature_dropout, "Dropout probability on image features.", PROBABILITY)
     input_dropout: float = setting(DecoderConfig.input_dropout, "Dropout probability on the LSTM's inputs.", PROBABILITY)
     output_dropout: float = setting(DecoderConfig.output_dropout, "Dropout probability on the LSTM's outputs, and between its layers.", PROBABILITY)

@@ -16,6 +16,7 @@ from pipeline.loading.batches import CaptionBatch
 from pipeline.runs.checkpoints import (
     BestValidation,
     TrainingPosition,
+    check_sizes,
     has_checkpoints,
     latest_checkpoint,
     load_model,
@@ -49,14 +50,16 @@ class TrainState:
         self, out: Path, config: RunConfig, device: torch.device, processes: ProcessGroup, *, steps_per_epoch: int, initial_checkpoint: Path | None
     ) -> None:
         self.out, self.settings, self.processes, self.steps_per_epoch = out, config.train, processes, steps_per_epoch
-        torch.manual_seed(config.train.seed)
-        self.captioner = Captioner(config.decoder).to(device)
-        self.optimizer = adamw(self.captioner, config.train)
         self.position, self.notes, latest = TrainingPosition(epoch=0, step_in_epoch=0, step=0), list[str](), None
         if has_checkpoints(out):
             latest, position, self.notes = latest_checkpoint(out)
             self.position = without_stale_average(position, config.train, steps_per_epoch)
         checkpoint = latest or initial_checkpoint
+        if checkpoint is not None:
+            check_sizes(checkpoint, config.decoder)
+        torch.manual_seed(config.train.seed)
+        self.captioner = Captioner(config.decoder).to(device)
+        self.optimizer = adamw(self.captioner, config.train)
         if checkpoint is not None:
             load_model(checkpoint, self.captioner)
         # Copied from the weights used for captioning, before load_training_state() replaces them by those that are being trained.

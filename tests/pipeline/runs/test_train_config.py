@@ -1,17 +1,22 @@
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import torch
+from click.testing import Result
 
 from cli import cli
+from model.limits import SIZE_LIMITS
 from pipeline.console.settings import options_of
 from pipeline.console.training_options import option
-from pipeline.runs.run import read_config
+from pipeline.runs.run import open_run, read_config
 from pipeline.runs.train_config import SETTING_TYPES, TrainConfig
-from shards.errors import DamageError, InputError
+from shards.errors import DamageError, InputError, MismatchError
 from tests import ROOT
 from tests.conftest import Small
 
@@ -71,6 +76,10 @@ def test_scheduled_sampling_rises_linearly_and_stays() -> None:
         {"epochs": 2.5},
         {"tie_weights": "yes"},
         {"captions_per_image": 2**70},
+        {"checkpoint_minutes": 10**400},
+        {"hidden_dim": 2**40},
+        {"embedding_dim": 2**20},
+        {"layers": 10**6},
     ],
 )
 def test_impossible_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
@@ -116,3 +125,57 @@ def test_every_setting_is_an_option_of_train_that_is_none_unless_typed() -> None
 def test_typed_settings_are_told_from_others(typed: str, settings: dict[str, Any]) -> None:
     given = cli.commands["train"].make_context("train", ["--out", "run", *typed.split()]).params
     assert {name: given[name] for name in SETTING_TYPES if given[name] is not None} == settings
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((("decoder", name), value) for name in SIZE_LIMITS for value in (2**40, 0, -1, 32.0, "32", True, None, [32], 10**400)),
+        *((("train", name), value) for name in ("embedding_dim", "hidden_dim", "layers") for value in (2**40, 32.0, True, 10**6)),
+        *((("decoder", name), value) for name in ("input_dropout", "feature_dropout") for value in (1.0, -0.1, "0.5", True, float("nan"))),
+        *((("decoder", name), value) for name in ("decoder", "image_input", "tie_weights") for value in (1, ["lstm"], "never", None)),
+        *((("network", name), value) for name in ("backbone", "weights", "weights_sha256") for value in (1, None, {})),
+        *((("network", "preprocessing", name), value) for name in ("size", "crop") for value in (2**40, 0, 64.0, "64", True, None)),
+        *((("network", "preprocessing", name), value) for name in ("mode", "filter") for value in ("none such", 1, None)),
+        *(
+            (("network", "preprocessing", name), value)
+            for name in ("mean", "std")
+            for value in ([1, 1], [True] * 3, [float("nan")] * 3, "111", 10**400)
+        ),
+        (("network", "preprocessing", "std"), [1, 0, 1]),
+        *(
+            ((name,), value)
+            for name in ("source", "data", "data_digest", "vocabulary_digest", "network", "versions", "train")
+            for value in (1, [1], None)
+        ),
+        (("source",), "neither"),
+        (("versions",), {"torch": 2}),
+        *((("start",), value) for value in ({"run": "x"}, {"run": "x", "checkpoint": "y", "sha256": 1}, 5, ["run"])),
+    ],
+)
+def test_every_value_of_a_run_config_is_checked_before_anything_is_built(small: Small, tmp_path: Path, place: tuple[str, ...], value: object) -> None:
+    config = json.loads((small.run / "config.json").read_text())
+    inner = config
+    for name in place[:-1]:
+        inner = inner[name]
+    assert place[-1] in inner
+    inner[place[-1]] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DamageError, match=r"config\.json: not a valid run config"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["embedding_dim", "hidden_dim", "layers"])
+def test_the_weights_are_compared_with_the_sizes_of_the_config_before_these_take_memory(small: Small, tmp_path: Path, name: str) -> None:
+    shutil.copytree(small.run, tmp_path / "run")
+    config = json.loads((small.run / "config.json").read_text())
+    config["decoder"][name] = SIZE_LIMITS[name]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MismatchError, match=r"the weights do not fit the run's config: .* has shape .*, but by the config"):
+        open_run(tmp_path / "run", device=torch.device("cpu"))
+
+
+def test_options_have_the_limits_of_files(run_cli: Callable[..., Result], small: Small, tmp_path: Path) -> None:
+    result = run_cli("train", "--features", small.features, "--out", tmp_path / "run", "--hidden-dim", 2**40)
+    assert result.exit_code == 2
+    assert f"--hidden-dim {2**40}: must be at least 1, and at most {SIZE_LIMITS['hidden_dim']}.\n" in result.output
