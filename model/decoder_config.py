@@ -46,7 +46,9 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check_type(field.name, getattr(self, field.name), str if field.type is ImageInput else field.type)
+            kind = str if field.type is ImageInput else field.type
+            assert isinstance(kind, type)
+            check_type(field.name, getattr(self, field.name), kind)
         if self.decoder not in DECODERS:
             raise ValueError(DECODERS.unknown(self.decoder))
         for name, largest in SIZE_LIMITS.items():

@@ -9,9 +9,9 @@ import pytest
 from click.testing import Result
 
 from cli import cli
+from model.limits import FILTERS, RESIZE_MODES
 from pipeline.console.settings import options_of
 from pipeline.demo import IMAGES
-from pipeline.images.decode import FILTERS, RESIZE_MODES
 from pipeline.sharding.config import ShardConfig
 from tests.conftest import Small
 

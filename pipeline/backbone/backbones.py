@@ -107,7 +107,7 @@ def parse_preprocessing(content: dict[str, Any] | None) -> Preprocessing | None:
         check_type(name, content[name], list)
         for value in content[name]:
             check_type(name, value, float)
-    mean, std = (tuple(map(float, content[name])) for name in ("mean", "std"))
+    mean, std = ((float(red), float(green), float(blue)) for red, green, blue in (content["mean"], content["std"]))
     return Preprocessing(**{name: content[name] for name in ("size", "mode", "filter", "crop")}, mean=mean, std=std)
 
 

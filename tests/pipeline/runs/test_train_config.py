@@ -1,7 +1,8 @@
 import json
+import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -127,30 +128,26 @@ def test_typed_settings_are_told_from_others(typed: str, settings: dict[str, Any
     assert {name: given[name] for name in SETTING_TYPES if given[name] is not None} == settings
 
 
+def wrong_values(folder: tuple[str, ...], names: Iterable[str], *values: Any) -> list[tuple[tuple[str, ...], Any]]:
+    return [((*folder, name), value) for name in names for value in values]
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        *((("decoder", name), value) for name in SIZE_LIMITS for value in (2**40, 0, -1, 32.0, "32", True, None, [32], 10**400)),
-        *((("train", name), value) for name in ("embedding_dim", "hidden_dim", "layers") for value in (2**40, 32.0, True, 10**6)),
-        *((("decoder", name), value) for name in ("input_dropout", "feature_dropout") for value in (1.0, -0.1, "0.5", True, float("nan"))),
-        *((("decoder", name), value) for name in ("decoder", "image_input", "tie_weights") for value in (1, ["lstm"], "never", None)),
-        *((("network", name), value) for name in ("backbone", "weights", "weights_sha256") for value in (1, None, {})),
-        *((("network", "preprocessing", name), value) for name in ("size", "crop") for value in (2**40, 0, 64.0, "64", True, None)),
-        *((("network", "preprocessing", name), value) for name in ("mode", "filter") for value in ("none such", 1, None)),
-        *(
-            (("network", "preprocessing", name), value)
-            for name in ("mean", "std")
-            for value in ([1, 1], [True] * 3, [float("nan")] * 3, "111", 10**400)
-        ),
-        (("network", "preprocessing", "std"), [1, 0, 1]),
-        *(
-            ((name,), value)
-            for name in ("source", "data", "data_digest", "vocabulary_digest", "network", "versions", "train")
-            for value in (1, [1], None)
-        ),
-        (("source",), "neither"),
-        (("versions",), {"torch": 2}),
-        *((("start",), value) for value in ({"run": "x"}, {"run": "x", "checkpoint": "y", "sha256": 1}, 5, ["run"])),
+        *wrong_values(("decoder",), SIZE_LIMITS, 2**40, 0, -1, 32.0, "32", True, None, [32], 10**400),
+        *wrong_values(("train",), ("embedding_dim", "hidden_dim", "layers"), 2**40, 32.0, True, 10**6),
+        *wrong_values(("decoder",), ("input_dropout", "feature_dropout"), 1.0, -0.1, "0.5", True, math.nan),
+        *wrong_values(("decoder",), ("decoder", "image_input", "tie_weights"), 1, ["lstm"], "never", None),
+        *wrong_values(("network",), ("backbone", "weights", "weights_sha256"), 1, None, {}),
+        *wrong_values(("network", "preprocessing"), ("size", "crop"), 2**40, 0, 64.0, "64", True, None),
+        *wrong_values(("network", "preprocessing"), ("mode", "filter"), "none such", 1, None),
+        *wrong_values(("network", "preprocessing"), ("mean", "std"), [1, 1], [True] * 3, [math.nan] * 3, [10**400] * 3, "111"),
+        *wrong_values(("network", "preprocessing"), ("std",), [1, 0, 1]),
+        *wrong_values((), ("source", "data", "data_digest", "vocabulary_digest", "network", "versions", "train"), 1, [1], None),
+        *wrong_values((), ("source",), "neither"),
+        *wrong_values((), ("versions",), {"torch": 2}),
+        *wrong_values((), ("start",), {"run": "x"}, {"run": "x", "checkpoint": "y", "sha256": 1}, 5, ["run"]),
     ],
 )
 def test_every_value_of_a_run_config_is_checked_before_anything_is_built(small: Small, tmp_path: Path, place: tuple[str, ...], value: object) -> None:
