@@ -159,7 +159,7 @@ def demo(config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
         ("control: features shuffled", f"BLEU-4 {control.metrics['bleu_4']:.3f}, {100 * control.true_pairs:.0f}% of the captions"),
     ]
     say("7/7 caption: captioning images of the val split from their files")
-    example = _caption(config)
+    example = _caption(config, say)
     rows += [("total", f"{stopwatch.lap():,.0f} s")]
     return DemoResult(rows=tuple(rows), scores=scores, control=control, picture=out / "captions.png", run=out / "run", example=example)
 
@@ -244,7 +244,7 @@ def _evaluate(config: DemoConfig) -> tuple[list[str], ValScores, ValScores]:
     return captions, scores, shuffled_control(captions, table)
 
 
-def _caption(config: DemoConfig) -> Path:
+def _caption(config: DemoConfig, say: Callable[[str], None]) -> Path:
     """Caption some images of the val split from their files and draw them with their captions. Returns one of the images."""
     images = config.out / "synth" / "images"
     table = open_features(feature_path(config.out / "features", "val")).table
@@ -252,7 +252,8 @@ def _caption(config: DemoConfig) -> Path:
     captioned = caption_images(CaptionerConfig(run=config.out / "run", device=config.device), [str(path) for path in shown])
     references = [texts[0] for texts in table.reference_texts()[:CAPTIONED_IMAGES]]
     texts = [(image.name, f"{image.captions[0].caption}\n(reference: {text})") for image, text in zip(captioned, references, strict=True)]
-    draw_captions(texts, config.out / "captions.png")
+    if problem := draw_captions(texts, config.out / "captions.png"):
+        say(problem)
     return shown[0]
 
 

@@ -31,6 +31,10 @@ EXTRAS = {
     "hub": (("pyarrow", "huggingface_hub"), "captions and images at hf:// URLs"),
     "heif": (("pillow_heif", "pillow_avif"), "HEIC, HEIF and AVIF images"),
     "excel": (("openpyxl",), "captions from Excel files"),
+    "zh": (("jieba",), "captions in Chinese"),
+    "ja": (("sudachipy", "sudachidict_small"), "captions in Japanese"),
+    "ko": (("kiwipiepy", "kiwipiepy_model"), "captions in Korean"),
+    "icu": (("icu4py",), "captions in other languages than these and English"),
     "ray": (("ray",), "sharding and caching on a cluster"),
 }
 CAPTION_FILES = ("annotations/captions_*.json", "karpathy/*.json", "flickr8k/*.token.txt")

@@ -43,12 +43,13 @@ class RunCurves:
         return better((line for line in self.validation if score in line), key=lambda line: line[score], default=None)
 
 
-def draw_curves(runs: Sequence[Path], out: Path) -> tuple[RunCurves, ...]:
+def draw_curves(runs: Sequence[Path], out: Path, *, report: Callable[[str], None] = lambda _: None) -> tuple[RunCurves, ...]:
     """Plot loss, CIDEr of generated captions, learning rate and speed, with a colour per run.
 
     Args:
         runs: Run directories, at least one.
         out: A .png, .jpg, .pdf or .svg file.
+        report: Takes a line if a run's name has characters that no font has.
 
     Raises:
         InputError: ``out`` has another file name extension, a folder is not a run, or its log is empty.
@@ -79,7 +80,8 @@ def draw_curves(runs: Sequence[Path], out: Path) -> tuple[RunCurves, ...]:
         axis.set_xlabel("Epochs")
         axis.set_ylim(bottom=0)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(curves)), frameon=False)
-    save_figure(figure, out)
+    if problem := save_figure(figure, out):
+        report(problem)
     return curves
 
 

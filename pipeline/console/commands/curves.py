@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.console.command import command
+from pipeline.console.errors import print_note
 from pipeline.console.options import PATH
 from pipeline.execution.messages import print_next_step, print_result
 
@@ -16,7 +17,7 @@ def curves(runs: tuple[Path, ...], out: Path) -> None:
     """Plot the training curves of RUNS in one figure. It shows loss, scores, learning rate and throughput by epoch."""
     from pipeline.reporting.curves import draw_curves
 
-    for run in draw_curves(runs, out):
+    for run in draw_curves(runs, out, report=print_note):
         last, lowest, highest = run.training[-1], run.best("val_loss", min), run.best("val_cider", max)
         val = f"; lowest val loss {lowest['val_loss']:.4f} after step {lowest['step']:,.0f}" if lowest is not None else ""
         scored = f"; highest val CIDEr {highest['val_cider']:.3f} after step {highest['step']:,.0f}" if highest is not None else ""

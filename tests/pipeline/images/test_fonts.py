@@ -1,5 +1,6 @@
 """Fonts for the text of figures. The font with Korean and Chinese characters is made here, so that the tests need no installed one."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from matplotlib import font_manager
 
 from pipeline.images import fonts
 from pipeline.images.figures import image_grid, save_figure, wrapped
+from pipeline.reporting.curves import draw_curves
 
 PIXELS = np.zeros((8, 8, 3), np.uint8)
 
@@ -74,6 +76,19 @@ def test_an_installed_font_draws_what_the_default_one_cannot(tmp_path: Path, mon
     # Installed after matplotlib listed the fonts of the machine
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "korean.ttf")])
     assert saved(tmp_path, "café 개 一只狗") == (None, ["café 개 一只狗"])
+
+
+@pytest.mark.usefixtures("only_default_font")
+def test_the_names_of_runs_in_a_legend_are_drawn_as_all_text_is(tmp_path: Path) -> None:
+    run, said = tmp_path / "한국", list[str]()
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    line = {"step": 10, "epochs": 1.0, "mean_loss": 5.0, "lr": 0.001, "captions_per_second": 400.0, "data_wait": 0.0}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_curves([run], tmp_path / "curves.png", report=said.append)
+    assert [line.partition(":")[0] for line in said] == ["No installed font has 2 characters (Hangul"]
 
 
 def test_plain_text_keeps_its_font(tmp_path: Path) -> None:
