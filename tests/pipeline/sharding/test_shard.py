@@ -407,7 +407,7 @@ def test_captions_with_line_breaks_and_quotes_are_stored_unchanged(tmp_path: Pat
     shard_images(tmp_path)
     _, _, record = next(iter(shard_samples(open_split(tmp_path / "out", "train").shards[0])))
     assert record["captions"] == [{"id": 0, "text": caption, "tokens": tokenize(caption)}]
-    (line,) = (tmp_path / "out" / "rejects.jsonl").read_text(encoding="ascii").splitlines()
+    (line,) = (tmp_path / "out" / "rejects.jsonl").read_bytes().decode().splitlines()
     assert json.loads(line)["file"] == caption + ".jpg"
 
 
