@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets  # type: ignore[import-untyped]
 import pytest
 
 from pipeline.captions.read import CaptionSource
@@ -17,14 +18,15 @@ from pipeline.sharding.shard import write_splits
 from pipeline.sharding.splits import SplitSummary
 from shards.dataset import open_split
 from shards.errors import InputError, MismatchError
+from shards.paths import Location
 from tests import ROOT
 from tests.conftest import SMALL
 from tests.hub_server import HubServer
 from tests.image_tables import image_rows, picture, write_table
-from tests.servers import contents
+from tests.servers import contents, s3_bucket, s3_server
 
 
-def shard_tables(*captions: Path, out: Path, workers: int = 1, images: Path | None = None, **options: Any) -> dict[str, SplitSummary]:
+def shard_tables(*captions: Location, out: Path, workers: int = 1, images: Path | None = None, **options: Any) -> dict[str, SplitSummary]:
     config = ShardConfig(resize=SMALL.resize, shard_size=4, **options)
     return write_splits(images=images, captions=CaptionSource(paths=captions), out=out, config=config, workers=workers)
 
@@ -151,3 +153,17 @@ def test_a_dataset_on_the_hub_is_read_by_its_address(tables: Path, tmp_path: Pat
     shard_tables(tables, out=tmp_path / "local")
     assert contents(tmp_path / "out") == contents(tmp_path / "local")
     assert not any("None" in each for each in server.requests)  # ranges, and never whole files
+
+
+def test_tables_in_s3_give_the_same_shards(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard_tables(tables, out=tmp_path / "local")
+    datasets.Dataset.from_parquet(str(tables / "train-*.parquet")).save_to_disk(str(tmp_path / "arrow"))
+    (arrow,) = (tmp_path / "arrow").glob("*.arrow")
+    with s3_server() as server, s3_bucket(server, monkeypatch) as (url, client):
+        for path in [*tables.iterdir(), arrow]:
+            client.upload_file(str(path), url.removeprefix("s3://"), f"{path.parent.name}/{path.name}")
+        shard_tables(f"{url}/data/*.parquet", out=tmp_path / "remote")
+        shard_tables(f"{url}/arrow", out=tmp_path / "from-arrow")
+    assert contents(tmp_path / "remote") == contents(tmp_path / "local")
+    tars = [f"train-{number:06d}.tar" for number in range(3)]
+    assert [(tmp_path / "from-arrow" / tar).read_bytes() for tar in tars] == [(tmp_path / "local" / tar).read_bytes() for tar in tars]
