@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.backbone_sources import WeightsInfo, source_name, source_of
 from model.encoder import FrozenBackbone, backbone_state, build_backbone, calibrate, feature_dim, with_crop
-from model.limits import check_type
+from model.limits import FILTERS, MAX_SIDE, RESIZE_MODES, check_type
 from model.networks import (
     backbone_names,
     describe,
@@ -256,6 +256,11 @@ def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None)
 
 
 def _fit(info: WeightsInfo, resize: dict[str, Any]) -> Preprocessing:
+    if resize["size"] > MAX_SIDE or resize["mode"] not in RESIZE_MODES or resize["filter"] not in FILTERS:
+        raise InputError(
+            f"No images are resized with `size` {resize['size']}, `mode` {resize['mode']} and `filter` {resize['filter']}: the size is at most "
+            f"{MAX_SIDE} pixels, the mode one of {', '.join(RESIZE_MODES)}, the filter one of {', '.join(FILTERS)}."
+        )
     try:
         return with_crop(info, size=resize["size"], mode=resize["mode"], filter=resize["filter"])
     except ValueError:

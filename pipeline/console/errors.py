@@ -44,8 +44,9 @@ def with_options(message: str, command: click.Command | None) -> str:
 
 
 def option_names(command: click.Command) -> dict[str, str]:
-    """The options of a command by the settings' names: ``{"batch_size": "--batch-size", ...}``."""
-    parameters = {option.name: option.opts[0] for option in options_of(command) if option.name}
+    """The options and arguments of a command by the settings' names: ``{"batch_size": "--batch-size", "out": "OUT", ...}``."""
+    arguments = {argument.name: argument.human_readable_name for argument in command.params if isinstance(argument, click.Argument) and argument.name}
+    parameters = arguments | {option.name: option.opts[0] for option in options_of(command) if option.name}
     # An option's own name takes precedence over the name of another option's parameter
     typed = {text.lstrip("-").replace("-", "_"): text for option in options_of(command) for text in (*option.opts, *option.secondary_opts)}
     return parameters | typed

@@ -253,3 +253,9 @@ def test_a_file_that_is_no_state_dict_is_refused_without_the_advice_to_load_it_a
             read_weights(tmp_path / f"{name}.pth")
         assert "weights_only" not in str(refused.value)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("name", "value"), [("size", 5000), ("mode", "stretch"), ("filter", "nearest")])
+def test_a_way_of_resizing_that_does_not_exist_is_refused_by_name(tmp_path: Path, name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"`{name}` {value}"):
+        open_backbone(backbone="resnet18", weights="random", resize={**RESIZE, name: value}, kept=tmp_path / "kept", sample=lambda crop: [])

@@ -32,6 +32,10 @@ def test_settings_of_the_command_become_its_options_and_all_other_words_stay(mes
     assert with_options(message, TRAIN) == printed
 
 
+def test_arguments_are_named_as_the_help_names_them() -> None:
+    assert with_options("Choose another `out`.", cli.commands["synth"]) == "Choose another OUT."
+
+
 def test_outside_a_command_a_message_stays() -> None:
     assert with_options("`batch_size` 1", None) == "`batch_size` 1"
 
