@@ -40,7 +40,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
     except Exception as error:  # safetensors raises many kinds of errors, too
         problem = str(error) if isinstance(error, ValueError) else f"cannot be read ({first_line(error)})"
-        raise InputError(f"{path}: {problem}. {STATE_DICT}") from None
+        raise InputError(f"{path}: not a weights file: it {problem}. {STATE_DICT}") from None
     if isinstance(state, dict) and (nested := [name for name, value in state.items() if _is_state(value)]):
         raise InputError(f"{path}: not a state dict, but its entry {str(nested[0])!r} is one. Save that entry alone, and give that file.")
     if not _is_state(state):

@@ -273,4 +273,4 @@ def test_the_command_writes_to_s3_and_prints_the_url(place: Place, drawn: Path, 
     result = run_cli("shard", *options)
     assert f"{url}: split train: 10 images" in result.output
     assert result.output.splitlines()[-1].startswith(f"Next: python cli.py vocab --shards {url} --out data/vocab.json")
-    assert run_cli("shard", *options, "--task-id", 2).exit_code == 1
+    assert run_cli("shard", *options, "--task-id", 2).exit_code == 2

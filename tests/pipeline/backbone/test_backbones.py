@@ -249,7 +249,7 @@ def test_a_file_that_is_no_state_dict_is_refused_without_the_advice_to_load_it_a
         "other": "is no file of tensors, or damaged",
         "cut": "is no file of tensors, or damaged",
     }.items():
-        with pytest.raises(InputError, match=rf"{name}\.pth: {re.escape(says)}") as refused:
+        with pytest.raises(InputError, match=rf"{name}\.pth: .*{re.escape(says)}") as refused:
             read_weights(tmp_path / f"{name}.pth")
         assert "weights_only" not in str(refused.value)
     assert capsys.readouterr().out == ""

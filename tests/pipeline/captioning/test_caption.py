@@ -236,7 +236,7 @@ def test_a_picture_is_never_drawn_over_a_photograph(small: Small, tmp_path: Path
     photograph = Path(shutil.copy(scenes(small, 1)[0], tmp_path / "a.jpg"))
     before = photograph.read_bytes()
     result = run_cli("caption", "--run", small.run, tmp_path, "--show", "--out", tmp_path / "x" / ".." / "a.jpg")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "a.jpg: this is one of the images" in result.stderr
     assert photograph.read_bytes() == before
 

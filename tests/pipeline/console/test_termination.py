@@ -69,7 +69,11 @@ def test_cache_features_ends_without_warnings(many: Path, small: Small, tmp_path
     sharding = ["--images", many, "--captions", many / "captions.csv", "--out", shards, "--size", 64, "--shard-size", 50, "--workers", 1]
     assert run_cli("shard", *sharding).exit_code == 0
     command = ["cache-features", "--shards", shards, "--out", out, "--backbone", "resnet18", "--weights", "random", "--device", "cpu", "--workers", 1]
-    assert terminated(command, lambda: any(out.glob(".*part*")) or any(out.glob(".train*")), group=group) == (143, "", STOPPED)
+    code, output, errors = terminated(command, lambda: any(out.glob(".*part*")) or any(out.glob(".train*")), group=group)
+    assert (code, output) == (143, "")
+    assert errors.endswith(f"\n{STOPPED}")
+    assert "resource_tracker" not in errors
+    assert "Traceback" not in errors
 
 
 def test_train_saves_a_checkpoint_and_returns_143(small: Small, tmp_path: Path) -> None:

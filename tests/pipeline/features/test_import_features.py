@@ -260,8 +260,8 @@ def test_a_run_on_features_of_an_unknown_network_is_trained_and_scored_but_capti
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"backbone": "resnet18"}, "`backbone` and `weights` together"),
-        ({"weights": "IMAGENET1K_V1"}, "`backbone` and `weights` together"),
+        ({"backbone": "resnet18"}, "give both, or omit both"),
+        ({"weights": "IMAGENET1K_V1"}, "give both, or omit both"),
         ({"size": 256}, "give `backbone` and `weights` too"),
         ({"filter": "box"}, "give `backbone` and `weights` too"),
         ({"backbone": "resnet18", "weights": "random"}, "`weights` random"),
