@@ -160,7 +160,7 @@ def test_self_critical_training_without_an_initial_run_is_refused(small: Small, 
         train_on_cpu(out=tmp_path / "c", init_from=tmp_path / "other", resume=True)
     result = run_cli("train", "--features", small.features, "--out", tmp_path / "d", "--self-critical", "--from", tmp_path / "none")
     assert result.exit_code == 1
-    assert "none: not a run" in result.output
+    assert "none: no such run" in result.output
     config = json.loads((small.run / "config.json").read_text())
     config["network"]["weights_sha256"] = "1" * 64
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
