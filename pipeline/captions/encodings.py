@@ -21,6 +21,13 @@ ENCODINGS = {
     "cp1252": "Western European, Windows-1252",
     "cp1251": "Cyrillic, Windows-1251",
 }
+# (decoder, encoding, script, share of the letters): a few words are enough to know Korean by its syllables, and Japanese by hiragana. Only the
+# two-byte characters of KS X 1001 count, because cp949's others look like Western letters.
+TELLING_SCRIPTS = (
+    ("euc_kr", "cp949", ("\uac00", "\ud7a3"), 0.9),
+    ("cp932", "cp932", ("\u3041", "\u3096"), 0.2),
+    ("euc_jp", "euc_jp", ("\u3041", "\u3096"), 0.2),
+)
 GUESS_BYTES = 1 << 18
 SCANNED_BYTES = 16 << 20
 LINE_END = re.compile(rb"\r\n|\r|\n")
@@ -50,6 +57,11 @@ def guessed_encoding(data: bytes) -> str | None:
     from charset_normalizer import from_bytes
 
     telling = b"\n".join(line for line in LINE_END.split(data) if not line.isascii())[:GUESS_BYTES]
+    for decoder, encoding, script, share in TELLING_SCRIPTS:
+        with contextlib.suppress(UnicodeDecodeError):
+            letters = [each for each in telling.decode(decoder) if not each.isascii() and each.isalpha()]
+            if letters and sum(script[0] <= each <= script[1] for each in letters) >= share * len(letters):
+                return encoding
     best = from_bytes(telling, cp_isolation=list(ENCODINGS)).best()
     return best.encoding if best is not None and best.encoding in ENCODINGS else None
 

@@ -76,6 +76,25 @@ def test_an_unknown_or_wrong_encoding_is_an_error(tmp_path: Path) -> None:
         captions(tmp_path / "a.csv", "ascii")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp949", "강아지"),
+        ("cp949", "고양이 두 마리"),
+        ("cp932", "いぬ"),
+        ("cp932", "赤い車が止まっている。"),
+        ("euc_jp", "犬が走っている。"),
+        ("gb18030", "一只狗在草地上奔跑。"),
+        ("big5", "一隻狗在草地上奔跑。"),
+        ("cp1252", "Äpfel und Bälle auf der Straße"),
+        ("cp1252", "El niño está en el jardín."),
+        ("cp1251", "Собака бежит по траве."),
+    ],
+)
+def test_a_few_words_tell_the_encoding(encoding: str, text: str) -> None:
+    assert guessed_encoding(f"image,caption\na.jpg,{text}\n".encode(encoding)) == encoding
+
+
 def test_bytes_of_no_usual_encoding_have_no_guess() -> None:
     assert guessed_encoding(bytes(range(128, 160)) * 3) is None
 

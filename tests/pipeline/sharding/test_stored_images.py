@@ -155,6 +155,16 @@ def test_a_dataset_on_the_hub_is_read_by_its_address(tables: Path, tmp_path: Pat
     assert not any("None" in each for each in server.requests)  # ranges, and never whole files
 
 
+def test_a_table_at_a_web_address_gives_the_same_shards(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = HubServer("me/flowers", tables)
+    table = "validation-00000-of-00001.parquet"
+    shard_tables(f"{server.origin}/datasets/me/flowers/resolve/main/{table}", out=tmp_path / "remote")
+    server.close()
+    shard_tables(tables / table, out=tmp_path / "local")
+    assert contents(tmp_path / "remote") == contents(tmp_path / "local")
+
+
 def test_tables_in_s3_give_the_same_shards(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard_tables(tables, out=tmp_path / "local")
     datasets.Dataset.from_parquet(str(tables / "train-*.parquet")).save_to_disk(str(tmp_path / "arrow"))
