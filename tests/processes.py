@@ -50,6 +50,11 @@ def _execute(code: str, arguments: list[str], environment: dict[str, str], strea
         os.dup2(stream.number, number)
         os.close(stream.number)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - multiprocessing has closed it
+    # The fork server's own streams know whether its standard output, perhaps a file, could be sought.
+    sys.stdout, sys.stderr = (
+        open(stream.fileno(), "w", encoding="utf-8", errors=stream.errors, closefd=False)  # noqa: SIM115
+        for stream in (sys.stdout, sys.stderr)
+    )
     sys.argv = ["-c", *arguments]
     os.chdir(ROOT)
     os.environ.clear()

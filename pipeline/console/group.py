@@ -36,6 +36,11 @@ class StandardOutput(io.TextIOWrapper):
 
     error: OSError | None = None
 
+    def __init__(self, replaced: io.TextIOWrapper) -> None:
+        settings = {"encoding": replaced.encoding, "errors": replaced.errors, "line_buffering": replaced.line_buffering}
+        super().__init__(replaced.buffer, **settings)  # type: ignore[arg-type]
+        self._replaced = replaced  # without a reference to it, it would close the buffer
+
     def write(self, text: str, /) -> int:
         try:
             return super().write(text)
@@ -64,7 +69,7 @@ class CommandGroup(click.Group):
         """As click's; standard output on a full disk is an error of one line. For a closed pipe (``| head``), click exits silently with 1."""
         output = sys.stdout
         if type(output) is io.TextIOWrapper:
-            output = sys.stdout = StandardOutput(output.buffer, encoding=output.encoding, errors=output.errors, line_buffering=output.line_buffering)
+            output = sys.stdout = StandardOutput(output)
         try:
             return super().main(*args, **kwargs)
         except OSError as error:

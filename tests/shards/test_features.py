@@ -120,8 +120,11 @@ def test_other_hdf5_and_missing_files_are_named(tmp_path: Path) -> None:
         file["x"] = [1]
     with pytest.raises(InputError, match="not a feature file"):
         open_features(tmp_path / "strange.h5")
-    with pytest.raises(InputError, match="cache-features"):
+    with pytest.raises(InputError, match=r"no split 'none' \(available: strange\)"):
         open_features(tmp_path / "none.h5")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="cache-features"):
+        open_features(tmp_path / "empty" / "none.h5")
 
 
 def test_features_of_other_weights_are_not_comparable(tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ def test_a_run_on_remote_shards_resumes_from_its_url(server: Server, tmp_path: P
     first = ["--backbone", "squeezenet1_1", "--weights", "random", "--captions-per-image", 5, "--batch-size", 16, "--hidden-dim", 16]
     result = run_cli("train", "--shards", server.url, "--out", out, "--epochs", 1, "--min-count", 1, *first, *options)
     assert result.exit_code == 0, result.output
-    assert f"--shards {server.url}" in result.output.splitlines()[-1]
+    assert f"evaluate --run {out}" in result.output.splitlines()[-1]
     assert json.loads((out / "config.json").read_text())["data"] == server.url
     result = run_cli("train", "--out", out, "--resume", "--epochs", 2, *options)
     assert result.exit_code == 0, result.output

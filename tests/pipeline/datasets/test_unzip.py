@@ -162,5 +162,5 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"a": b"1"})
     (tmp_path / "out/a").mkdir(parents=True)
     assert not is_complete(tmp_path / "out", listed(archive)[0])
-    with pytest.raises(ResourceError, match=r"out/a: cannot be written, something else is in the way"):
+    with pytest.raises(ResourceError, match=r"out/a: cannot be written, a folder is in the way"):
         unzip(archive, listed(archive), tmp_path / "out")
