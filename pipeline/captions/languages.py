@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from model.registry import Registry
-from shards.errors import InputError
+from shards.errors import InputError, SettingsError
 
 ENGLISH = "en"
 TAG = re.compile(r"([A-Za-z]{2,3})((?:-[A-Za-z0-9]{2,8})*)")
@@ -74,7 +74,7 @@ def language_rules(tag: str) -> Language:
         tag: As :func:`language_tag` accepts it.
 
     Raises:
-        InputError: It is not a language tag.
+        SettingsError: It is not a language tag.
     """
     tag = language_tag(tag)
     primary = tag.partition("-")[0]
@@ -89,13 +89,13 @@ def language_tag(text: str) -> str:
     """A BCP 47 language tag in its usual case.
 
     Raises:
-        InputError: Not of the form of a tag: a code of ISO 639, and perhaps a script or a region.
+        SettingsError: Not of the form of a tag: a code of ISO 639, and perhaps a script or a region.
 
     >>> language_tag("KO"), language_tag("zh-hant-tw")
     ('ko', 'zh-Hant-TW')
     """
     found = TAG.fullmatch(text)
     if not found:
-        raise InputError(f"`language` {text[:50]!r}: not a language tag. Give a code of ISO 639 such as en, zh, ja, ko or de.")
+        raise SettingsError(f"`language` {text[:50]!r}: not a language tag. Give a code of ISO 639 such as en, zh, ja, ko or de.")
     rest = (part.title() if len(part) == 4 else part.upper() if len(part) == 2 else part.lower() for part in found[2].split("-")[1:])
     return "-".join([found[1].lower(), *rest])

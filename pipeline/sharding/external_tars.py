@@ -11,7 +11,7 @@ from pipeline.captions.languages import Language
 from pipeline.captions.records import storable, unusable_caption
 from pipeline.images.decode import MAX_FILE_BYTES, ImageError, Resize, decode_image
 from pipeline.sharding.tar_members import TarContents, TarMember, read_member_bytes, read_members
-from shards.errors import InputError
+from shards.errors import SettingsError
 from shards.paths import IMAGE_SUFFIXES, is_inside
 from shards.rejects import Reject
 from shards.sidecar import key_number, text_number
@@ -33,7 +33,7 @@ class SampleFields:
             ``json:caption``.
 
     Raises:
-        InputError: An extension or a path is empty.
+        SettingsError: An extension or a path is empty.
     """
 
     image: str | None = None
@@ -43,9 +43,9 @@ class SampleFields:
         for name in FIELD_NAMES:
             value = getattr(self, name)
             if value is not None and not all(part and not part.startswith(".") for part in value.split(":", 1)):
-                raise InputError(f"`field` {name}={value}: must be an extension without its dot, such as {name}=input.jpg or caption=json:text.en.")
+                raise SettingsError(f"`field` {name}={value}: must be an extension without its dot, such as input.jpg or json:text.en.")
         if self.image is not None and ":" in self.image:
-            raise InputError(f"`field` image={self.image}: must be an extension, such as image=input.jpg; images in JSON are not read.")
+            raise SettingsError(f"`field` image={self.image}: must be an extension, such as image=input.jpg; images in JSON are not read.")
 
 
 @dataclass(frozen=True, kw_only=True)
