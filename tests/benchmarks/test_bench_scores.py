@@ -14,6 +14,7 @@ def test_mistakes_are_the_same_each_time_and_change_the_captions() -> None:
     assert sum(text in captions for text in made) < 10
 
 
+@pytest.mark.full
 @pytest.mark.skipif(find_java() is None, reason="there is no Java here")
 def test_the_report_has_agreement_and_times(tmp_path: Path) -> None:
     annotations = [{"image_id": i // 2, "caption": f"a dog number {i} runs."} for i in range(10)]

@@ -73,6 +73,7 @@ def test_no_images_are_refused() -> None:
         score_texts([], split="", made_by={}, scoring=NO_JAVA)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(find_java() is None, reason="there is no Java here")
 def test_meteor_has_an_interval_and_missing_spice_jars_are_noted() -> None:
     said: list[str] = []
