@@ -22,7 +22,7 @@ print(getattr(library, "mkl_serv_cbwr_get", lambda _: "no MKL")(1))
 """
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch has no MKL here")
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch has no MKL here")  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize(("chosen", "mode"), [(None, "2"), ("COMPATIBLE", "3")])
 def test_a_training_multiplies_in_mkls_reproducible_mode_unless_the_user_chose_one(
     small: Small, tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch, chosen: str | None, mode: str
