@@ -21,6 +21,7 @@ from shards.digests import json_digest
 from shards.errors import DamageError, InputError, MismatchError
 from shards.found_instead import did_you_mean, instead_of_features, no_split
 from shards.layout import DATASET_FILE
+from shards.paths import shell_quoted
 
 FORMAT_VERSION = 3
 BLOCK_BYTES = 4 << 20
@@ -153,7 +154,7 @@ def open_features(path: Path) -> FeatureFile:
         DamageError: It is truncated, a block does not have its CRC-32, or it refers to data outside itself.
         MismatchError: It has another format version.
     """
-    repair = f"Delete it and run again: python cli.py cache-features --out {path.parent} (import-features, if it was imported)"
+    repair = f"Delete it and run again: python cli.py cache-features --out {shell_quoted(path.parent)} (import-features, if it was imported)"
     if not path.is_file():
         others = sorted(file.stem for file in path.parent.glob("*.h5")) if path.parent.is_dir() else []
         if others:

@@ -7,12 +7,11 @@ cannot be written into a folder that holds photographs.
 import difflib
 import itertools
 import os
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from shards.layout import DATASET_FILE
-from shards.paths import IMAGE_SUFFIXES
+from shards.paths import IMAGE_SUFFIXES, shell_quoted
 
 MAX_NAMES = 10_000
 RUN_FILES = {"config.json", "vocab.json"}
@@ -39,7 +38,7 @@ def instead_of_shards(path: Path) -> str:
     make = "python cli.py shard --images {images} --captions CAPTIONS --out {out}"
     names = _names(path)
     if not path.exists():
-        return f"no such folder.{did_you_mean(path)} Make a shard dataset with: {make.format(images='IMAGES', out=_quoted(path))}"
+        return f"no such folder.{did_you_mean(path)} Make a shard dataset with: {make.format(images='IMAGES', out=shell_quoted(path))}"
     if not path.is_dir():
         return "is a file. Give the folder of a shard dataset."
     if any(name.endswith(".h5") for name in names):
@@ -48,11 +47,11 @@ def instead_of_shards(path: Path) -> str:
         return "holds a run, not shards. Give the folder of a shard dataset."
     problem = f"not a shard dataset (it has no {DATASET_FILE})."
     if any(name.endswith(".tar") for name in names):
-        return f"{problem} To use tars that another program wrote: python cli.py index {_quoted(path)} --resize MODE"
-    out = _quoted(path.with_name(f"{path.name or 'data'}-shards"))
+        return f"{problem} To use tars that another program wrote: python cli.py index {shell_quoted(path)} --resize MODE"
+    out = shell_quoted(path.with_name(f"{path.name or 'data'}-shards"))
     if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
-        return f"{problem} It holds images. Make shards from them with: {make.format(images=_quoted(path), out=out)}"
-    return f"{problem} Make one with: {make.format(images='IMAGES', out=out if names else _quoted(path))}"
+        return f"{problem} It holds images. Make shards from them with: {make.format(images=shell_quoted(path), out=out)}"
+    return f"{problem} Make one with: {make.format(images='IMAGES', out=out if names else shell_quoted(path))}"
 
 
 def instead_of_features(path: Path) -> str:
@@ -60,16 +59,16 @@ def instead_of_features(path: Path) -> str:
     make = "python cli.py cache-features --shards {shards} --out {out}"
     names = _names(path)
     if not path.exists():
-        return f"no such folder.{did_you_mean(path)} Make the feature files with: {make.format(shards='SHARDS', out=_quoted(path))}"
+        return f"no such folder.{did_you_mean(path)} Make the feature files with: {make.format(shards='SHARDS', out=shell_quoted(path))}"
     if not path.is_dir():
         is_features = path.suffix == ".h5"
         return f"is a feature file. Give its folder: {path.parent}" if is_features else "is a file. Give a folder of feature files."
     if DATASET_FILE in names:
-        made = make.format(shards=_quoted(path), out=_quoted(path.with_name(f"{path.name}-features")))
+        made = make.format(shards=shell_quoted(path), out=shell_quoted(path.with_name(f"{path.name}-features")))
         return f"holds shards, not features. Give it as `shards`, or make features from it with: {made}"
     if set(names) >= RUN_FILES:
         return "holds a run, not features. Give a folder of feature files."
-    return f"holds no feature files. Make them with: {make.format(shards='SHARDS', out=_quoted(path))}"
+    return f"holds no feature files. Make them with: {make.format(shards='SHARDS', out=shell_quoted(path))}"
 
 
 def instead_of_run(path: Path) -> str:
@@ -77,7 +76,7 @@ def instead_of_run(path: Path) -> str:
     names = _names(path)
     make = "python cli.py train --features FEATURES --out {out}"
     if not path.exists():
-        return f"no such run.{did_you_mean(path)} Train one with: {make.format(out=_quoted(path))}"
+        return f"no such run.{did_you_mean(path)} Train one with: {make.format(out=shell_quoted(path))}"
     if not path.is_dir():
         return "is a file, not a run. Give the folder of a run."
     if "checkpoints" in names and not (path / "config.json").exists():
@@ -89,7 +88,7 @@ def instead_of_run(path: Path) -> str:
         return f"holds {'shards' if DATASET_FILE in names else 'features'}, not a run. Train one with: {make.format(out='runs/first')}"
     if path.name.startswith("step-") or path.name == "checkpoints":
         return f"not a run (it has no config.json). Did you mean {path.parents[1 if path.name.startswith('step-') else 0]}?"
-    out = "runs/first" if any(not name.startswith(".") for name in names) else _quoted(path)
+    out = "runs/first" if any(not name.startswith(".") for name in names) else shell_quoted(path)
     return f"not a run (it has no config.json). Train one with: {make.format(out=out)}"
 
 
@@ -107,10 +106,6 @@ def no_split(place: str, split: str, available: list[str]) -> str:
         f"{place}: there is no split {split!r} (available: {listed}).{near_name(split, available)} Choose another `split`."
         f"{hold_out if split != 'train' else ''}"
     )
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
 
 
 def _names(folder: Path) -> list[str]:

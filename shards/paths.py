@@ -1,6 +1,7 @@
 """File names, folders and URLs, before anything is read or written. The standard library alone."""
 
 import re
+import shlex
 import shutil
 import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,6 +23,15 @@ def is_url(location: Location) -> bool:
     (True, False)
     """
     return isinstance(location, str) and "://" in location
+
+
+def shell_quoted(location: Location) -> str:
+    """A location as a shell's command line takes it, for messages that suggest a command.
+
+    >>> shell_quoted("data/my photos"), shell_quoted("data/shards")
+    ("'data/my photos'", 'data/shards')
+    """
+    return shlex.quote(str(location))
 
 
 def same_name(file_name: str) -> str:

@@ -1,6 +1,7 @@
 """The commands as a user types them: next steps, exit codes and one-paragraph errors."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from tests.conftest import Small
 Run = Callable[..., Result]
 
 
-def test_every_command_ends_by_suggesting_the_next_one(run_cli: Run, tmp_path: Path) -> None:
-    d = tmp_path
+def test_every_command_ends_by_suggesting_the_next_one_with_paths_that_a_shell_can_read(run_cli: Run, tmp_path: Path) -> None:
+    d = tmp_path / "my photos"
     steps = [
         ["synth", d / "s", "--images", 20, "--workers", 1],
         ["shard", "--images", d / "s/images", "--captions", d / "s/captions_train.json", "--out", d / "sh", "--size", 64, "--workers", 1],
@@ -50,6 +51,7 @@ def test_every_command_ends_by_suggesting_the_next_one(run_cli: Run, tmp_path: P
         assert result.exit_code == 0, result.output
         assert "Next: " in result.output.splitlines()[-1]
         assert "python cli.py" in result.output.splitlines()[-1]
+        assert not any(word.endswith("/my") for word in shlex.split(result.output.splitlines()[-1])), "a path with a space must be quoted"
     assert json.loads((d / "scores.json").read_text())["scores"].keys() >= {"bleu_4", "cider"}
     result = run_cli("caption", "--run", d / "r", d / "s/images/scene_000001.jpg", "--show", "--out", d / "x.png")
     assert result.exit_code == 0

@@ -14,6 +14,7 @@ from shards.dataset import open_split
 from shards.digests import json_digest
 from shards.errors import DamageError, InputError, SettingsError
 from shards.json_files import read_versioned_json, write_json
+from shards.paths import shell_quoted
 
 FORMAT_VERSION = 2
 
@@ -92,5 +93,5 @@ def read_vocabulary(path: Path) -> Vocabulary:
         if vocabulary_digest(vocabulary) != content.get("digest"):
             raise ValueError(f"its words have digest {vocabulary_digest(vocabulary)}, but the file says {content.get('digest')}")
     except (ValueError, InputError) as error:
-        raise DamageError(f"{path}: not a vocabulary file ({error}). Make it again with: python cli.py vocab --out {path}") from None
+        raise DamageError(f"{path}: not a vocabulary file ({error}). Make it again with: python cli.py vocab --out {shell_quoted(path)}") from None
     return vocabulary

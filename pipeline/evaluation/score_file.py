@@ -10,6 +10,7 @@ from shards.atomic import check_output_file
 from shards.errors import DamageError, InputError
 from shards.found_instead import did_you_mean
 from shards.json_files import read_json, read_versioned_json, write_json
+from shards.paths import shell_quoted
 
 FORMAT_VERSION = 1
 ENDING = ".scores.json"
@@ -112,7 +113,7 @@ def read_scores(path: Path) -> ScoreFile:
         MismatchError: It has another format version.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such score file.{did_you_mean(path)} Make it with: python cli.py evaluate --run RUN --out {path}")
+        raise InputError(f"{path}: no such score file.{did_you_mean(path)} Make it with: python cli.py evaluate --run RUN --out {shell_quoted(path)}")
     content = read_versioned_json(path, what="score file", format_version=FORMAT_VERSION)
     try:
         return ScoreFile(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.datasets.catalogue import DATASETS
-from shards.paths import free_bytes
+from shards.paths import free_bytes, shell_quoted
 from shards.versions import library_versions
 
 MIN_PYTHON = (3, 11)
@@ -206,7 +206,7 @@ def _java() -> Iterator[Check]:
 def _data(root: Path) -> Iterator[Check]:
     found = [f"{name} ({_count(root / name):,} files)" for name in _image_folders(root)]
     captions = [path.name for pattern in CAPTION_FILES for path in sorted(root.glob(pattern))]
-    advice = f"python cli.py download coco2014 --root {root}, or python cli.py demo for drawn scenes"
+    advice = f"python cli.py download coco2014 --root {shell_quoted(root)}, or python cli.py demo for drawn scenes"
     yield Check(name="Data", ok=bool(found and captions), found=", ".join([*found, *captions]) or f"nothing in {root}", advice=advice)
 
 
@@ -262,4 +262,4 @@ def _next_step(root: Path, runs: Path, ok: set[str]) -> str:
     if "Shards" in ok:
         return f"cache-features --shards {min(root.glob('*/dataset.json')).parent} --out {root}/features"
     possible = (step.on(root) for step in NEXT_STEPS if "Data" in ok and step.possible(root))
-    return next(possible, f"download coco2014 --root {root}, or python cli.py demo")
+    return next(possible, f"download coco2014 --root {shell_quoted(root)}, or python cli.py demo")

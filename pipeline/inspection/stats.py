@@ -22,7 +22,7 @@ from shards.dataset import Shard, Split, open_split, read_dataset_file
 from shards.errors import DamageError, InputError
 from shards.features import find_feature_files, open_features
 from shards.layout import REJECTS_FILE
-from shards.paths import Location
+from shards.paths import Location, shell_quoted
 from shards.tar import read_records
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def stats(path: Path, *, plot: Path | None = None, quiet: bool = True) -> tuple[
     else:
         found = tuple(_stats_of_split(open_split(path, name), quiet=quiet) for name in read_dataset_file(path).splits)
         if not found:
-            raise InputError(f"{path}: has no split yet. Add one with: python cli.py shard --out {path}")
+            raise InputError(f"{path}: has no split yet. Add one with: python cli.py shard --out {shell_quoted(path)}")
     if plot is not None:
         draw_stats(found, plot)
     return found

@@ -11,6 +11,7 @@ from pipeline.images.figures import COLOURS, check_figure_name, save_figure
 from pipeline.runs.run import METRICS_FILE, is_run
 from shards.errors import DamageError, InputError
 from shards.found_instead import instead_of_run
+from shards.paths import shell_quoted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,7 +145,7 @@ def read_curves(folder: Path, name: str) -> RunCurves:
         line = _parse_line(path, number, text)
         (validation if "val_loss" in line else training).append(line)
     if not training:
-        raise InputError(f"{path}: nothing is logged yet. Continue with: python cli.py train --out {folder} --resume")
+        raise InputError(f"{path}: nothing is logged yet. Continue with: python cli.py train --out {shell_quoted(folder)} --resume")
     return RunCurves(name=name, folder=folder, training=tuple(training), validation=tuple(validation))
 
 

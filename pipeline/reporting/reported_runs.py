@@ -1,7 +1,6 @@
 """What a report shows of each run: its scores, training log and config; and the images of all runs, merged."""
 
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pipeline.runs.run import CONFIG_FILE, METRICS_FILE, is_run
 from shards.errors import DamageError, InputError, MismatchError, SettingsError
 from shards.found_instead import instead_of_run
 from shards.json_files import read_json
+from shards.paths import shell_quoted
 
 # The number of distinguishable colours in page.css.
 MAX_RUNS = 8
@@ -78,7 +78,7 @@ def _read_run(run: Path, name: str, split: str) -> ReportedRun:
             raise InputError(f"{run}: {instead_of_run(run)}")
         others = sorted(file.name.removesuffix(ENDING) for file in run.glob(f"*{ENDING}"))
         there = f" It has those of {', '.join(others)}: choose another `split`." if others else ""
-        make = f"python cli.py evaluate --run {shlex.quote(str(run))} --split {split}"
+        make = f"python cli.py evaluate --run {shell_quoted(run)} --split {split}"
         raise InputError(f"{run}: has no scores of the split {split!r}.{there} Make them with: {make}")
     scores = _read_checked(path)
     config = read_json(run / CONFIG_FILE, what="run config", error=DamageError) if is_run(run) else None
@@ -94,7 +94,7 @@ def _read_checked(path: Path) -> ScoreFile:
     """Read a score file and check that the page can show it: it has images, each once, and all numbers are finite."""
     scores = read_scores(path)
     if not scores.images:
-        raise InputError(f"{path}: has no images. Evaluate a split that has some: python cli.py evaluate --out {path}")
+        raise InputError(f"{path}: has no images. Evaluate a split that has some: python cli.py evaluate --out {shell_quoted(path)}")
     seen: set[int] = set()
     for image in scores.images:
         if image.image_id in seen:

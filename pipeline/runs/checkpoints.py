@@ -27,6 +27,7 @@ from shards.atomic import committed_file, disk_errors, sync_folder
 from shards.digests import file_sha256
 from shards.errors import CapstreamError, DamageError, InputError, MismatchError
 from shards.json_files import read_versioned_json, write_json
+from shards.paths import shell_quoted
 
 FORMAT_VERSION = 4
 CheckpointChoice = Literal["latest", "best", "average"]
@@ -180,7 +181,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path, TrainingPosition, list[str]]:
             notes.append(f"{error} Using the checkpoint before it.")
     if notes:
         raise DamageError(f"{folder}: all checkpoints are damaged. {notes[0]} Train again into a new folder.")
-    raise InputError(f"{folder}: has no checkpoint yet. Resume the training with: python cli.py train --out {folder} --resume")
+    raise InputError(f"{folder}: has no checkpoint yet. Resume the training with: python cli.py train --out {shell_quoted(folder)} --resume")
 
 
 def best_checkpoint(folder: Path, newest: TrainingPosition) -> tuple[Path, TrainingPosition]:

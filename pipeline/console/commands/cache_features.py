@@ -10,7 +10,7 @@ from pipeline.console.executor_options import NEXT_AFTER_ARRAY, ExecutorOptions,
 from pipeline.console.options import location
 from pipeline.console.shard_options import ShardCache, shards_options
 from pipeline.execution.messages import print_next_step, print_result
-from shards.paths import Location
+from shards.paths import Location, shell_quoted
 
 if TYPE_CHECKING:
     from pipeline.features.cache_features import CacheSummary
@@ -107,7 +107,7 @@ def cache_features(
     if not all(summary.committed for summary in summaries):
         print_next_step(f"python cli.py cache-features {NEXT_AFTER_ARRAY}; it joins the parts")
         return
-    print_next_step(f"python cli.py train --features {out} --out runs/first")
+    print_next_step(f"python cli.py train --features {shell_quoted(out)} --out runs/first")
 
 
 def _describe(summary: "CacheSummary") -> str:

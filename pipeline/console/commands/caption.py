@@ -1,6 +1,5 @@
 """``caption``: caption images with a trained run."""
 
-import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pipeline.console.decoding_options import DecodingOptions, decoding_options
 from pipeline.console.errors import print_note
 from pipeline.console.options import PATH, checkpoint_option, device_option
 from pipeline.execution.messages import print_data, print_json, print_next_step
+from shards.paths import shell_quoted
 
 if TYPE_CHECKING:
     from model.decoding import Decoding
@@ -128,7 +128,7 @@ def _print_captions(captioned: "Iterable[ImageCaptions]", *, count: int, named: 
 
 
 def _print_next(run: Path, images: tuple[str, ...], *, shown: bool) -> None:
-    folder, first, more = shlex.quote(str(run)), shlex.quote(images[0]), " ..." if len(images) > 1 else ""
+    folder, first, more = shell_quoted(run), shell_quoted(images[0]), " ..." if len(images) > 1 else ""
     figure = f"python cli.py caption --run {folder} --show --out captions.png {first}{more}"
     scores = f"python cli.py evaluate --run {folder}"
     print_next_step(scores if shown or images == ("-",) else figure, err=True)

@@ -8,6 +8,7 @@ from pipeline.console.command import command
 from pipeline.console.errors import print_note
 from pipeline.console.options import PATH
 from pipeline.execution.messages import print_next_step, print_result
+from shards.paths import shell_quoted
 
 
 @command("curves", "python cli.py curves runs/first runs/second --out curves.png")
@@ -22,4 +23,4 @@ def curves(runs: tuple[Path, ...], out: Path) -> None:
         val = f"; lowest val loss {lowest['val_loss']:.4f} after step {lowest['step']:,.0f}" if lowest is not None else ""
         scored = f"; highest val CIDEr {highest['val_cider']:.3f} after step {highest['step']:,.0f}" if highest is not None else ""
         print_result(f"{run.name}: step {last['step']:,.0f}, loss {last['mean_loss']:.4f}{val}{scored}")
-    print_next_step(f"open {out}, or caption an image: python cli.py caption --run {runs[0]} IMAGE.jpg")
+    print_next_step(f"open {shell_quoted(out)}, or caption an image: python cli.py caption --run {shell_quoted(runs[0])} IMAGE.jpg")

@@ -1,6 +1,5 @@
 """``download``: fetch a published dataset."""
 
-import shlex
 from pathlib import Path
 
 import click
@@ -8,6 +7,7 @@ import click
 from pipeline.console.command import command
 from pipeline.console.options import PATH
 from pipeline.execution.messages import print_next_step, print_result
+from shards.paths import shell_quoted
 
 
 @command(
@@ -32,5 +32,5 @@ def download(dataset: str, root: Path, parts: str | None, base_url: str | None) 
     left = [archive.archive for archive in summary.archives if archive.archive is not None]
     if left:
         size = sum(path.stat().st_size for path in left) / 1e6
-        print_result(f"Archives that can be deleted ({size:,.1f} MB): {' '.join(shlex.quote(str(path)) for path in left)}")
+        print_result(f"Archives that can be deleted ({size:,.1f} MB): {' '.join(shell_quoted(path) for path in left)}")
     print_next_step(f"python cli.py {summary.next_step}")

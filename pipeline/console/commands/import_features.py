@@ -10,6 +10,7 @@ from pipeline.console.command import command
 from pipeline.console.errors import print_note
 from pipeline.console.options import FILTER, PATH, RESIZE_MODE
 from pipeline.execution.messages import print_next_step, print_rejects, print_result
+from shards.paths import shell_quoted
 
 if TYPE_CHECKING:
     from pipeline.features.import_features import ImportSummary
@@ -94,4 +95,4 @@ def _print_summary(npy: Path, out: Path, summary: "ImportSummary") -> None:
     for made in summary.splits:
         how = "complete already" if made.kept else f"imported, {summary.network.backbone}" if known else "imported"
         print_result(f"{made.path}: {made.images} images with {made.captions} captions, {summary.dim} features each ({how}).")
-    print_next_step(f"python cli.py train --features {out} --out runs/first")
+    print_next_step(f"python cli.py train --features {shell_quoted(out)} --out runs/first")

@@ -9,6 +9,7 @@ from pipeline.console.command import command
 from pipeline.console.errors import print_note
 from pipeline.console.options import PATH, RESIZE_MODE, workers_option
 from pipeline.execution.messages import print_next_step, print_rejects, print_result
+from shards.paths import shell_quoted
 
 
 def _parse_fields(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001 - click's
@@ -83,4 +84,5 @@ def index(folder: Path, split: str, tars: tuple[str, ...], size: int, mode: str,
     print_result(f"{folder}: split {split}: {summary.images} images with {summary.captions} captions in {summary.shards} tars{kept}.")
     print_rejects(summary.rejects, folder / REJECTS_FILE)
     summary.warnings.print()
-    print_next_step(f"python cli.py verify {folder} --deep, or python cli.py cache-features --shards {folder} --out {folder}-features")
+    shards, features = shell_quoted(folder), shell_quoted(f"{folder}-features")
+    print_next_step(f"python cli.py verify {shards} --deep, or python cli.py cache-features --shards {shards} --out {features}")

@@ -10,7 +10,7 @@ from pipeline.console.errors import print_note
 from pipeline.console.options import PATH
 from pipeline.console.shard_options import ShardCache, shards_options
 from pipeline.execution.messages import print_next_step, print_result
-from shards.paths import Location
+from shards.paths import Location, shell_quoted
 
 if TYPE_CHECKING:
     from pipeline.reporting.report import ReportSummary
@@ -38,8 +38,9 @@ def report(runs: tuple[Path, ...], out: Path, split: str, images: Path | None, s
 
     made = report(runs=runs, out=out, split=split, shards=shard_cache.local_or_none(shards), images=images, quiet=False)
     _print_summary(out, made)
-    compare = "" if len(made.runs) > 1 else f", then compare with another run: python cli.py report {runs[0]} OTHER_RUN --out {out}"
-    print_next_step(f"open {out} in a browser{compare}")
+    page, run = shell_quoted(out), shell_quoted(runs[0])
+    compare = "" if len(made.runs) > 1 else f", then compare with another run: python cli.py report {run} OTHER_RUN --out {page}"
+    print_next_step(f"open {page} in a browser{compare}")
 
 
 def _print_summary(out: Path, made: "ReportSummary") -> None:

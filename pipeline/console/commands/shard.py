@@ -12,7 +12,7 @@ from pipeline.console.errors import print_note
 from pipeline.console.executor_options import NEXT_AFTER_ARRAY, ExecutorOptions, executor_options
 from pipeline.console.options import FILTER, RESIZE_MODE, location, workers_option
 from pipeline.execution.messages import print_next_step, print_rejects, print_result
-from shards.paths import Location
+from shards.paths import Location, shell_quoted
 
 if TYPE_CHECKING:
     from pipeline.execution.array_tasks import ArrayTask
@@ -142,4 +142,6 @@ def _print_splits(out: Location, done: "dict[str, SplitSummary]", array_task: "A
             "`holdout` val=0.1 and another `out`."
         )
     vocabulary, features = (out.parent / "vocab.json", f"{out}-features") if isinstance(out, Path) else ("data/vocab.json", "data/features")
-    print_next_step(f"python cli.py vocab --shards {out} --out {vocabulary}, or python cli.py cache-features --shards {out} --out {features}")
+    shards = shell_quoted(out)
+    cache = f"python cli.py cache-features --shards {shards} --out {shell_quoted(features)}"
+    print_next_step(f"python cli.py vocab --shards {shards} --out {shell_quoted(vocabulary)}, or {cache}")

@@ -9,7 +9,7 @@ from pipeline.console.errors import print_note
 from pipeline.console.options import PATH, location
 from pipeline.console.shard_options import ShardCache, shard_cache_options
 from pipeline.execution.messages import print_json, print_next_step, print_result
-from shards.paths import Location
+from shards.paths import Location, shell_quoted
 
 
 @command("stats", "python cli.py stats data/shards", "python cli.py stats data/features/train.h5 --plot train.png")
@@ -35,6 +35,6 @@ def stats(path: Location, shard_cache: ShardCache, plot: Path | None, as_json: b
     if plot is not None:
         print_note(f"Wrote {plot}.")
     if isinstance(path, Path) and (files := find_feature_files(path)):
-        print_next_step(f"python cli.py train --features {files[0].parent} --out runs/first", err=as_json)
+        print_next_step(f"python cli.py train --features {shell_quoted(files[0].parent)} --out runs/first", err=as_json)
     else:
-        print_next_step(f"python cli.py vocab --shards {path} --min-count 4 --out data/vocab.json", err=as_json)
+        print_next_step(f"python cli.py vocab --shards {shell_quoted(path)} --min-count 4 --out data/vocab.json", err=as_json)

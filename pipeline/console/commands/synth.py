@@ -7,6 +7,7 @@ import click
 from pipeline.console.command import command
 from pipeline.console.options import PATH, workers_option
 from pipeline.execution.messages import print_next_step, print_result
+from shards.paths import shell_quoted
 
 
 @command("synth", "python cli.py synth data/synth --images 3000")
@@ -22,4 +23,5 @@ def synth(out: Path, images: int, seed: int, language: str, workers: int) -> Non
     counts = synthesize(out, images=images, seed=seed, language=language, workers=workers, quiet=False)
     print_result(f"Generated {counts['train']} train and {counts['val']} val images in {out}.")
     tag = "" if language == "en" else f" --language {language}"
-    print_next_step(f"python cli.py shard --images {out}/images --captions {out}/captions_train.json --out {out}-shards --split train{tag}")
+    images, captions, made = (shell_quoted(f"{out}{rest}") for rest in ("/images", "/captions_train.json", "-shards"))
+    print_next_step(f"python cli.py shard --images {images} --captions {captions} --out {made} --split train{tag}")

@@ -1,7 +1,6 @@
 """``train``: train a captioning model."""
 
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from pipeline.console.options import PATH, device_option
 from pipeline.console.shard_options import ShardCache, shards_options
 from pipeline.console.training_options import training_options
 from pipeline.execution.messages import print_next_step, print_result
-from shards.paths import Location
+from shards.paths import Location, shell_quoted
 
 if TYPE_CHECKING:
     from pipeline.training.loop import TrainSummary
@@ -98,7 +97,7 @@ def train(
         )
     except Interrupted as interrupted:
         if _is_main_process():
-            print_note(f"{interrupted} Resume with: python cli.py train --out {shlex.quote(str(out))} --resume")
+            print_note(f"{interrupted} Resume with: python cli.py train --out {shell_quoted(out)} --resume")
         sys.exit(TERMINATED if interrupted.signal is signal.SIGTERM else INTERRUPTED)
     if _is_main_process():
         _print_summary(out, summary)
@@ -116,5 +115,5 @@ def _print_summary(out: Path, summary: "TrainSummary") -> None:
     best = f"; best CIDEr on val {summary.best.cider:.3f}, after step {summary.best.step}" if summary.best is not None else ""
     loss = f"; loss {summary.loss:.4f}{val}{best}" if summary.loss is not None else "; nothing left to do"
     print_result(f"{out}: trained to step {summary.steps}{loss}.")
-    run = shlex.quote(str(out))
+    run = shell_quoted(out)
     print_next_step(f"python cli.py evaluate --run {run}{'' if val else ' --split train'}, or python cli.py caption --run {run} IMAGE.jpg")

@@ -9,6 +9,7 @@ from pipeline.console.command import command
 from pipeline.console.errors import print_note
 from pipeline.console.options import PATH, workers_option
 from pipeline.execution.messages import print_next_step, print_result
+from shards.paths import shell_quoted
 
 if TYPE_CHECKING:
     from pipeline.inspection.verify import FeatureReport, SplitReport
@@ -25,11 +26,11 @@ def verify(path: Path, deep: bool, workers: int) -> None:
 
     if files := find_feature_files(path):
         _report_features([verify_features(file) for file in files])
-        print_next_step(f"python cli.py train --features {files[0].parent} --out runs/first")
+        print_next_step(f"python cli.py train --features {shell_quoted(files[0].parent)} --out runs/first")
         return
     _report_shards(path, verify(path, deep=deep, workers=workers, quiet=False))
     print_result("All shards are intact" + (" and every image can be decoded." if deep else "."))
-    print_next_step(f"python cli.py cache-features --shards {path} --out {path}-features")
+    print_next_step(f"python cli.py cache-features --shards {shell_quoted(path)} --out {shell_quoted(f'{path}-features')}")
 
 
 def _report_features(reports: "list[FeatureReport]") -> None:

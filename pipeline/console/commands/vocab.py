@@ -8,7 +8,7 @@ from pipeline.console.command import command
 from pipeline.console.options import PATH
 from pipeline.console.shard_options import ShardCache, shards_options
 from pipeline.execution.messages import print_next_step, print_result
-from shards.paths import Location
+from shards.paths import Location, shell_quoted
 
 
 @command("vocab", "python cli.py vocab --shards data/shards --min-count 4 --out data/vocab.json")
@@ -24,4 +24,6 @@ def vocab(shards: Location, shard_cache: ShardCache, split: str, min_count: int,
     size, coverage = len(summary.vocabulary), 100 * summary.coverage
     print_result(f"{out}: {size} words (4 of them special) of {summary.distinct} distinct words. They cover {coverage:.2f}% of all tokens.")
     features = f"{shards}-features" if isinstance(shards, Path) else "data/features"
-    print_next_step(f"python cli.py cache-features --shards {shards} --out {features}, then train with --vocab {out}")
+    print_next_step(
+        f"python cli.py cache-features --shards {shell_quoted(shards)} --out {shell_quoted(features)}, then train with --vocab {shell_quoted(out)}"
+    )
