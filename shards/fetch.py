@@ -206,12 +206,15 @@ def file_system_errors(url: str, advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError:
-        raise MissingFileError(f"{url}: no such file. {advice}") from None
     except CapstreamError:
         raise
-    except Exception as error:  # each file system has exceptions of its own
+    except Exception as raised:  # each file system has exceptions of its own
+        error: BaseException = raised
+        if isinstance(raised, FileNotFoundError) and url.startswith(("http://", "https://")):
+            error = raised.__cause__ or raised  # fsspec's HTTP file system raises it for any failure to ask for a file's size
         status = getattr(error, "status", None)
+        if isinstance(error, FileNotFoundError) or status in (404, 410):
+            raise MissingFileError(f"{url}: no such file. {advice}") from None
         if isinstance(error, PermissionError) or status in (401, 403):
             raise ServerRefusedError(f"{url}: not allowed ({error}). Check the credentials.") from None
         raise TransientError(f"{type(error).__name__}: {error}", status if isinstance(status, int) else None) from error

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pipeline.captions.records import CaptionFile
 
 BEGINNING_BYTES = 1 << 16
+# JSON Lines may have long lines: a row with a thousand captions or with an embedding.
+FIRST_LINE_CHARACTERS = 1 << 24
 BOM = "\ufeff"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # Files that begin with these bytes are not UTF-8 text, and the user can convert them.
@@ -89,10 +91,17 @@ class CaptionInput:
     def is_json_lines(self) -> bool:
         """Whether the first line is an object of its own and not a complete COCO or Karpathy file."""
         try:
-            value = json.loads(self.first_line) if self.is_json else None
+            value = json.loads(self._complete_first_line()) if self.is_json else None
         except (ValueError, RecursionError):
             return False
         return isinstance(value, dict) and "images" not in value
+
+    def _complete_first_line(self) -> str:
+        """The first line, even if it is longer than the beginning; empty if it is longer than ``FIRST_LINE_CHARACTERS``."""
+        if self.first_line != self.text or len(self.beginning) < BEGINNING_BYTES:
+            return self.first_line
+        with self.path.open(encoding=self.encoding or "utf-8-sig", errors="replace") as file:
+            return next((line for line in iter(lambda: file.readline(FIRST_LINE_CHARACTERS), "") if line.strip()), "")
 
     @property
     def is_columnar(self) -> bool:

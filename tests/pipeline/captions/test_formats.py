@@ -39,6 +39,15 @@ def test_each_format_matches_its_files_and_no_others(tmp_path: Path, content: st
     assert format_of(file) is CAPTION_FORMATS[name]
 
 
+def test_json_lines_whose_first_line_is_longer_than_the_beginning_that_is_looked_at_are_recognised(tmp_path: Path) -> None:
+    row = '{"image": "a.jpg", "caption": "A dog.", "embedding": "' + "0" * 200_000 + '"}'
+    (tmp_path / "lines.jsonl").write_text(f"{row}\n{row}\n")
+    assert format_of(CaptionInput(path=tmp_path / "lines.jsonl")) is CAPTION_FORMATS["JSON Lines"]
+    document = '{"info": "' + "0" * 200_000 + '", "images": [], "annotations": []}'
+    (tmp_path / "document.json").write_text(document)
+    assert format_of(CaptionInput(path=tmp_path / "document.json")) is CAPTION_FORMATS["COCO"]
+
+
 def test_a_folder_is_a_format_and_a_missing_file_is_an_error(tmp_path: Path) -> None:
     assert format_of(CaptionInput(path=tmp_path)) is CAPTION_FORMATS["folder"]
     with pytest.raises(InputError, match=r"none: no such file or folder of captions"):

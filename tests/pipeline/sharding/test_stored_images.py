@@ -17,7 +17,7 @@ from pipeline.sharding.read_samples import shard_samples
 from pipeline.sharding.shard import write_splits
 from pipeline.sharding.splits import SplitSummary
 from shards.dataset import open_split
-from shards.errors import InputError, MismatchError
+from shards.errors import InputError, MismatchError, ResourceError
 from shards.paths import Location
 from tests import ROOT
 from tests.conftest import SMALL
@@ -159,8 +159,13 @@ def test_a_table_at_a_web_address_gives_the_same_shards(tables: Path, tmp_path: 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = HubServer("me/flowers", tables)
     table = "validation-00000-of-00001.parquet"
-    shard_tables(f"{server.origin}/datasets/me/flowers/resolve/main/{table}", out=tmp_path / "remote")
+    url = f"{server.origin}/datasets/me/flowers/resolve/main"
+    shard_tables(f"{url}/{table}", out=tmp_path / "remote")
+    with pytest.raises(InputError, match=r"none\.parquet: no such file\. Check"):
+        shard_tables(f"{url}/none.parquet", out=tmp_path / "none")
     server.close()
+    with pytest.raises(ResourceError, match=rf"{table}: cannot be read \(ClientConnectorError.*Check the network"):
+        shard_tables(f"{url}/{table}", out=tmp_path / "none")
     shard_tables(tables / table, out=tmp_path / "local")
     assert contents(tmp_path / "remote") == contents(tmp_path / "local")
 
