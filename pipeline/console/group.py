@@ -31,10 +31,8 @@ def _set_message(error: click.ClickException, message: str) -> None:
     vars(error)["message"] = message  # declared final; a new error would lose the option and the context that this one names
 
 
-class StandardOutput(io.TextIOWrapper):
-    """Standard output that remembers the error of a failed write, so that it can be told from the errors of other files."""
-
-    error: OSError | None = None
+class StandardStream(io.TextIOWrapper):
+    """A standard stream in the place of Python's own, with the same settings. :meth:`failed` is called when it cannot be written."""
 
     def __init__(self, replaced: io.TextIOWrapper) -> None:
         settings = {"encoding": replaced.encoding, "errors": replaced.errors, "line_buffering": replaced.line_buffering}
@@ -45,15 +43,51 @@ class StandardOutput(io.TextIOWrapper):
         try:
             return super().write(text)
         except OSError as error:
-            self.error = error
-            raise
+            self.failed(error)
+            return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
         except OSError as error:
-            self.error = error
-            raise
+            self.failed(error)
+
+    def failed(self, error: OSError) -> None:
+        """What to do about a failed write."""
+        raise NotImplementedError
+
+    def discard(self) -> None:
+        """Discard what is in the buffer and all that follows. Otherwise Python would try to write it once more when it ends."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+
+class StandardOutput(StandardStream):
+    """Standard output that remembers the error of a failed write, so that it can be told from the errors of other files."""
+
+    error: OSError | None = None
+
+    def failed(self, error: OSError) -> None:
+        self.error = error
+        raise error
+
+
+class StandardError(StandardStream):
+    """Standard error that loses what cannot be written: hours of work do not end because the log's disk is full or its reader is gone."""
+
+    def failed(self, error: OSError) -> None:  # noqa: ARG002 - there is no other place to report it
+        self.discard()
+
+
+def _replace_standard_streams() -> None:
+    """Put :class:`StandardOutput` and :class:`StandardError` in the place of Python's own streams; not of others, which a test may have set."""
+    if type(sys.stdout) is io.TextIOWrapper:
+        sys.stdout = StandardOutput(sys.stdout)
+    if type(sys.stderr) is io.TextIOWrapper:
+        sys.stderr = StandardError(sys.stderr)
+    elif sys.stderr is None:  # closed (``2>&-``): click would print messages among the results
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
 class CommandGroup(click.Group):
@@ -67,17 +101,15 @@ class CommandGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """As click's; standard output on a full disk is an error of one line. For a closed pipe (``| head``), click exits silently with 1."""
+        _replace_standard_streams()
         output = sys.stdout
-        if type(output) is io.TextIOWrapper:
-            output = sys.stdout = StandardOutput(output)
         try:
             return super().main(*args, **kwargs)
         except OSError as error:
             if not (isinstance(output, StandardOutput) and error is output.error):
                 raise
-            _discard_output()
-            text = f"Standard output cannot be written ({error.strerror}). Write it to another place."
-            print_error(text, exit_code=1)
+            output.discard()
+            print_error(f"Standard output cannot be written ({error.strerror}). Write it to another place.", exit_code=1)
             sys.exit(1)
 
     def make_context(self, *args: Any, **settings: Any) -> click.Context:
@@ -110,10 +142,3 @@ class CommandGroup(click.Group):
                 raise
             log_message("error", "".join(traceback.format_exception(error)), exit_code=1)
             ctx.exit(1)
-
-
-def _discard_output() -> None:
-    """Discard what is in the buffer of standard output. Otherwise Python reports a second error when it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

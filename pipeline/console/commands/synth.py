@@ -23,5 +23,5 @@ def synth(out: Path, images: int, seed: int, language: str, workers: int) -> Non
     counts = synthesize(out, images=images, seed=seed, language=language, workers=workers, quiet=False)
     print_result(f"Generated {counts['train']} train and {counts['val']} val images in {out}.")
     tag = "" if language == "en" else f" --language {language}"
-    images, captions, made = (shell_quoted(f"{out}{rest}") for rest in ("/images", "/captions_train.json", "-shards"))
-    print_next_step(f"python cli.py shard --images {images} --captions {captions} --out {made} --split train{tag}")
+    folder, captions, made = (shell_quoted(f"{out}{rest}") for rest in ("/images", "/captions_train.json", "-shards"))
+    print_next_step(f"python cli.py shard --images {folder} --captions {captions} --out {made} --split train{tag}")

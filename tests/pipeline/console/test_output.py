@@ -1,8 +1,9 @@
-"""Standard output that cannot be written: a full disk, a closed pipe."""
+"""Standard streams that cannot be written: a full disk, a closed pipe, a closed stream."""
 
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,19 @@ def test_standard_output_on_a_full_disk_is_a_json_line_for_programs(small: Small
     last = [json.loads(line) for line in done.stderr.splitlines()][-1]
     assert (last["kind"], last["exit_code"]) == ("error", 1)
     assert last["text"].startswith("Standard output cannot be written")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize(("redirect", "options", "code"), [("/dev/full", [], 0), ("&-", ["--log-json"], 0), ("/dev/full", ["--language"], 2)])
+def test_messages_that_standard_error_cannot_take_are_lost_and_change_nothing_else(
+    small: Small, tmp_path: Path, redirect: str, options: list[str], code: int
+) -> None:
+    arguments = [*options, "train", "--features", str(small.features), "--out", str(tmp_path / "r"), "--epochs", "1", "--device", "cpu"]
+    line = f"{shlex.join([sys.executable, 'cli.py', *arguments])} 2>{redirect}"
+    done = subprocess.run(line, shell=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == code
+    assert [line for line in done.stdout.splitlines() if "trained to step" not in line and not line.startswith("Next:")] == []
+    assert (tmp_path / "r/latest.json").exists() == (code == 0)
 
 
 def test_a_closed_pipe_is_silent(small: Small) -> None:
