@@ -16,7 +16,7 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from shards.errors import OccupiedError, ResourceError
+from shards.errors import NoSpaceError, OccupiedError, ResourceError
 
 # How long the second writer of a file waits for the first.
 WRITER_SECONDS = 600.0
@@ -46,8 +46,9 @@ def disk_errors(path: Path, setting: str = "out") -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            message = f"{path}: no space left ({error.strerror}). Free some or choose another `{setting}`, then run again: finished parts are kept."
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = f"Free some or choose another `{setting}`, then run again: finished parts are kept."
+            raise NoSpaceError(path, error.strerror, advice) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             message = f"{path}: not allowed ({error.strerror}). Choose a folder that you may write to."
         elif error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             message = f"{path}: cannot be written, something else is in the way ({error.strerror}). Choose another `{setting}`."

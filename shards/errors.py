@@ -7,9 +7,11 @@ CapstreamError
 ├── MismatchError    two intact artefacts that do not belong together
 ├── OccupiedError    the output folder holds something else, or another process is writing to it
 ├── ResourceError    the machine refuses: disk full, no permission, no network
+│   └── NoSpaceError     a disk is full
 └── ReportedElsewhereError  another process of the same training reports the error
 """
 
+from pathlib import Path
 from typing import Literal
 
 # What to do about a damaged sample.
@@ -42,6 +44,20 @@ class OccupiedError(CapstreamError):
 
 class ResourceError(CapstreamError):
     """The machine refuses: disk, permissions, network or memory."""
+
+
+class NoSpaceError(ResourceError):
+    """A disk is full.
+
+    Args:
+        path: The file or folder that was being written.
+        reason: The operating system's words.
+        advice: The next step.
+    """
+
+    def __init__(self, path: Path, reason: str | None, advice: str) -> None:
+        super().__init__(f"{path}: no space left ({reason}). {advice}")
+        self.path, self.reason = path, reason
 
 
 class ReportedElsewhereError(CapstreamError):

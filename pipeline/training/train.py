@@ -3,7 +3,8 @@
 Under torchrun the processes train together, and only the main process writes files.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.training.prepare import prepare_run
 from pipeline.training.reproducibility import fixed_threads
 from pipeline.training.run_plan import RunPlan, plan_run
 from shards.atomic import hold_lock
+from shards.errors import NoSpaceError
 
 
 def train(
@@ -63,9 +65,21 @@ def train(
         plan = processes.run_on_all(planned)
         threads = _threads(plan, given, device, processes)
         plan = replace(plan, config=replace(plan.config, precision=decoder_precision(plan.config.precision, device), threads=threads))
-        with fixed_threads(threads), hold_lock(out, "train", "training") if processes.is_main_process else nullcontext():
+        lock = hold_lock(out, "train", "training") if processes.is_main_process else nullcontext()
+        with fixed_threads(threads), _resumable(out), lock:
             run = processes.main_process_first(lambda: prepare_run(plan, runtime, device, processes, max_steps=max_steps))
             return Trainer(run, device, processes, quiet=runtime.quiet, max_steps=max_steps).fit()
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """Say of a full disk that the run can be resumed: another folder, as a command that writes files would advise, could not be."""
+    try:
+        yield
+    except NoSpaceError as error:
+        if not error.path.is_relative_to(out):
+            raise
+        raise NoSpaceError(out, error.reason, "Free some, then run again with `resume`: what was saved is kept.") from error
 
 
 def _threads(plan: RunPlan, given: dict[str, Any], device: torch.device, processes: ProcessGroup) -> int | None:

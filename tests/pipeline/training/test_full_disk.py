@@ -43,7 +43,8 @@ def test_a_full_disk_is_one_line_and_finished_checkpoints_stay(
     assert process.returncode == 1
     error, *others = printed.splitlines()
     assert not others, printed
-    assert "no space left" in error
+    assert f"{tmp_path / 'run'}: no space left (" in error
+    assert error.endswith("Free some, then run again with --resume: what was saved is kept.")
     assert not list((tmp_path / "run").rglob(".*.tmp"))
     if steps is not None:
         assert latest_checkpoint(tmp_path / "run")[1].step == steps
