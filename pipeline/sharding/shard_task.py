@@ -69,6 +69,7 @@ class ShardResult:
 
 def write_shard(task: ShardTask) -> ShardResult:
     """Write one shard and its sidecar, unless the same shard already exists."""
+    task.config.rules.check_installed()  # again: another machine of a cluster may lack a package that the first one has
     if task.images is not None:
         check_source_images(task.images)  # a machine without the folder must not reject all images as missing
     with open_output(task.out) as output:
