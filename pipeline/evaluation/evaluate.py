@@ -20,6 +20,7 @@ from pipeline.execution.progress import Progress
 from pipeline.loading.sources import ShardSource
 from pipeline.runs.recorded_data import recorded_data
 from pipeline.runs.run import Run, RunConfig, read_config, refuse_differences
+from shards.atomic import WRITER_SECONDS, hold_lock
 from shards.caption_table import CaptionTable, table_of_split
 from shards.dataset import open_split, read_dataset_file
 from shards.errors import CapstreamError, InputError, SettingsError
@@ -140,26 +141,32 @@ def evaluate(
     if not data.table.captions:
         raise InputError(f"{data.path}: no image of the split {source.split!r} has a reference caption. Choose another `split`.")
     captions, alternatives = _caption_all(opened, data, source.split, quiet)
-    table = data.table
-    write_results(results, zip(table.image_ids.tolist(), captions, strict=True))
-    notes: list[str] = []
-    training = _training_captions(opened.run, source, notes)
-    without = int((table.caption_counts == 0).sum())
-    if without:
-        notes.append(f"{without:,} of {table.images:,} images have no reference: their captions are in {results.name}, but are not scored.")
-    scores = score_texts(
-        list(_predictions(table, captions, alternatives)),
-        split=source.split,
-        made_by=_provenance(opened, source, data, command),
-        language=opened.run.vocabulary.language,
-        training=training,
-        notes=notes,
-        scoring=scoring,
-        report=report,
-    )
-    write_scores(out, scores)
-    named = tuple(zip(table.image_ids.tolist(), table.file_names, captions, strict=True))
+    # A second evaluation into the same files waits here, so that scores and captions are of one of them.
+    with hold_lock(out.parent, out.name, f"writing {out.name}", wait_seconds=WRITER_SECONDS):
+        write_results(results, zip(data.table.image_ids.tolist(), captions, strict=True))
+        notes = _unscored(data.table, results)
+        training = _training_captions(opened.run, source, notes)
+        scores = score_texts(
+            list(_predictions(data.table, captions, alternatives)),
+            split=source.split,
+            made_by=_provenance(opened, source, data, command),
+            language=opened.run.vocabulary.language,
+            training=training,
+            notes=notes,
+            scoring=scoring,
+            report=report,
+        )
+        write_scores(out, scores)
+    named = tuple(zip(data.table.image_ids.tolist(), data.table.file_names, captions, strict=True))
     return Evaluation(scores=scores, captions=named, out=out, results=results)
+
+
+def _unscored(table: CaptionTable, results: Path) -> list[str]:
+    """A line about the images without a reference, if there are any."""
+    without = int((table.caption_counts == 0).sum())
+    if not without:
+        return []
+    return [f"{without:,} of {table.images:,} images have no reference: their captions are in {results.name}, but are not scored."]
 
 
 def _with_recorded_data(captioner: CaptionerConfig, config: RunConfig, source: EvaluationSource, report: Callable[[str], None]) -> EvaluationSource:

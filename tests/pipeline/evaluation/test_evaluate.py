@@ -3,7 +3,9 @@ import io
 import json
 import shlex
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from pipeline.captions.english import sentence
 from pipeline.evaluation import evaluate as evaluate_module
 from pipeline.evaluation.evaluate import Evaluation, EvaluationFiles, EvaluationSource, evaluate
 from pipeline.evaluation.evaluate_results import score_results
-from pipeline.evaluation.score_file import read_scores
+from pipeline.evaluation.score_file import ScoreFile, read_scores
 from pipeline.evaluation.scoring import ScoringConfig
 from pipeline.runs.run import open_run
 from shards.errors import InputError, MismatchError, SettingsError
@@ -115,6 +117,30 @@ def test_all_captions_of_a_beam_are_kept_and_the_best_is_the_caption(small: Smal
         assert image.alternatives[0].caption == image.caption
         scores = [alternative.score for alternative in image.alternatives]
         assert scores == sorted(scores, reverse=True)
+
+
+def test_two_evaluations_into_the_same_files_leave_the_captions_and_scores_of_one_of_them(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, scoring, second_done = tmp_path / "x.scores.json", threading.Event(), threading.Event()
+    score_texts = evaluate_module.score_texts
+
+    def slow(*args: Any, **kwargs: Any) -> ScoreFile:
+        if not scoring.is_set():
+            scoring.set()
+            second_done.wait(0.5)  # the time in which the second evaluation would write both files
+        return score_texts(*args, **kwargs)
+
+    monkeypatch.setattr(evaluate_module, "score_texts", slow)
+    short = on_cpu(small.run, decoding=Decoding(max_words=2))
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(cached, small, out, captioner=short)
+        assert scoring.wait(60)
+        second = pool.submit(cached, small, out)
+        second.add_done_callback(lambda _: second_done.set())
+        assert first.result().captions != second.result().captions
+    captions = [entry["caption"] for entry in json.loads((tmp_path / "x.results.json").read_text())]
+    assert [image.caption for image in read_scores(out).images] == captions
 
 
 def test_unavailable_training_captions_are_noted(small: Small, tmp_path: Path) -> None:
