@@ -26,7 +26,7 @@ from pipeline.evaluation import evaluate as evaluate_module
 from pipeline.evaluation.evaluate import Evaluation, EvaluationFiles, EvaluationSource, evaluate
 from pipeline.evaluation.evaluate_results import score_results
 from pipeline.evaluation.score_file import ScoreFile, read_scores
-from pipeline.evaluation.scoring import ScoringConfig
+from pipeline.evaluation.scoring import ScoringConfig, score_texts
 from pipeline.runs.run import open_run
 from shards.errors import InputError, MismatchError, SettingsError
 from shards.features import FeatureFile, open_features
@@ -123,7 +123,6 @@ def test_two_evaluations_into_the_same_files_leave_the_captions_and_scores_of_on
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, scoring, second_done = tmp_path / "x.scores.json", threading.Event(), threading.Event()
-    score_texts = evaluate_module.score_texts
 
     def slow(*args: Any, **kwargs: Any) -> ScoreFile:
         if not scoring.is_set():
