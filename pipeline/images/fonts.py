@@ -3,13 +3,15 @@
 An installed font that has them is used in addition. Where there is none, the characters are drawn as "?", and a line says what to install.
 """
 
+import contextlib
 import functools
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontEntry
     from matplotlib.text import Text
 
 # Fonts for reading, before whatever else is installed; complete ones first
@@ -27,6 +29,8 @@ PREFERRED = (
     "WenQuanYi",
     "Droid Sans Fallback",
 )
+# These fonts have every character, drawn as a box that names its script. Matplotlib has one, macOS another.
+PLACEHOLDERS = ("Last Resort", ".LastResort")
 ADVICE = "install one, such as Noto Sans (on Debian and Ubuntu: apt install fonts-noto-cjk, or fonts-noto for all scripts)"
 SHOWN = 5
 
@@ -68,42 +72,47 @@ def _fitted(text: "Text") -> set[str]:
 def _families_with(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
     """Names of installed fonts that have the characters, and the characters that none has."""
     families: list[str] = []
+    region = _region(characters)
     for search in (_known_fonts, _new_fonts):
-        for name, file in search() if characters else ():
-            having = characters & set(map(chr, _characters(file)))
+        for font in sorted(search(), key=lambda font: _preference(font, region)) if characters else ():
+            having = characters & set(map(chr, _characters(font.fname)))
             if having:
-                families.append(name)
+                families.append(font.name)
                 characters -= having
             if not characters:
                 break
     return tuple(families), characters
 
 
-def _known_fonts() -> Iterator[tuple[str, str]]:
-    """(name, file) of the fonts that matplotlib knows, the preferred ones first."""
+def _region(characters: Iterable[str]) -> str:
+    """The variant of a Chinese-Japanese-Korean font: the same code point is written differently in Japan and in China."""
+    scripts = {unicodedata.name(character, "").partition(" ")[0] for character in characters}
+    return "KR" if "HANGUL" in scripts else "JP" if scripts & {"HIRAGANA", "KATAKANA"} else "SC"
+
+
+def _preference(font: "FontEntry", region: str) -> tuple[int, bool, bool, bool, str, str]:
+    """The sort key of fonts: those for reading first, upright and regular ones before others."""
+    place = next((place for place, begin in enumerate(PREFERRED) if font.name.startswith(begin)), len(PREFERRED))
+    regular = font.style == "normal" and font.weight in (400, "normal", "regular")
+    return place, "Mono" in font.name, not font.name.endswith(region), not regular, font.name, font.fname
+
+
+def _known_fonts() -> list["FontEntry"]:
+    """The fonts that matplotlib knows."""
     from matplotlib.font_manager import fontManager
 
-    def place(name: str) -> int:
-        return next((place for place, begin in enumerate(PREFERRED) if name.startswith(begin)), len(PREFERRED))
-
-    def order(font: tuple[str, str, str]) -> tuple[int, bool, str, str]:
-        name, file, style = font
-        return place(name), style != "normal", name, file
-
-    return ((name, file) for name, file, _ in sorted({(font.name, font.fname, font.style) for font in fontManager.ttflist}, key=order))
+    return [font for font in fontManager.ttflist if not font.name.startswith(PLACEHOLDERS)]
 
 
-def _new_fonts() -> Iterable[tuple[str, str]]:
-    """(name, file) of fonts that were installed since matplotlib listed them."""
+def _new_fonts() -> list["FontEntry"]:
+    """The fonts that were installed since matplotlib listed them. From now on it knows them."""
     from matplotlib.font_manager import findSystemFonts, fontManager
 
-    known = {font.fname for font in fontManager.ttflist}
-    for file in sorted(set(findSystemFonts()) - known):
-        try:
+    before = len(fontManager.ttflist)
+    for file in sorted(set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}):
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # not a font that matplotlib can draw
             fontManager.addfont(file)
-        except (OSError, RuntimeError, ValueError):  # not a font that matplotlib can draw
-            continue
-        yield fontManager.ttflist[-1].name, file
+    return [font for font in fontManager.ttflist[before:] if not font.name.startswith(PLACEHOLDERS)]
 
 
 @functools.lru_cache(maxsize=1000)

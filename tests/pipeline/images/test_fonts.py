@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
@@ -41,8 +42,8 @@ def make_font(path: Path, name: str, characters: str) -> None:
 
 @pytest.fixture
 def only_default_font(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine with no font but matplotlib's own."""
-    own = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
+    """A machine with no fonts but matplotlib's own, one of which has a box for every character."""
+    own = [font for font in font_manager.fontManager.ttflist if Path(font.fname).is_relative_to(matplotlib.get_data_path())]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
     fonts._families_with.cache_clear()
@@ -76,6 +77,16 @@ def test_an_installed_font_draws_what_the_default_one_cannot(tmp_path: Path, mon
     # Installed after matplotlib listed the fonts of the machine
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "korean.ttf")])
     assert saved(tmp_path, "café 개 一只狗") == (None, ["café 개 一只狗"])
+
+
+@pytest.mark.usefixtures("only_default_font")
+@pytest.mark.parametrize(("characters", "family"), [("개", "Noto Sans CJK KR"), ("いぬ", "Noto Sans CJK JP"), ("狗", "Noto Sans CJK SC")])
+def test_the_variant_of_a_font_is_that_of_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, characters: str, family: str) -> None:
+    for region in ("HK", "JP", "KR", "SC"):
+        make_font(tmp_path / f"{region}.ttf", f"Noto Sans CJK {region}", "개いぬ狗")
+        make_font(tmp_path / f"mono{region}.ttf", f"Noto Sans Mono CJK {region}", "개いぬ狗")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path) for path in tmp_path.iterdir()])
+    assert fonts._families_with(frozenset(characters)) == ((family,), frozenset())
 
 
 @pytest.mark.usefixtures("only_default_font")
