@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from model.decoder_config import DECODERS, DecoderConfig
 from model.decoders.base import Decoder, DecoderState
-from model.encoder import Projection
+from model.projection import Projection
 
 
 class CaptionModel(Protocol):

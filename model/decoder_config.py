@@ -21,7 +21,7 @@ class DecoderConfig:
         decoder: A name in :data:`DECODERS`.
         image_input: ``once``: the projected image is the LSTM's first input only (Vinyals et al., 2015, "Show and tell");
             ``every_step``: it is also concatenated to each word (Mao et al., 2015, "Deep captioning with multimodal recurrent neural networks").
-        feature_dropout: Dropout probability of image features in training; see :class:`model.encoder.Projection`.
+        feature_dropout: Dropout probability of image features in training; see :class:`model.projection.Projection`.
         input_dropout, output_dropout: Dropout probability of the LSTM's inputs and outputs in training, also between its layers
             (Zaremba et al., 2014, "Recurrent neural network regularization").
         tie_weights: The output layer shares its weights with the word embedding (Press and Wolf, 2017, "Using the output embedding to
