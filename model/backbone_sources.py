@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from model.feature_layout import POOLED, GridHead
 from model.registry import Registry
 
 
@@ -79,6 +80,27 @@ class BackboneSource(ABC):
     def without_classifier(self, network: nn.Module) -> nn.Module:
         """The network that :meth:`build` made, from float (images, 3, crop, crop) to (images, dim)."""
         return network
+
+    def feature_map(self, network: nn.Module, pixels: Tensor) -> Tensor:
+        """What a network computes before it averages: its last feature map, or a transformer's tokens.
+
+        Args:
+            network: As :meth:`without_classifier` returned it.
+            pixels: float (images, 3, crop, crop).
+
+        Returns:
+            What :meth:`grid_head` takes.
+
+        Raises:
+            ValueError: This network has no positions.
+        """
+        del pixels
+        raise ValueError(f"its source knows no feature map of {type(network).__name__}; use {POOLED} features")
+
+    def grid_head(self, network: nn.Module, layout: str) -> GridHead:
+        """What makes features in the layout of a grid from :meth:`feature_map`."""
+        del network
+        return GridHead(layout)
 
     def classifier_names(self, backbone: str) -> tuple[str, ...]:
         """Names of the modules that :meth:`without_classifier` removes: their weights may be missing, and are ignored."""

@@ -8,10 +8,10 @@ from typing import Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from model.decoder_config import DECODERS, DecoderConfig
-from model.decoders.base import Decoder, DecoderState
+from model.decoders.base import Decoder, DecoderState, ProjectedImages
+from model.feature_layout import mean_of_positions
 from model.projection import Projection
 
 
@@ -20,8 +20,8 @@ class CaptionModel(Protocol):
 
     training: bool
 
-    def first_state(self, features: Tensor) -> DecoderState:
-        """The state before the first word, from features, float (rows, feature_dim)."""
+    def first_state(self, features: Tensor, mask: Tensor | None = None) -> DecoderState:
+        """The state before the first word, from features, float (rows, positions, feature_dim), and the mask of their real positions."""
         ...
 
     def decoding_step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
@@ -41,9 +41,24 @@ class Captioner(nn.Module):
         self.projection = Projection(config.feature_dim, config.embedding_dim, dropout=config.feature_dropout)
         self.decoder: Decoder = DECODERS[config.decoder](config)
 
+    def project(self, features: Tensor, mask: Tensor | None = None) -> ProjectedImages:
+        """What the decoder sees of some images, computed once for all their captions.
+
+        Args:
+            features: float (images, positions, feature_dim).
+            mask: bool (images, positions): which positions are real and not padding; None: all of them.
+        """
+        if self.decoder.pooled:
+            features, mask = mean_of_positions(features, mask), None
+        return self.decoder.encode(ProjectedImages(self.projection(features, mask), mask))
+
+    def predicted_tokens(self, tokens: int, captions: int) -> int:
+        """How many tokens the loss counts, in ``captions`` captions of together ``tokens`` tokens with <start> and <end>."""
+        return tokens if self.decoder.predicts_start else tokens - captions
+
     def forward(
         self,
-        images: Tensor,
+        images: ProjectedImages,
         image_rows: Tensor,
         tokens: Tensor,
         caption_lengths: Tensor,
@@ -52,11 +67,11 @@ class Captioner(nn.Module):
         scheduled_sampling: float = 0.0,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """The sum of the cross-entropy over all real tokens, in nats; 0 without captions.
+        """The sum of the cross-entropy over all tokens that the decoder predicts, in nats; 0 without captions.
 
         Args:
-            images: Projected images, float32 (images, embedding_dim).
-            image_rows: int64 (captions,): the row of ``images`` that each caption belongs to.
+            images: From :meth:`project`.
+            image_rows: int64 (captions,): the image that each caption belongs to.
             tokens, caption_lengths: As for :meth:`model.decoders.base.Decoder.forward`.
             label_smoothing: Share of the target that is spread over the vocabulary (Szegedy et al., 2016, "Rethinking the inception
                 architecture").
@@ -66,24 +81,22 @@ class Captioner(nn.Module):
                 has weight 1.
         """
         if not len(caption_lengths):  # a rank's slice of a small batch may be empty: its gradients are zeros, not None
-            return torch.stack([parameter.sum() for parameter in self.decoder.parameters()]).sum() * 0.0 + images.sum() * 0.0
-        # Not images[image_rows]: on a CPU its backward pass adds the gradients of an image's captions in whatever order the threads come.
-        shown = functional.embedding(image_rows, images)
+            return torch.stack([parameter.sum() for parameter in self.decoder.parameters()]).sum() * 0.0 + images.values.sum() * 0.0
         inputs = tokens
         if scheduled_sampling:
-            inputs = self.decoder.scheduled_sampling_inputs(shown, tokens, caption_lengths, scheduled_sampling)
-        logits = self.decoder(shown, inputs, caption_lengths)
-        targets = pack_padded_sequence(tokens, caption_lengths, batch_first=True).data
+            inputs = self.decoder.scheduled_sampling_inputs(images, image_rows, tokens, caption_lengths, scheduled_sampling)
+        logits = self.decoder(images, image_rows, inputs, caption_lengths)
+        targets = self.decoder.targets(tokens, caption_lengths)
         if weights is None:
             return functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
         each = functional.cross_entropy(logits, targets, reduction="none")
-        # (real tokens,) in packed order, whose first positions are those of <start>
-        counted = pack_padded_sequence(weights[:, None].expand(tokens.shape), caption_lengths, batch_first=True).data
-        return (each * counted)[len(caption_lengths) :].sum()
+        counted = self.decoder.targets(weights[:, None].expand(tokens.shape), caption_lengths)
+        # In packed order the predictions of <start> come first
+        return (each * counted)[len(caption_lengths) if self.decoder.predicts_start else 0 :].sum()
 
-    def first_state(self, features: Tensor) -> DecoderState:
+    def first_state(self, features: Tensor, mask: Tensor | None = None) -> DecoderState:
         """As :class:`CaptionModel` says."""
-        return self.decoder.first_state(self.projection(features.float()))
+        return self.decoder.first_state(self.project(features, mask))
 
     def decoding_step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """As :class:`CaptionModel` says."""
@@ -111,9 +124,9 @@ class Ensemble(nn.Module):
         super().__init__()
         self.captioners = nn.ModuleList(captioners)
 
-    def first_state(self, features: Tensor) -> EnsembleState:
+    def first_state(self, features: Tensor, mask: Tensor | None = None) -> EnsembleState:
         """As :class:`CaptionModel` says."""
-        return EnsembleState([captioner.first_state(features) for captioner in self._members()])
+        return EnsembleState([captioner.first_state(features, mask) for captioner in self._members()])
 
     def decoding_step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, EnsembleState]:
         """As :class:`CaptionModel` says."""

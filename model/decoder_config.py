@@ -1,6 +1,5 @@
 """Which decoders there are, and a captioner's decoder and sizes as runs record them. Imports nothing heavy, so that ``--help`` answers at once."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -8,9 +7,23 @@ from model.limits import SIZE_LIMITS, check_type
 from model.registry import Registry
 
 # By name, the subclasses of model.decoders.base.Decoder, each built from a DecoderConfig.
-DECODERS = Registry[Callable[..., Any]]("decoder", lstm="model.decoders.lstm:LSTMDecoder")
+DECODERS = Registry[Any](
+    "decoder",
+    lstm="model.decoders.lstm:LSTMDecoder",
+    attention="model.decoders.attention:AttentionDecoder",
+    transformer="model.decoders.transformer:TransformerDecoder",
+)
 
 ImageInput = Literal["once", "every_step"]
+
+# The settings that only some decoders have, and which do. A decoder that is registered elsewhere may use any.
+DECODERS_HERE = tuple(DECODERS)
+SETTINGS_OF = {
+    "layers": ("lstm", "transformer"),
+    "image_input": ("lstm",),
+    "heads": ("transformer",),
+    "encoder_layers": ("transformer",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +32,11 @@ class DecoderConfig:
 
     Attributes:
         decoder: A name in :data:`DECODERS`.
+        embedding_dim: The size of word embeddings and of projected positions; the width of a transformer.
+        hidden_dim: The size of the LSTMs' states and of additive attention; of a transformer's feed-forward layers.
+        layers: Of the LSTM or of the transformer's decoder; the attention decoder has one.
+        heads: Of a transformer's attention; they divide the width.
+        encoder_layers: Of a transformer, over the positions.
         image_input: ``once``: the projected image is the LSTM's first input only (Vinyals et al., 2015, "Show and tell");
             ``every_step``: it is also concatenated to each word (Mao et al., 2015, "Deep captioning with multimodal recurrent neural networks").
         feature_dropout: Dropout probability of image features in training; see :class:`model.projection.Projection`.
@@ -38,6 +56,8 @@ class DecoderConfig:
     embedding_dim: int = 256
     hidden_dim: int = 512
     layers: int = 1
+    heads: int = 8
+    encoder_layers: int = 1
     image_input: ImageInput = "once"
     feature_dropout: float = 0.0
     input_dropout: float = 0.0
@@ -59,3 +79,9 @@ class DecoderConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1")
         if self.image_input not in ("once", "every_step"):
             raise ValueError(f"image_input is {self.image_input}, it must be once or every_step")
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, decoders in SETTINGS_OF.items():
+            if self.decoder in DECODERS_HERE and self.decoder not in decoders and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name} is {getattr(self, name)}, but the decoder {self.decoder} has no such setting; omit it")
+        if self.decoder == "transformer" and self.embedding_dim % self.heads:
+            raise ValueError(f"heads is {self.heads}, it must divide embedding_dim, {self.embedding_dim}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.captioner import CaptionModel
-from model.decoders.base import Decoder, DecoderState
+from model.decoders.base import Decoder, DecoderState, ProjectedImages
 from model.vocabulary import END, PAD, START, UNK, Vocabulary
 
 MAX_WORDS = 20
@@ -100,13 +100,20 @@ class ScoredCaption:
 
 
 def decode(
-    model: CaptionModel, features: Tensor, vocabulary: Vocabulary, decoding: Decoding, *, numbers: Sequence[int] | None = None
+    model: CaptionModel,
+    features: Tensor,
+    vocabulary: Vocabulary,
+    decoding: Decoding,
+    *,
+    mask: Tensor | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """Decode the captions of a batch of images.
 
     Args:
         model: A captioner or an ensemble, in eval mode.
-        features: float (images, feature_dim) on the model's device.
+        features: float (images, positions, feature_dim) on the model's device.
+        mask: bool (images, positions): which positions are real and not padding; None: all of them.
         numbers: The number of each image in the whole dataset: sampling seeds its random numbers with (seed, number). Counts from 0 by
             default.
 
@@ -121,18 +128,22 @@ def decode(
     if not len(features):
         return []
     with torch.inference_mode():
+        state, copies = model.first_state(features, mask), decoding.samples or decoding.groups
+        rows = _Rows(model, state, len(features), vocabulary, copies, features.device)
         if decoding.samples:
-            return _sample(model, features, vocabulary, decoding, range(len(features)) if numbers is None else numbers)
-        return _search(model, features, vocabulary, decoding)
+            return _sample(rows, vocabulary, decoding, range(len(features)) if numbers is None else numbers)
+        return _search(rows, vocabulary, decoding, images=len(features))
 
 
-def greedy(model: CaptionModel, features: Tensor, vocabulary: Vocabulary, *, max_words: int = MAX_WORDS) -> list[list[str]]:
+def greedy(
+    model: CaptionModel, features: Tensor, vocabulary: Vocabulary, *, mask: Tensor | None = None, max_words: int = MAX_WORDS
+) -> list[list[str]]:
     """Greedy captions: for each image the most likely word at every step.
 
     Raises:
         ValueError: As :func:`decode`.
     """
-    found = decode(model, features, vocabulary, Decoding(max_words=max_words))
+    found = decode(model, features, vocabulary, Decoding(max_words=max_words), mask=mask)
     return [list(hypotheses[0].words) for hypotheses in found]
 
 
@@ -145,14 +156,14 @@ class _Rows:
         scores: float64 (rows,).
     """
 
-    def __init__(self, model: CaptionModel, features: Tensor, vocabulary: Vocabulary, copies: int) -> None:
+    def __init__(self, model: CaptionModel, state: DecoderState, images: int, vocabulary: Vocabulary, copies: int, device: torch.device) -> None:
         self.model = model
-        self.images = torch.arange(len(features), device=features.device).repeat_interleave(copies)
-        self.state: DecoderState = model.first_state(features).select(self.images)
+        self.images = torch.arange(images, device=device).repeat_interleave(copies)
+        self.state = state.select(self.images)
         self.last = torch.full_like(self.images, vocabulary.id(START))
         self.words = self.images.new_empty((len(self.images), 0))
-        self.scores = torch.zeros(len(self.images), dtype=torch.float64, device=features.device)
-        self._forbidden = torch.tensor(vocabulary.encode([PAD, START, UNK]), device=features.device)
+        self.scores = torch.zeros(len(self.images), dtype=torch.float64, device=device)
+        self._forbidden = torch.tensor(vocabulary.encode([PAD, START, UNK]), device=device)
 
     def log_probabilities(self, block_ngrams: int, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of the next word, float32 (rows, vocabulary_size); -inf for words that are not allowed."""
@@ -181,11 +192,10 @@ class _Rows:
         self.state = self.state.select(parents)
 
 
-def _search(model: CaptionModel, features: Tensor, vocabulary: Vocabulary, d: Decoding) -> list[list[Hypothesis]]:
+def _search(rows: _Rows, vocabulary: Vocabulary, d: Decoding, *, images: int) -> list[list[Hypothesis]]:
     """Diverse beam search. A finished hypothesis leaves the beam, which shrinks by one: so a beam of 1 is greedy search."""
-    images, end, device = len(features), vocabulary.id(END), features.device
+    end, device = vocabulary.id(END), rows.images.device
     ended: list[list[list[tuple[float, tuple[int, ...]]]]] = [[[] for _ in range(d.groups)] for _ in range(images)]
-    rows = _Rows(model, features, vocabulary, d.groups)
     groups = torch.arange(d.groups, device=device).repeat(images)
     free = torch.full((images, d.groups), d.beam, device=device)
     for step in range(d.max_words + 1):
@@ -253,9 +263,8 @@ def _ranked(found: Sequence[tuple[float, tuple[int, ...]]], vocabulary: Vocabula
     return [Hypothesis(words=tuple(vocabulary.decode(words)), score=score) for score, words in best if distinct.pop(words, None) is not None]
 
 
-def _sample(model: CaptionModel, features: Tensor, vocabulary: Vocabulary, d: Decoding, numbers: Sequence[int]) -> list[list[Hypothesis]]:
-    images, end, device = len(features), vocabulary.id(END), features.device
-    rows = _Rows(model, features, vocabulary, d.samples)
+def _sample(rows: _Rows, vocabulary: Vocabulary, d: Decoding, numbers: Sequence[int]) -> list[list[Hypothesis]]:
+    images, end, device = len(numbers), vocabulary.id(END), rows.images.device
     # (images * samples, max_words), from PCG64 seeded with (seed, number) for each image
     draws = torch.from_numpy(np.concatenate([np.random.default_rng([d.seed, number]).random((d.samples, d.max_words)) for number in numbers])).to(
         device
@@ -296,28 +305,32 @@ def _sample_words(log_probabilities: Tensor, draws: Tensor, d: Decoding) -> tupl
 
 
 @torch.no_grad()
-def sample_captions(decoder: Decoder, images: Tensor, vocabulary: Vocabulary, *, max_words: int = MAX_WORDS) -> tuple[Tensor, Tensor]:
-    """Sample a caption for each image from the decoder's full distribution, with torch's global random state.
+def sample_captions(
+    decoder: Decoder, images: ProjectedImages, image_rows: Tensor, vocabulary: Vocabulary, *, max_words: int = MAX_WORDS
+) -> tuple[Tensor, Tensor]:
+    """Sample captions of some images from the decoder's full distribution, with torch's global random state.
 
     :func:`decode` rules out some words (<unk>, a word twice in a row) and samples from the rest. A policy gradient needs captions with exactly
     the probabilities that the decoder gives them.
 
     Args:
         decoder: Put into eval mode meanwhile, so that dropout is off.
-        images: Projected images, float32 (rows, embedding_dim).
+        images: As :meth:`model.captioner.Captioner.project` returns them.
+        image_rows: int64 (rows,): the image of each caption to sample.
 
     Returns:
         (tokens, lengths): int64 (rows, longest), [<start>, w1, ..., wn, <end>, <pad>, ...], on the device, and int64 (rows,) on the CPU: n + 2,
         or n + 1 if the caption was truncated to ``max_words`` words.
     """
-    if not len(images):  # a rank's slice of a small batch may be empty
-        return torch.full((0, 1), vocabulary.id(START), device=images.device), torch.zeros(0, dtype=torch.int64)
+    device = image_rows.device
+    if not len(image_rows):  # a rank's slice of a small batch may be empty
+        return torch.full((0, 1), vocabulary.id(START), device=device), torch.zeros(0, dtype=torch.int64)
     end, training = vocabulary.id(END), decoder.training
     decoder.eval()
-    state = decoder.first_state(images)
-    unfinished = torch.arange(len(images), device=images.device)
+    state = decoder.first_state(images).select(image_rows)
+    unfinished = torch.arange(len(image_rows), device=device)
     last = torch.full_like(unfinished, vocabulary.id(START))
-    tokens = torch.full((len(images), max_words + 2), vocabulary.id(PAD), device=images.device)
+    tokens = torch.full((len(image_rows), max_words + 2), vocabulary.id(PAD), device=device)
     tokens[:, 0] = last
     lengths = torch.full_like(unfinished, max_words + 1)
     for position in range(1, max_words + 2):

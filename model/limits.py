@@ -5,7 +5,15 @@ Imports nothing, so that ``--help`` answers at once.
 
 # The largest value of each of a captioner's sizes; the smallest is 1. A model of the largest ones would not fit into any machine's memory, but
 # files are checked against these before anything is built.
-SIZE_LIMITS = {"feature_dim": 1 << 20, "vocabulary_size": 1 << 24, "embedding_dim": 1 << 14, "hidden_dim": 1 << 14, "layers": 32}
+SIZE_LIMITS = {
+    "feature_dim": 1 << 20,
+    "vocabulary_size": 1 << 24,
+    "embedding_dim": 1 << 14,
+    "hidden_dim": 1 << 14,
+    "layers": 32,
+    "heads": 64,
+    "encoder_layers": 32,
+}
 # The sides of a resized image, in pixels
 MIN_SIDE, MAX_SIDE = 16, 4096
 RESIZE_MODES = ("squash", "shortest", "pad", "none")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from model.backbone_sources import BACKBONE_SOURCES, WeightsInfo, source_of
+from model.backbone_sources import BACKBONE_SOURCES, BackboneSource, WeightsInfo, source_of
+from model.feature_layout import POOLED
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -78,13 +79,26 @@ def random_state(backbone: str, *, seed: int, crop: int = 224) -> dict[str, Tens
         return dict(source_of(backbone).build(backbone, crop).state_dict())
 
 
-def build_network(backbone: str, state: Mapping[str, Tensor], *, crop: int) -> nn.Module:
+class GridNetwork(nn.Module):
+    """A network's features before it averages them, in a grid's layout; ``network`` has all weights, and gives pooled features."""
+
+    def __init__(self, network: nn.Module, source: BackboneSource, layout: str) -> None:
+        super().__init__()
+        self.network, self.head, self._source = network, source.grid_head(network, layout), source
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Float (images, 3, crop, crop) -> float (images, positions, dim)."""
+        features: Tensor = self.head(self._source.feature_map(self.network, pixels))
+        return features
+
+
+def build_network(backbone: str, state: Mapping[str, Tensor], *, crop: int, layout: str = POOLED) -> nn.Module:
     """Build a network for square images of ``crop`` pixels, remove its classifier, and load ``state`` strictly.
 
     ``state`` may include or omit the tensors of the classifier and of the Inception family's auxiliary classifiers.
 
     Returns:
-        A module from float (images, 3, crop, crop) to (images, dim), channels last in memory.
+        A module from float (images, 3, crop, crop) to (images, dim), or in a grid's layout to (images, positions, dim), channels last in memory.
 
     Raises:
         KeyError: There is no such network.
@@ -103,7 +117,17 @@ def build_network(backbone: str, state: Mapping[str, Tensor], *, crop: int) -> n
     complete = OrderedDict(given)
     complete._metadata = getattr(state, "_metadata", None) or wanted._metadata  # type: ignore[attr-defined]
     network.load_state_dict(complete)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    if layout != POOLED:
+        network = GridNetwork(network, source, layout)
+    return channels_last(network)
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with its images and weights of convolutions channels last in memory. Tensors of other ranks stay as they are."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def _of_a_head(key: str, heads: Sequence[str]) -> bool:

@@ -19,6 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.backbone_sources import PooledHead
 from model.encoder import FrozenBackbone
+from model.feature_layout import GridHead
+from model.networks import channels_last
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AGREEMENT = 0.9995
@@ -53,7 +55,7 @@ class Lowered:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PooledHead) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, PooledHead | GridHead) or super().is_leaf_module(m, module_qualified_name)
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
@@ -89,7 +91,7 @@ def folded(backbone: FrozenBackbone) -> FrozenBackbone:
 
 
 def _with_network(backbone: FrozenBackbone, network: nn.Module) -> FrozenBackbone:
-    other = FrozenBackbone(network.to(memory_format=torch.channels_last), backbone.preprocessing)  # type: ignore[call-overload]
+    other = FrozenBackbone(channels_last(network), backbone.preprocessing)
     other.whitening = backbone.whitening
     return other
 
@@ -136,7 +138,9 @@ def lower(backbone: FrozenBackbone, precision: str, sample: Tensor) -> Lowered:
             lowered = _with_network(backbone, _cast(backbone.network, DTYPES[precision], kept))
             with _corrected(lowered.network, {name: means[name] for name in order[layers:]}):
                 lowered(correcting)
-            cosine = float(functional.cosine_similarity(wanted.double(), lowered(judging).double(), dim=1).nan_to_num(-1.0).min())
+            cosine = float(
+                functional.cosine_similarity(wanted.flatten(1).double(), lowered(judging).flatten(1).double(), dim=1).nan_to_num(-1.0).min()
+            )
         except RuntimeError:  # a layer that does not accept the dtype of the layer before it
             if best is None:
                 raise

@@ -71,12 +71,12 @@ class BiasCorrectedBatchNorm1d(nn.BatchNorm1d):
 
 
 class Projection(nn.Module):
-    """Linear + BatchNorm1d from pooled features to the decoder's embedding space, as in the tutorial (momentum 0.01).
+    """Linear + BatchNorm1d from image features to the decoder's embedding space, as in the tutorial (momentum 0.01), for each position.
 
     It stays in float32 under autocast: it is small, and bfloat16 is too coarse for BatchNorm's sums.
 
     Args:
-        dropout: Probability with which a pooled feature is dropped in training. For the linear layer this is a ridge penalty (Wager et al.,
+        dropout: Probability with which a feature is dropped in training. For the linear layer this is a ridge penalty (Wager et al.,
             2013, "Dropout training as adaptive regularization"), which prevents overfitting on few images. BatchNorm's running averages are
             computed without dropout: dropped features vary more than the features that evaluation sees (Li et al., 2019, "Understanding the
             disharmony between dropout and batch normalization by variance shift").
@@ -88,8 +88,23 @@ class Projection(nn.Module):
         self.linear = nn.Linear(feature_dim, embedding_dim)
         self.norm = BiasCorrectedBatchNorm1d(embedding_dim, momentum=0.01)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Float (images, feature_dim) -> float32 (images, embedding_dim); in training mode at least two images, summed over all processes."""
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Project every position. In training mode there have to be at least two, summed over all processes.
+
+        Args:
+            features: float (images, positions, feature_dim).
+            mask: bool (images, positions): which positions are real; padding is not counted by BatchNorm. None: all of them.
+
+        Returns:
+            float32 (images, positions, embedding_dim), with zeros for padding.
+        """
+        if mask is None:
+            return self._projected(features.flatten(0, 1)).view(*features.shape[:2], self.linear.out_features)
+        projected = self._projected(features[mask])
+        return projected.new_zeros((*mask.shape, projected.shape[1])).index_put(mask.nonzero(as_tuple=True), projected)
+
+    def _projected(self, features: Tensor) -> Tensor:
+        """Float (rows, feature_dim) -> float32 (rows, embedding_dim)."""
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             complete = None

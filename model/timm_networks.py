@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from model.backbone_sources import BackboneSource, WeightsInfo
+from model.feature_layout import GridHead
 from model.torchvision_loading import torchvision_models
 
 
@@ -29,6 +30,14 @@ class TimmNetworks(BackboneSource):
         options: dict[str, Any] = {"img_size": crop} if _timm().models.get_pretrained_cfg(name).fixed_input_size else {}
         network: nn.Module = _timm().create_model(name, num_classes=0, **options)
         return network
+
+    def feature_map(self, network: nn.Module, pixels: Tensor) -> Tensor:
+        found: Tensor = network.forward_features(pixels)  # type: ignore[operator]
+        return found
+
+    def grid_head(self, network: nn.Module, layout: str) -> GridHead:
+        prefix = int(getattr(network, "num_prefix_tokens", 0))  # class and register tokens
+        return GridHead(layout, prefix_tokens=prefix, channels_last=getattr(network, "output_fmt", "NCHW") == "NHWC")
 
     def classifier_names(self, backbone: str) -> tuple[str, ...]:
         names = _timm().models.get_pretrained_cfg(backbone.removeprefix(self.prefix)).classifier or ()

@@ -5,9 +5,12 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.backbone_sources import BackboneSource, PooledHead, WeightsInfo
+from model.feature_layout import GridHead
 from model.torchvision_loading import torchvision_models
 
 HEAD_NAMES = ("fc", "classifier", "heads", "head")
@@ -37,6 +40,26 @@ class TorchvisionNetworks(BackboneSource):
         if isinstance(getattr(network, "avgpool", None), nn.AdaptiveAvgPool2d):
             network.avgpool = nn.AdaptiveAvgPool2d(1)  # VGG and AlexNet pool to 7x7 and 6x6
         return network
+
+    def feature_map(self, network: nn.Module, pixels: Tensor) -> Tensor:
+        if hasattr(network, "encoder") and hasattr(network, "class_token"):  # VisionTransformer
+            return _tokens(network, pixels)
+        if hasattr(network, "features"):
+            features: Tensor = network.features(pixels)  # type: ignore[operator]
+            if hasattr(network, "permute"):  # SwinTransformer
+                return network.permute(network.norm(features))  # type: ignore[operator, no-any-return]
+            # DenseNet rectifies its last map outside of `features`.
+            return functional.relu(features) if isinstance(network, torchvision_models().DenseNet) else features
+        features = pixels
+        for name, module in network.named_children():
+            if name in (*HEAD_NAMES, "avgpool", "dropout"):
+                break
+            for part in module if isinstance(module, nn.ModuleList) else (module,):
+                features = part(features)
+        return features
+
+    def grid_head(self, network: nn.Module, layout: str) -> GridHead:
+        return GridHead(layout, prefix_tokens=1 if hasattr(network, "class_token") else 0)
 
     def classifier_names(self, backbone: str) -> tuple[str, ...]:
         del backbone
@@ -71,6 +94,13 @@ class TorchvisionNetworks(BackboneSource):
                         name = name.replace(f".{part}.{digit}.", f".{part}{digit}.")
             renamed[name] = value
         return renamed
+
+
+def _tokens(network: Any, pixels: Tensor) -> Tensor:
+    """The outputs of a VisionTransformer's encoder, float (images, 1 + patches, dim): the class token is the first."""
+    patches = network._process_input(pixels)
+    encoded: Tensor = network.encoder(torch.cat([network.class_token.expand(patches.shape[0], -1, -1), patches], dim=1))
+    return encoded
 
 
 TORCHVISION = TorchvisionNetworks()

@@ -4,14 +4,15 @@ The image is the first input and predicts <start>; each word predicts the next o
 """
 
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from model.decoder_config import DecoderConfig
-from model.decoders.base import Decoder, DecoderState
+from model.decoders.base import Decoder, DecoderState, ProjectedImages, WordScores
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class LSTMState:
 class LSTMDecoder(Decoder):
     """Embedding -> LSTM -> scores of the vocabulary."""
 
+    pooled: ClassVar[bool] = True
+    predicts_start: ClassVar[bool] = True
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         self.every_step = config.image_input == "every_step"
@@ -38,36 +42,33 @@ class LSTMDecoder(Decoder):
         between = config.output_dropout if config.layers > 1 else 0.0
         self.lstm = nn.LSTM(inputs, config.hidden_dim, config.layers, batch_first=True, dropout=between)
         self.input_dropout, self.output_dropout = nn.Dropout(config.input_dropout), nn.Dropout(config.output_dropout)
-        tied, same = config.tie_weights, config.hidden_dim == config.embedding_dim
-        self.to_embedding = nn.Linear(config.hidden_dim, config.embedding_dim) if tied and not same else nn.Identity()
-        self.output = nn.Linear(config.embedding_dim if tied else config.hidden_dim, config.vocabulary_size)
-        if tied:
-            # nn.Embedding starts with variance 1, which would make scores as large as the square root of its size.
-            nn.init.normal_(self.embedding.weight, std=config.embedding_dim**-0.5)
-            self.output.weight = self.embedding.weight
+        self.word_scores = WordScores(config, config.hidden_dim, self.embedding)
 
-    def forward(self, images: Tensor, tokens: Tensor, caption_lengths: Tensor) -> Tensor:
+    def forward(self, images: ProjectedImages, image_rows: Tensor, tokens: Tensor, caption_lengths: Tensor) -> Tensor:
         """As :meth:`model.decoders.base.Decoder.forward`."""
+        # Not values[image_rows]: on a CPU its backward pass adds the gradients of an image's captions in whatever order the threads come.
+        shown = functional.embedding(image_rows, images.values.squeeze(1))
         # (captions, longest, embedding_dim): the image takes the first position, the last token is never an input.
-        inputs = torch.cat([images.unsqueeze(1), self.embedding(tokens[:, :-1])], dim=1)
+        inputs = torch.cat([shown.unsqueeze(1), self.embedding(tokens[:, :-1])], dim=1)
         if self.every_step:
             # (captions, longest, 2 * embedding_dim)
-            inputs = torch.cat([inputs, images.unsqueeze(1).expand_as(inputs)], dim=2)
+            inputs = torch.cat([inputs, shown.unsqueeze(1).expand_as(inputs)], dim=2)
         packed = pack_padded_sequence(self.input_dropout(inputs), caption_lengths, batch_first=True)
         hidden, _ = self.lstm(packed)
-        scores: Tensor = self.output(self.to_embedding(self.output_dropout(hidden.data)))
+        scores: Tensor = self.word_scores(self.output_dropout(hidden.data))
         return scores
 
-    def first_state(self, images: Tensor) -> LSTMState:
+    def first_state(self, images: ProjectedImages) -> LSTMState:
         """As :meth:`model.decoders.base.Decoder.first_state`."""
-        _, (hidden, cell) = self.lstm(self._inputs(images, images))
-        return LSTMState(images, hidden, cell)
+        shown = images.values.squeeze(1)
+        _, (hidden, cell) = self.lstm(self._inputs(shown, shown))
+        return LSTMState(shown, hidden, cell)
 
     def decoding_step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, LSTMState]:
         """As :meth:`model.decoders.base.Decoder.decoding_step`."""
         state = cast("LSTMState", state)
         outputs, (hidden, cell) = self.lstm(self._inputs(self.embedding(words), state.images), (state.hidden, state.cell))
-        return self.output(self.to_embedding(outputs.squeeze(1))), LSTMState(state.images, hidden, cell)
+        return self.word_scores(outputs.squeeze(1)), LSTMState(state.images, hidden, cell)
 
     def _inputs(self, inputs: Tensor, images: Tensor) -> Tensor:
         """Inputs of one step, (rows, 1, inputs), from projected images or embedded words, (rows, embedding_dim)."""

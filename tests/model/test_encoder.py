@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.encoder import Whitening, backbone_state, build_backbone, calibrate, feature_dim, with_crop
+from model.encoder import Whitening, backbone_state, build_backbone, calibrate, feature_shape, with_crop
 from model.networks import random_info, random_state
 
 PREPROCESSING = with_crop(random_info(64), size=64, mode="squash", filter="lanczos")
@@ -35,7 +35,7 @@ def test_frozen_buffers_never_change_whoever_calls_train() -> None:
 def test_networks_of_all_families_give_pooled_features_of_their_own_size(name: str, dim: int) -> None:
     preprocessing = with_crop(random_info(128), size=128, mode="squash", filter="lanczos")
     frozen = build_backbone(name, random_state(name, seed=0), preprocessing)
-    assert feature_dim(frozen) == dim
+    assert feature_shape(frozen) == (1, dim)
 
 
 def test_calibrated_random_features_are_finite_and_white_and_the_same_after_saving() -> None:

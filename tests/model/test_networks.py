@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from model.encoder import build_backbone, feature_dim, with_crop
+from model.encoder import build_backbone, feature_shape, with_crop
 from model.networks import (
     backbone_names,
     build_network,
@@ -31,7 +31,7 @@ def test_random_weights_are_seeded_and_do_not_change_torchs_generator() -> None:
 def test_a_networks_description_matches_the_built_network(name: str, dim: int) -> None:
     built = build_backbone(name, random_state(name, seed=0), PREPROCESSING)
     assert describe(name) == (dim, sum(parameter.numel() for parameter in built.parameters()))
-    assert feature_dim(built) == dim
+    assert feature_shape(built) == (1, dim)
 
 
 @pytest.mark.full
@@ -87,7 +87,7 @@ def test_published_weights_have_their_crop_mean_and_deviation() -> None:
 def test_a_transformer_is_built_for_the_crop_of_its_weights() -> None:
     preprocessing = with_crop(published_weights("vit_b_16", "IMAGENET1K_SWAG_E2E_V1"), size=384, mode="squash", filter="lanczos")
     frozen = build_backbone("vit_b_16", random_state("vit_b_16", seed=0, crop=384), preprocessing)
-    assert feature_dim(frozen) == 768
+    assert feature_shape(frozen) == (1, 768)
     assert frozen.network.state_dict()["encoder.pos_embedding"].shape[1] == (384 // 16) ** 2 + 1
 
 
@@ -108,4 +108,4 @@ def test_timm_networks_are_found_described_and_built_by_name() -> None:
     assert info.mean == timm.models.get_pretrained_cfg("test_vit").mean
     for name in ("timm:test_resnet", "timm:test_vit", "timm:test_efficientnet"):
         frozen = build_backbone(name, random_state(name, seed=0, crop=160), with_crop(info, size=192, mode="squash", filter="lanczos"))
-        assert describe(name) == (feature_dim(frozen), sum(parameter.numel() for parameter in frozen.parameters()))
+        assert describe(name) == (feature_shape(frozen)[1], sum(parameter.numel() for parameter in frozen.parameters()))
