@@ -46,7 +46,7 @@ CAPTIONS = Path("../shared/data/coco-captions/captions_val2017.json")
 
 @torch.inference_mode()
 def one_image(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, beam: int) -> list[str]:
-    """The best caption of one image, features (dim,), by a plain beam search."""
+    """The best caption of one image, features (positions, dim), by a plain beam search."""
     end = vocabulary.id(END)
     never = [vocabulary.id(word) for word in (PAD, START, UNK)]
     state = captioner.first_state(features[None])
@@ -81,7 +81,7 @@ def one_image(captioner: Captioner, features: Tensor, vocabulary: Vocabulary, be
 
 @torch.inference_mode()
 def one_image_greedy(captioner: Captioner, features: Tensor, vocabulary: Vocabulary) -> list[str]:
-    """The caption of one image, features (dim,), greedy search."""
+    """The caption of one image, features (positions, dim), greedy search."""
     never = [vocabulary.id(word) for word in (PAD, START, UNK)]
     state = captioner.first_state(features[None])
     word, words = vocabulary.id(START), []
@@ -118,13 +118,13 @@ def trained_run(settings: argparse.Namespace, folder: Path) -> tuple[Run, Tensor
     content = table_from_records([records[start : start + 1000] for start in range(0, len(records), 1000)])
     features = train_a_little(folder, content, dim=2048, steps=settings.train_steps, device=settings.device)
     run = open_run(folder / "run", device=pick_device(settings.device))
-    return run, torch.from_numpy(features[: settings.num_images])
+    return run, torch.from_numpy(features[: settings.num_images, None])
 
 
 def products_seconds(captioner: Captioner, rows: int, steps: int) -> float:
     """Seconds of the vocabulary's matrix product alone, for a batch of ``rows`` and ``steps`` steps."""
     assert isinstance(captioner.decoder, LSTMDecoder)
-    weight = captioner.decoder.output.weight
+    weight = captioner.decoder.word_scores.output.weight
     hidden = torch.randn(rows, weight.shape[1], device=weight.device)
     with torch.inference_mode():
         began = synchronized(weight.device)

@@ -41,7 +41,8 @@ from benchmarks.tutorial import unpack
 from benchmarks.workload import PATIENCE, ROOT, Served, ServedError, last_line, shard_images, take_turns
 from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.loading.batches import EncodedCaptions, training_batches
-from pipeline.loading.sources import FeatureSource, ShardSource, Source
+from pipeline.loading.feature_source import FeatureSource
+from pipeline.loading.sources import ShardSource, Source
 from shards.caption_table import CaptionTable, table_of_split
 from shards.dataset import open_split
 from shards.features import open_features

@@ -37,6 +37,8 @@ def write_generated(folder: Path, features: NDArray[np.float16], table: CaptionT
         weights=IMPORTED,
         weights_sha256="0" * 64,
         preprocessing=None,
+        layout="pooled",
+        mean_is_pooled=True,
         views=("center",),
         precision="unknown",
         arithmetic={},
@@ -45,7 +47,7 @@ def write_generated(folder: Path, features: NDArray[np.float16], table: CaptionT
         split_digest="0" * 64,
         versions={},
     )
-    write_features(feature_path(folder, "train"), lambda: [(features[:, None], table)], dim=features.shape[1], provenance=provenance)
+    write_features(feature_path(folder, "train"), lambda: [(features[:, None, None], table)], shape=(1, features.shape[1]), provenance=provenance)
 
 
 def train_a_little(folder: Path, table: CaptionTable, *, dim: int, steps: int, device: str) -> NDArray[np.float16]:

@@ -30,8 +30,9 @@ from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.execution.devices import pick_device, prepare_device
 from pipeline.execution.executors import default_workers
 from pipeline.loading.batches import EncodedCaptions, training_batches
+from pipeline.loading.feature_source import FeatureSource
 from pipeline.loading.order import epoch_order
-from pipeline.loading.sources import FeatureSource, ShardSource
+from pipeline.loading.sources import ShardSource
 from pipeline.sharding.read_samples import shard_samples
 from pipeline.training.config import DataConfig, RuntimeConfig
 from pipeline.training.train import train
@@ -134,7 +135,10 @@ def tutorial_decoder(s: argparse.Namespace) -> dict[str, float]:
     file = open_features(s.work / "features" / "train.h5")
     source, encoded = FeatureSource(file, device=device), EncodedCaptions(file.table, read_vocabulary(s.work / "vocab.json"), device)
     read = training_batches(source, encoded, seed=0, epoch=0, batch_size=s.batch_size)
-    batches = [(b.images[b.unit_rows].float().to(device), b.tokens[:, :-1], b.caption_lengths.tolist(), b.tokens) for b in itertools.islice(read, 20)]
+    batches = [
+        (b.images[b.unit_rows].squeeze(1).float().to(device), b.tokens[:, :-1], b.caption_lengths.tolist(), b.tokens)
+        for b in itertools.islice(read, 20)
+    ]
     captioner, criterion = TutorialCaptioner(s.feature_dim, WORDS).to(device), nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(captioner.parameters(), lr=LEARNING_RATE)
 

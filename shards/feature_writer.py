@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,29 @@ from shards.caption_table import CaptionTable
 from shards.digests import json_digest
 from shards.features import CAPTION_COLUMNS, FORMAT_VERSION, NUMERIC_DTYPES, BlockChecksums, Provenance, string_bytes
 
-# Features, float16 (images, views, dim), or a function that reads them; and their captions.
+# Features, float16 (images, views, positions, dim), or a function that reads them; and their captions.
 FeatureChunk = tuple[NDArray[np.float16] | Callable[[], NDArray[np.float16]], CaptionTable]
+# (positions, dim) of each view
+Shape = tuple[int, int]
 
 
-def write_features(path: Path, chunks: Callable[[], Iterable[FeatureChunk]], *, dim: int, provenance: Provenance) -> tuple[int, int]:
+def write_features(
+    path: Path,
+    chunks: Callable[[], Iterable[FeatureChunk]],
+    *,
+    shape: Shape,
+    provenance: Provenance,
+    counts: Sequence[int] | NDArray[np.int32] | None = None,
+) -> tuple[int, int]:
     """Commit a feature file. The same chunks give the same bytes.
 
     Args:
         path: The final name.
         chunks: Called twice; gives the features and captions of the split in consecutive chunks, of which one is in memory at a time. A chunk's
-            features are float16 (images, views, dim), or a function that reads them and is called once.
-        dim: Features per view.
+            features are float16 (images, views, positions, dim), or a function that reads them and is called once.
+        shape: (positions, dim).
         provenance: How the features were made.
+        counts: The number of real positions of each image of the split; the features of the others have to be zeros. By default all are real.
 
     Returns:
         The number of images and of captions.
@@ -40,15 +50,18 @@ def write_features(path: Path, chunks: Callable[[], Iterable[FeatureChunk]], *, 
     """
     words, lengths = _count(chunks())
     with committed(path) as temporary, _hdf5_writer(temporary) as file:
-        writers = {name: _DatasetWriter(file, name, length, (len(provenance.views), dim)) for name, length in lengths.items()}
+        writers = {name: _DatasetWriter(file, name, length, (len(provenance.views), *shape)) for name, length in lengths.items()}
         writers["captions/offsets"].append(np.zeros(1, np.int64))
         writers["captions/words"].append(list(words))
         first_image = first_token = 0
         for given, table in chunks():
             features = given() if callable(given) else given
-            if features.shape != (table.images, len(provenance.views), dim):
-                raise ValueError(f"features of shape {features.shape} for {table.images} images, {len(provenance.views)} views, {dim} features")
+            expected = (table.images, len(provenance.views), *shape)
+            if features.shape != expected:
+                raise ValueError(f"features of shape {features.shape}, but expected (images, views, positions, dim) {expected}")
             writers["features"].append(features)
+            real = counts[first_image : first_image + table.images] if counts is not None else [shape[0]] * table.images
+            writers["positions"].append(np.array(real, np.int32))
             writers["keys"].append(table.keys)
             writers["image_ids"].append(table.image_ids)
             writers["file_names"].append([name.encode("utf-8", "replace").decode() for name in table.file_names])
@@ -78,7 +91,7 @@ def _count(chunks: Iterable[FeatureChunk]) -> tuple[dict[str, int], dict[str, in
             words.setdefault(word, len(words))
         images, captions, tokens = images + table.images, captions + table.captions, tokens + len(table.tokens)
         shards += len(table.shard_images)
-    lengths = {"features": images, "keys": images, "image_ids": images, "file_names": images, "shard_images": shards}
+    lengths = {"features": images, "positions": images, "keys": images, "image_ids": images, "file_names": images, "shard_images": shards}
     lengths |= {f"captions/{name}": captions for name in CAPTION_COLUMNS}
     lengths |= {"captions/words": len(words), "captions/tokens": tokens, "captions/offsets": captions + 1}
     return words, lengths
@@ -130,7 +143,7 @@ def _hdf5_writer(path: Path) -> Iterator[h5py.File]:
 class _DatasetWriter:
     """Fills a dataset from its start, and computes the checksums of its bytes."""
 
-    def __init__(self, file: h5py.File, name: str, length: int, inner: tuple[int, int]) -> None:
+    def __init__(self, file: h5py.File, name: str, length: int, inner: tuple[int, int, int]) -> None:
         self._dtype = NUMERIC_DTYPES.get(name)
         shape = (length, *inner) if name == "features" else (length,)
         self._dataset = file.create_dataset(name, shape=shape, dtype=self._dtype or h5py.string_dtype())

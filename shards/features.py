@@ -1,5 +1,8 @@
 """Feature files: a split's image features and captions in one HDF5 file. Every byte that is read is checked.
 
+An image's features are (positions, dim): pooled features have one position, a grid has N x N. Imported features may have another number of
+positions for each image; the rest of its rows are zeros.
+
 The datasets are contiguous and uncompressed, so that readers can map the features or load them whole: compression makes reading random rows
 hundreds of times slower. Each block of a dataset's bytes has a CRC-32, and the attributes have a digest. :mod:`shards.feature_writer`
 writes these files.
@@ -23,13 +26,14 @@ from shards.found_instead import did_you_mean, instead_of_features, no_split
 from shards.layout import DATASET_FILE
 from shards.paths import shell_quoted
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 BLOCK_BYTES = 4 << 20
 CAPTION_COLUMNS = ("words", "tokens", "offsets", "image_rows", "caption_ids", "texts")
-DATASETS = ("features", "keys", "image_ids", "file_names", "shard_images", *(f"captions/{name}" for name in CAPTION_COLUMNS))
+DATASETS = ("features", "positions", "keys", "image_ids", "file_names", "shard_images", *(f"captions/{name}" for name in CAPTION_COLUMNS))
 JSON_ATTRIBUTES = ("preprocessing", "arithmetic", "versions")
 NUMERIC_DTYPES: dict[str, str] = {
     "features": "<f2",
+    "positions": "<i4",
     "image_ids": "<i8",
     "shard_images": "<i8",
     "captions/tokens": "<i4",
@@ -48,6 +52,8 @@ class Provenance:
         weights: The weights' name, "random" or a path.
         weights_sha256: Digest of the weights' tensors (names, shapes, bytes), independent of the file format.
         preprocessing: Size, resize mode, filter, crop, mean and standard deviation; None if unknown.
+        layout: ``pooled``, ``grid`` or ``grid:N``, as :mod:`model.feature_layout` describes it, or ``imported``.
+        mean_is_pooled: Whether the mean over an image's positions equals the network's pooled features.
         views: Names of the views, in the order of the features; the first is the centre crop.
         precision: Of the forward pass: fp32, bf16 or fp16; unknown for imported features.
         arithmetic: What else affects the last bits: the device, images per pass, the number of layers that stayed float32, the digest of
@@ -62,6 +68,8 @@ class Provenance:
     weights: str
     weights_sha256: str
     preprocessing: dict[str, Any] | None
+    layout: str
+    mean_is_pooled: bool
     views: tuple[str, ...]
     precision: str
     arithmetic: dict[str, Any]
@@ -76,14 +84,17 @@ class Provenance:
             "backbone": self.backbone,
             "weights_sha256": self.weights_sha256,
             "preprocessing": self.preprocessing,
+            "layout": self.layout,
         }
 
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:
         """From the JSON of :func:`dataclasses.asdict`; raises KeyError, TypeError or ValueError for anything else."""
-        for name in ("backbone", "weights", "weights_sha256", "precision", "split", "language", "split_digest"):
+        for name in ("backbone", "weights", "weights_sha256", "layout", "precision", "split", "language", "split_digest"):
             if not isinstance(content[name], str):
                 raise TypeError(f"{name} is not a string")
+        if not isinstance(content["mean_is_pooled"], bool):
+            raise TypeError("mean_is_pooled is not true or false")
         if not all(isinstance(content[name], dict) or (name, content[name]) == ("preprocessing", None) for name in JSON_ATTRIBUTES):
             raise TypeError(f"one of {', '.join(JSON_ATTRIBUTES)} is not an object")
         return cls(**{**content, "views": tuple(str(view) for view in content["views"])})
@@ -97,7 +108,8 @@ class FeatureFile:
         path: The file.
         digest: Digest of the attributes and all checksums: two files with the same digest have the same content.
         provenance: How it was made.
-        features: float16 (images, views, dim), a read-only memory map.
+        features: float16 (images, views, positions, dim), a read-only memory map.
+        positions: int32 (images,): the number of real positions; the features of the others are zeros.
         table: The captions, in memory.
     """
 
@@ -105,14 +117,15 @@ class FeatureFile:
     digest: str
     provenance: Provenance
     features: NDArray[np.float16]
+    positions: NDArray[np.int32]
     table: CaptionTable
 
     @property
     def dim(self) -> int:
-        return int(self.features.shape[2])
+        return int(self.features.shape[3])
 
     def mean_view(self, start: int = 0, stop: int | None = None) -> NDArray[np.float16]:
-        """The mean of each image's views, float16 (images, dim), for evaluation. A single view is returned as it is."""
+        """The mean of each image's views, float16 (images, positions, dim), for evaluation. A single view is returned as it is."""
         chosen = self.features[start:stop]
         return chosen[:, 0] if chosen.shape[1] == 1 else chosen.mean(axis=1, dtype=np.float32).astype(np.float16)
 
@@ -172,14 +185,17 @@ def open_features(path: Path) -> FeatureFile:
             content_digest = json_digest([file.attrs["digest"], checksums])
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, UnicodeDecodeError) as error:
         raise DamageError(f"{path}: damaged, or not a feature file ({error}). {repair}") from None
+    positions = columns.pop("positions")
     try:
         table = CaptionTable(**{name.removeprefix("captions/"): column for name, column in columns.items()}, language=provenance.language)
         table.check()
         if len(features) != table.images:
             raise ValueError(f"{len(features)} rows of features for {table.images} images")
+        if len(positions) != table.images or (len(positions) and not 1 <= positions.min() <= positions.max() <= features.shape[2]):
+            raise ValueError(f"/positions does not have a number between 1 and {features.shape[2]} for each image")
     except (TypeError, ValueError, IndexError) as error:
         raise DamageError(f"{path}: damaged ({error}). {repair}") from None
-    return FeatureFile(path=path, digest=content_digest, provenance=provenance, features=features, table=table)
+    return FeatureFile(path=path, digest=content_digest, provenance=provenance, features=features, positions=positions, table=table)
 
 
 def _read_datasets(path: Path, file: h5py.File, provenance: Provenance) -> tuple[NDArray[np.float16], dict[str, Any], dict[str, list[int]]]:
@@ -203,7 +219,7 @@ def _read_provenance(file: h5py.File) -> Provenance:
     content: dict[str, Any] = {}
     for name in Provenance.__dataclass_fields__:
         value = file.attrs[name]
-        content[name] = json.loads(value) if name in (*JSON_ATTRIBUTES, "views") else value
+        content[name] = json.loads(value) if name in (*JSON_ATTRIBUTES, "views", "mean_is_pooled") else value
     if json_digest(content) != file.attrs["digest"]:
         raise ValueError("its attributes do not have the digest that the file lists")
     return Provenance.parse(content)
@@ -218,7 +234,7 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
         group = group[part]
     if not isinstance(group, h5py.Dataset) or group.external or group.is_virtual:
         raise ValueError(f"/{name} is not a plain dataset")
-    dimensions = 3 if name == "features" else 1
+    dimensions = 4 if name == "features" else 1
     if group.ndim != dimensions:
         raise ValueError(f"/{name} has {group.ndim} dimensions, not {dimensions}")
     if group.chunks is not None or group.nbytes > file.id.get_filesize():

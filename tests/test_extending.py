@@ -83,18 +83,19 @@ class ToyState:
 class ToyDecoder(Decoder):
     '''Scores the next word by the image and the word before it, and remembers nothing.'''
 
+    pooled = True
+
     def __init__(self, config):
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_dim)
         self.output = nn.Linear(config.embedding_dim, config.vocabulary_size)
 
-    def forward(self, images, tokens, caption_lengths):
-        before = self.embedding(tokens[:, :-1]) + images[:, None]
-        inputs = torch.cat([images[:, None], before], dim=1)
-        return self.output(pack_padded_sequence(inputs, caption_lengths, batch_first=True).data)
+    def forward(self, images, image_rows, tokens, caption_lengths):
+        before = self.embedding(tokens[:, :-1]) + images.values[image_rows]
+        return self.output(pack_padded_sequence(before, caption_lengths - 1, batch_first=True).data)
 
     def first_state(self, images):
-        return ToyState(images)
+        return ToyState(images.values.squeeze(1))
 
     def decoding_step(self, words, state):
         return self.output(self.embedding(words) + state.images), state
@@ -117,7 +118,7 @@ def test_a_toy_decoder_is_added_through_the_registry(
         weights = load_file(latest_checkpoint(run)[0] / "model.safetensors")
     finally:
         DECODERS.unregister("toy")
-    assert "--decoder toy: There is no decoder 'toy'. Choose one of: lstm." in " ".join(unknown.stderr.split())
+    assert "--decoder toy: There is no decoder 'toy'. Choose one of: lstm, attention, transformer." in " ".join(unknown.stderr.split())
     assert [result.exit_code for result in (trained, resumed, captioned, with_another)] == [0] * 4
     assert len(captioned.stdout.splitlines()) == 2
     assert {"decoder.embedding.weight", "decoder.output.weight"} <= weights.keys()
@@ -206,5 +207,5 @@ def test_a_toy_backbone_is_added_through_the_registry(small: Small, tmp_path: Pa
         BACKBONE_SOURCES.unregister("toy")
     file = open_features(tmp_path / "features" / "val.h5")
     assert file.provenance.backbone == "toy"
-    assert file.mean_view(0, 4).shape == (4, 8)
+    assert file.mean_view(0, 4).shape == (4, 1, 8)
     assert np.isfinite(file.mean_view(0, 4)).all()

@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from model.backbone_sources import WeightsInfo, source_name, source_of
-from model.encoder import FrozenBackbone, backbone_state, build_backbone, calibrate, feature_dim, with_crop
+from model.encoder import FrozenBackbone, backbone_state, build_backbone, calibrate, feature_shape, with_crop
+from model.feature_layout import POOLED, check_layout
 from model.limits import FILTERS, MAX_SIDE, RESIZE_MODES, check_type
 from model.networks import (
     backbone_names,
@@ -31,7 +32,7 @@ from model.preprocessing import Preprocessing
 from pipeline.backbone.weights_files import read_weights
 from shards.atomic import committed_file
 from shards.errors import DamageError, InputError, MismatchError, ResourceError, SettingsError, first_line
-from shards.features import Provenance
+from shards.features import FeatureFile, Provenance
 
 RANDOM = "random"
 IMPORTED = "imported"  # features whose network was not declared
@@ -50,6 +51,7 @@ class Network:
     weights: str
     weights_sha256: str
     preprocessing: Preprocessing | None
+    layout: str = POOLED
 
     def sides(self, other: "Network") -> list[tuple[str, object, object]]:
         """What must be equal for both to make the same features: (what it is, here, in ``other``)."""
@@ -57,6 +59,7 @@ class Network:
             ("backbone", self.backbone, other.backbone),
             ("digest of the backbone's weights", self.weights_sha256, other.weights_sha256),
             ("preprocessing", self.preprocessing, other.preprocessing),
+            ("layout of the features", self.layout, other.layout),
         ]
 
     def declared_preprocessing(self) -> Preprocessing:
@@ -76,9 +79,10 @@ class Network:
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:
         """From :meth:`content`; raises KeyError, TypeError or ValueError for anything else."""
-        names = {name: content[name] for name in ("backbone", "weights", "weights_sha256")}
+        names = {name: content[name] for name in ("backbone", "weights", "weights_sha256", "layout")}
         for name, value in names.items():
             check_type(name, value, str)
+        check_layout(names["layout"])
         return cls(**names, preprocessing=parse_preprocessing(content["preprocessing"]))
 
 
@@ -96,7 +100,24 @@ def recorded_network(provenance: Provenance) -> Network:
         weights=provenance.weights,
         weights_sha256=provenance.weights_sha256,
         preprocessing=parse_preprocessing(provenance.preprocessing),
+        layout=provenance.layout,
     )
+
+
+def pooled_network(file: FeatureFile) -> Network:
+    """The network of a feature file, as a decoder of one vector uses it: with pooled features, for which the mean over the positions stands.
+
+    Raises:
+        MismatchError: The mean over the positions is something else.
+    """
+    provenance = file.provenance
+    if not provenance.mean_is_pooled:
+        raise MismatchError(
+            f"{file.path}: holds {provenance.layout} features of {provenance.backbone}, whose mean over the positions is not what this network "
+            "pools: captions of photographs would be made from other numbers. Cache them with: python cli.py cache-features --features pooled, "
+            "or train a `decoder` that sees the positions."
+        )
+    return replace(recorded_network(provenance), layout=POOLED)
 
 
 def parse_preprocessing(content: dict[str, Any] | None) -> Preprocessing | None:
@@ -167,6 +188,7 @@ def open_backbone(
     resize: dict[str, Any],
     kept: Path,
     sample: Callable[[int], Iterable[Tensor]],
+    layout: str = POOLED,
     seed: int = 0,
 ) -> tuple[Network, FrozenBackbone]:
     """Find a network's weights and freeze it.
@@ -176,6 +198,7 @@ def open_backbone(
         weights: A published name, ``random``, or the path of a .pth or .safetensors file; None takes the default published ones.
         resize: The shards' resize settings (size, mode, filter).
         kept: The file of random weights; read if it exists, else written.
+        layout: Of the features, as in :mod:`model.feature_layout`.
         sample: Returns, for a crop size, batches of uint8 (images, crop, crop, 3) that calibrate random weights.
 
     Raises:
@@ -185,14 +208,14 @@ def open_backbone(
     """
     if weights == RANDOM:
         known_weights(backbone)
-        return _random_backbone(backbone, resize, kept, sample, seed)
+        return _random_backbone(backbone, resize, kept, sample, layout, seed)
     weights, info, path = _find_weights(backbone, weights)
     # Before the download, since the shards may be too small for these weights.
     preprocessing = _fit(info, resize)
     state = _download(backbone, weights) if path is None else read_weights(path)
-    frozen = _build(backbone, weights, state, preprocessing)
+    frozen = _build(backbone, weights, state, preprocessing, layout)
     digest = weights_digest(backbone, state)
-    return Network(backbone=backbone, weights=weights, weights_sha256=digest, preprocessing=preprocessing), frozen
+    return Network(backbone=backbone, weights=weights, weights_sha256=digest, preprocessing=preprocessing, layout=layout), frozen
 
 
 def wanted_crop(backbone: str, weights: str) -> int:
@@ -252,7 +275,7 @@ def reopen_backbone(network: Network, *, kept: Path, weights: str | None = None)
     found = state_digest(state) if network.weights == RANDOM else weights_digest(network.backbone, state)
     if found != network.weights_sha256:
         raise MismatchError(f"{source}: these weights have digest {found}; the features were made with {network.weights_sha256}.")
-    return _build(network.backbone, source, state, preprocessing)
+    return _build(network.backbone, source, state, preprocessing, network.layout)
 
 
 def _fit(info: WeightsInfo, resize: dict[str, Any]) -> Preprocessing:
@@ -270,17 +293,21 @@ def _fit(info: WeightsInfo, resize: dict[str, Any]) -> Preprocessing:
         ) from None
 
 
-def _build(backbone: str, source: str, state: dict[str, Tensor], preprocessing: Preprocessing) -> FrozenBackbone:
+def _build(backbone: str, source: str, state: dict[str, Tensor], preprocessing: Preprocessing, layout: str) -> FrozenBackbone:
     """Build a network and test it on one image."""
     try:
-        frozen = build_backbone(backbone, state, preprocessing)
+        frozen = build_backbone(backbone, state, preprocessing, layout)
     except ValueError as error:
         raise InputError(f"{source}: these weights do not fit {backbone}. {error}. Choose weights of this network.") from None
     except (RuntimeError, AssertionError) as error:
         raise _crop_error(backbone, preprocessing, error) from None
     try:
-        feature_dim(frozen)
-    except (RuntimeError, ValueError, AssertionError) as error:
+        feature_shape(frozen)
+    except ValueError as error:
+        if layout == POOLED:
+            raise _crop_error(backbone, preprocessing, error) from None
+        raise InputError(f"{backbone}: has no {layout} features: {error}.") from None
+    except (RuntimeError, AssertionError) as error:
         raise _crop_error(backbone, preprocessing, error) from None
     return frozen
 
@@ -301,21 +328,21 @@ def _download(backbone: str, name: str) -> dict[str, Tensor]:
 
 
 def _random_backbone(
-    backbone: str, resize: dict[str, Any], kept: Path, sample: Callable[[int], Iterable[Tensor]], seed: int
+    backbone: str, resize: dict[str, Any], kept: Path, sample: Callable[[int], Iterable[Tensor]], layout: str, seed: int
 ) -> tuple[Network, FrozenBackbone]:
     preprocessing = _fit(random_info(int(resize["size"])), resize)
     if kept.is_file():
-        frozen = _build(backbone, str(kept), _read_kept(kept, backbone), preprocessing)
+        frozen = _build(backbone, str(kept), _read_kept(kept, backbone), preprocessing, layout)
     else:
         try:
             state = random_state(backbone, seed=seed, crop=preprocessing.crop)
         except (RuntimeError, AssertionError) as error:
             raise _crop_error(backbone, preprocessing, error) from None
-        frozen = _build(backbone, RANDOM, state, preprocessing)
+        frozen = _build(backbone, RANDOM, state, preprocessing, layout)
         calibrate(frozen, sample(preprocessing.crop))
         keep_weights(frozen, backbone, kept)
     digest = state_digest(backbone_state(frozen))
-    return Network(backbone=backbone, weights=RANDOM, weights_sha256=digest, preprocessing=preprocessing), frozen
+    return Network(backbone=backbone, weights=RANDOM, weights_sha256=digest, preprocessing=preprocessing, layout=layout), frozen
 
 
 def keep_weights(frozen: FrozenBackbone, backbone: str, path: Path) -> None:

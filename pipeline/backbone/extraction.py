@@ -19,8 +19,8 @@ def extract_features(frozen: FrozenBackbone, images: Tensor, *, batch_size: int 
         batch_size: Images per forward pass; by default all of them.
 
     Returns:
-        float16 (..., dim) on the network's device.
+        float16 (..., positions, dim) on the network's device.
     """
     flat = images.flatten(0, -4)
     features = torch.cat([frozen(piece).half() for piece in torch.split(flat, batch_size or len(flat))])
-    return features.view(*images.shape[:-3], -1)
+    return features.view(*images.shape[:-3], *features.shape[1:])

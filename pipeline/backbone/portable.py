@@ -34,7 +34,7 @@ class PortableNetwork:
 
     def build_exact(self) -> FrozenBackbone:
         """The network in float32, on the CPU, with its BatchNorms."""
-        return build_backbone(self.network.backbone, load(self.exact), self.network.declared_preprocessing())
+        return build_backbone(self.network.backbone, load(self.exact), self.network.declared_preprocessing(), self.network.layout)
 
     def lowered(self, computed: ComputedBackbone) -> "PortableNetwork":
         """The same network in the precision in which it is computed."""

@@ -134,7 +134,7 @@ def compile_if_worthwhile(computed: ComputedBackbone, *, sample: Tensor, views: 
     fast = compiled(frozen, views_per_pass)
     batch = sample[torch.arange(views_per_pass) % len(sample)]
     try:
-        cosine = float(functional.cosine_similarity(frozen(batch).double(), fast(batch).double(), dim=1).min())
+        cosine = float(functional.cosine_similarity(frozen(batch).flatten(1).double(), fast(batch).flatten(1).double(), dim=1).min())
     except (RuntimeError, OSError, TypeError, AttributeError, AssertionError) as error:  # usually there is no C++ compiler
         problem = f"torch.compile does not work here ({first_line(error)})"
     else:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.decoding import Decoding, Hypothesis, ScoredCaption, decode
-from model.encoder import FrozenBackbone
+from model.encoder import FrozenBackbone, mean_is_pooled
 from model.preprocessing import Preprocessing, center_crop
 from pipeline.backbone.backbones import reopen_backbone
 from pipeline.backbone.extraction import extract_features
@@ -35,7 +35,7 @@ from pipeline.execution.prefetch import map_ahead
 from pipeline.images.decode import ImageError, Resize, decode_image
 from pipeline.runs.checkpoints import CheckpointChoice, checkpoint_folder
 from pipeline.runs.run import kept_weights, open_caption_model, open_run
-from shards.errors import DamageError
+from shards.errors import DamageError, MismatchError
 
 # A file or URL, the bytes of an image file, or pixels, uint8 (height, width, 3).
 ImageInput: TypeAlias = str | Path | bytes | NDArray[np.uint8]
@@ -97,6 +97,8 @@ class ImageCaptioner:
     Attributes:
         run: The opened run.
         model: The run's captioner, or the ensemble.
+        network: The network whose features the model takes, with their layout.
+        pools: Whether a member of the model sees the mean over the positions where the network's pooled features are meant.
         device: Where they are.
 
     Raises:
@@ -110,7 +112,8 @@ class ImageCaptioner:
         self.run = open_run(config.run, device=self.device, checkpoint=config.checkpoint)
         for note in self.run.notes:
             report(note)
-        self.model = open_caption_model(self.run, config.ensemble, checkpoint=config.checkpoint)
+        opened = open_caption_model(self.run, config.ensemble, checkpoint=config.checkpoint)
+        self.model, self.network, self.pools = opened.model, opened.network, opened.pools
         self._exact: FrozenBackbone | None = None
         self._frozen: FrozenBackbone | None = None
 
@@ -126,7 +129,7 @@ class ImageCaptioner:
         Raises:
             InputError: The run was trained on imported features whose network was not declared.
         """
-        return self.run.config.network.declared_preprocessing()
+        return self.network.declared_preprocessing()
 
     def open_backbone(self) -> None:
         """Load the frozen network now instead of with the first image. Captioning features does not need it.
@@ -136,7 +139,12 @@ class ImageCaptioner:
         """
         if self._exact is None:
             prepare_device(self.device)
-            self._exact = reopen_backbone(self.run.config.network, kept=kept_weights(self.run.folder), weights=self.config.weights)
+            self._exact = reopen_backbone(self.network, kept=kept_weights(self.run.folder), weights=self.config.weights)
+            if self.pools and not mean_is_pooled(self._exact):
+                raise MismatchError(
+                    f"{self.config.run}: the mean over the {self.network.layout} features of {self.network.backbone} is not what it pools: runs on "
+                    "pooled features cannot caption together with others."
+                )
 
     def load(self, image: ImageInput, name: str) -> NDArray[np.uint8]:
         """Decode and resize an image: uint8 (height, width, 3).
@@ -151,7 +159,7 @@ class ImageCaptioner:
         return np.array(decode_image(_file_bytes(image, name), name, Resize(size=p.size, mode=p.mode, filter=p.filter)).image, dtype=np.uint8)
 
     def extract(self, images: Tensor) -> Tensor:
-        """Features of cropped images: uint8 (images, crop, crop, 3) -> float16 (images, dim).
+        """Features of cropped images: uint8 (images, crop, crop, 3) -> float16 (images, positions, dim).
 
         The first images decide about the precision, if the config leaves it open.
         """
@@ -169,10 +177,11 @@ class ImageCaptioner:
             self.report(note)
         return computed.frozen
 
-    def caption_features(self, features: Tensor, *, numbers: Sequence[int]) -> list[list[Hypothesis]]:
-        """Decode captions from features, float (images, dim).
+    def caption_features(self, features: Tensor, *, mask: Tensor | None = None, numbers: Sequence[int]) -> list[list[Hypothesis]]:
+        """Decode captions from features, float (images, positions, dim).
 
         Args:
+            mask: bool (images, positions): which positions are real and not padding; None: all of them.
             numbers: The number of each image among all, for sampling; see :func:`model.decoding.decode`.
 
         Raises:
@@ -182,8 +191,10 @@ class ImageCaptioner:
         found: list[list[Hypothesis]] = []
         try:
             for start in range(0, len(features), size):
-                batch, those = features[start : start + size].to(self.device), numbers[start : start + size]
-                found += decode(self.model, batch, self.run.vocabulary, self.config.decoding, numbers=those)
+                those = slice(start, start + size)
+                real = None if mask is None else mask[those].to(self.device)
+                batch = features[those].to(self.device)
+                found += decode(self.model, batch, self.run.vocabulary, self.config.decoding, mask=real, numbers=numbers[those])
         except ValueError as error:
             checkpoint = checkpoint_folder(self.run.folder, self.run.position.step)
             raise DamageError(

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from model.decoding import ScoredCaption
-from pipeline.backbone.backbones import recorded_network
+from model.feature_layout import POOLED
+from pipeline.backbone.backbones import Network, pooled_network, recorded_network
 from pipeline.captioning.captioner import CaptionerConfig, ImageCaptioner, scored_captions
 from pipeline.evaluation.coco_results import check_results_place, results_path, write_results
 from pipeline.evaluation.score_file import ScoreFile, check_scores_place, scores_path, write_scores
 from pipeline.evaluation.scoring import Prediction, ScoringConfig, score_texts
 from pipeline.execution.prefetch import map_ahead
 from pipeline.execution.progress import Progress
+from pipeline.loading.feature_source import FeatureSource
 from pipeline.loading.sources import ShardSource
 from pipeline.runs.recorded_data import recorded_data
 from pipeline.runs.run import Run, RunConfig, read_config, refuse_differences
@@ -90,10 +91,10 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
-    """A split, opened for captioning; its batches are float16 (images, feature_dim)."""
+    """A split, opened for captioning; its batches are features, float16 (images, positions, dim), and their mask, if any."""
 
     table: CaptionTable
-    batches: Iterable[Tensor]
+    batches: Iterable[tuple[Tensor, Tensor | None]]
     path: str
     digest: str
     views: tuple[str, ...]
@@ -132,7 +133,7 @@ def evaluate(
     source = _with_recorded_data(captioner, config, source, report)
     opened = ImageCaptioner(captioner, report=report)
     scoring.check_language(opened.run.vocabulary.language)
-    data = _cached(opened.run, source) if source.features is not None else _raw(opened, source)
+    data = _cached(opened, source) if source.features is not None else _raw(opened, source)
     refuse_differences(
         [("language", opened.run.vocabulary.language, data.table.language)],
         f"{captioner.run} and {data.path} do not belong together: the references have another",
@@ -198,9 +199,9 @@ def _caption_all(captioner: ImageCaptioner, data: EvaluationData, split: str, qu
     captions: list[str] = []
     alternatives: list[tuple[ScoredCaption, ...]] = []
     with Progress(f"Captioning {split}", total=data.table.images, unit="images", quiet=quiet) as progress:
-        for batch in data.batches:
+        for batch, mask in data.batches:
             numbers = range(len(captions), len(captions) + len(batch))
-            for hypotheses in captioner.caption_features(batch, numbers=numbers):
+            for hypotheses in captioner.caption_features(batch, mask=mask, numbers=numbers):
                 captions.append(captioner.language.join(hypotheses[0].words))
                 alternatives.append(scored_captions(hypotheses, captioner.language) if len(hypotheses) > 1 else ())
             progress.advance(len(batch))
@@ -267,22 +268,27 @@ def _training_captions(run: Run, source: EvaluationSource, notes: list[str]) -> 
     return texts
 
 
-def run_network(run: Run) -> dict[str, object]:
+def comparable(network: Network) -> dict[str, object]:
     """What must be equal for features to fit a run, in the form of :meth:`shards.features.Provenance.network`."""
-    network = run.config.network
     content = network.content()
-    return {key: content[key] for key in ("backbone", "weights_sha256", "preprocessing")}
+    return {key: content[key] for key in ("backbone", "weights_sha256", "preprocessing", "layout")}
 
 
-def _cached(run: Run, source: EvaluationSource) -> EvaluationData:
+def _cached(captioner: ImageCaptioner, source: EvaluationSource) -> EvaluationData:
     assert source.features is not None
     path = feature_path(source.features, source.split)
     file = open_features(path)
-    found: dict[str, Any] = recorded_network(file.provenance).content()
-    there = {key: found[key] for key in ("backbone", "weights_sha256", "preprocessing")}
-    check_network(f"{run.folder}", run_network(run), f"{path}", there)
-    starts = range(0, file.table.images, source.batch_size)
-    batches = (torch.from_numpy(np.array(file.mean_view(start, start + source.batch_size))) for start in starts)
+    pooled = captioner.network.layout == POOLED
+    there = pooled_network(file) if captioner.pools else recorded_network(file.provenance)
+    there = there if pooled else replace(there, layout=file.provenance.layout)
+    check_network(f"{captioner.run.folder}", comparable(captioner.network), f"{path}", comparable(there))
+    features = FeatureSource(file, pooled=pooled, memory_bytes=0)
+
+    def read(start: int) -> tuple[Tensor, Tensor | None]:
+        rows = np.arange(start, min(start + source.batch_size, file.table.images))
+        return features.images(rows, np.zeros((len(rows), 3))), features.mask(rows)
+
+    batches = map(read, range(0, file.table.images, source.batch_size))
     return EvaluationData(table=file.table, batches=batches, path=str(path), digest=file.digest, views=file.provenance.views)
 
 
@@ -301,5 +307,5 @@ def _raw(captioner: ImageCaptioner, source: EvaluationSource) -> EvaluationData:
         rows = np.arange(start, min(start + source.batch_size, table.images))
         return images.images(rows, np.zeros((len(rows), 3)))
 
-    batches = (captioner.extract(pixels) for pixels in map_ahead(load, starts, threads=images.threads))
+    batches = ((captioner.extract(pixels), None) for pixels in map_ahead(load, starts, threads=images.threads))
     return EvaluationData(table=table, batches=batches, path=origin(source.shards), digest=split.digest, views=("center",))

@@ -16,7 +16,8 @@ from typing import Any, Self
 
 import torch
 
-from model.encoder import FrozenBackbone, feature_dim
+from model.encoder import FrozenBackbone, feature_shape, mean_is_pooled
+from model.feature_layout import POOLED, check_layout
 from pipeline.backbone.backbones import KEPT_FILE, RANDOM, Network, open_backbone
 from pipeline.backbone.portable import portable_network
 from pipeline.backbone.precision import AGREEMENT_IMAGES, pick_precision
@@ -52,6 +53,7 @@ class CacheConfig:
     Attributes:
         splits: Which splits; all by default.
         backbone, weights: As for :func:`pipeline.backbone.backbones.open_backbone`.
+        layout: ``pooled``, ``grid`` or ``grid:N``; see :mod:`model.feature_layout`.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``. ``auto`` falls back to fp32 where the faster one does not agree with it.
         views: As for :func:`pipeline.features.views.view_names`.
         batch_size: Views per forward pass; by default what suits the device.
@@ -67,6 +69,7 @@ class CacheConfig:
     splits: Sequence[str] = ()
     backbone: str = "resnet152"
     weights: str | None = None
+    layout: str = POOLED
     precision: str = "auto"
     views: str = CENTER
     batch_size: int | None = None
@@ -78,6 +81,10 @@ class CacheConfig:
         for name, value in (("batch_size", self.batch_size), ("workers", self.workers)):
             if value is not None and value < 1:
                 raise SettingsError(f"`{name}` {value}: must be at least 1.")
+        try:
+            check_layout(self.layout)
+        except ValueError as error:
+            raise SettingsError(f"`features`: {error}.") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +103,7 @@ class CacheSummary:
     split: str
     path: Location
     images: int
+    positions: int
     dim: int
     views: int
     precision: str
@@ -154,7 +162,8 @@ def cache_features(
                 precision=config.precision,
                 batch_images=batch_images,
                 plan=_planner(network, exact, reference, config, machine, batch_images * len(views), array_task, report),
-                dim=functools.partial(feature_dim, exact),
+                shape=functools.partial(feature_shape, exact),
+                mean_is_pooled=mean_is_pooled(exact),
                 decode_in_threads=cluster is not None,
                 array_task=array_task,
                 report=report,
@@ -219,7 +228,7 @@ def _planner(
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What caching each split needs; ``plan`` chooses the precision when it is first called, and ``dim`` runs the network."""
+    """What caching each split needs; ``plan`` chooses the precision when it is first called, and ``shape`` runs the network."""
 
     output: Output
     network: Network
@@ -227,7 +236,8 @@ class _Job:
     precision: str
     batch_images: int
     plan: Planner
-    dim: Callable[[], int]
+    shape: Callable[[], tuple[int, int]]
+    mean_is_pooled: bool
     decode_in_threads: bool
     array_task: ArrayTask | None
     report: Callable[[str], None]
@@ -240,8 +250,8 @@ def _cache_splits(job: _Job, splits: Sequence[Split]) -> list[CacheSummary]:
     existing = {split.name: existing_features(split, folder, job.network, job.views, job.precision) for split in splits}
     missing = [split for split in splits if existing[split.name] is None]
     if missing:
-        views, dim = len(job.views), job.dim()
-        planned = [split_bytes(split, _parts(job, split), views=views, dim=dim, array_task=job.array_task) for split in missing]
+        views, shape = len(job.views), job.shape()
+        planned = [split_bytes(split, _parts(job, split), views=views, shape=shape, array_task=job.array_task) for split in missing]
         check_space(job.output, planned, job.report)
     if job.array_task is None:
         for split in splits:
@@ -258,7 +268,7 @@ def _cache_split(job: _Job, split: Split, existing: FeatureFile | None) -> Cache
     if existing is not None:
         if joining:
             _discard(parts)  # left by a run that was killed right after joining
-        return _summary(job, split, existing.table.images, existing.dim, existing.provenance, kept=True)
+        return _summary(job, split, existing.table.images, existing.features.shape[2:], existing.provenance, kept=True)
     # If all parts exist, whoever made them and whatever this machine has, they only have to be joined.
     finished = finished_parts(parts, split) if joining else None
     images, rate = 0, 0.0
@@ -271,20 +281,20 @@ def _cache_split(job: _Job, split: Split, existing: FeatureFile | None) -> Cache
         spec = PartSpec(
             parts=parts,
             provenance=_provenance(job, split, plan),
-            dim=plan.dim,
+            shape=plan.shape,
             batch_images=job.batch_images,
             workers=plan.workers,
             threads=job.decode_in_threads,
         )
         images, rate = _make_missing_parts(job, split, spec, plan.make_parts)
-        finished = spec.provenance, plan.dim
-    provenance, dim = finished
+        finished = spec.provenance, plan.shape
+    provenance, shape = finished
     if joining:
         target = feature_path(job.output.folder, split.name)
-        images = join_parts(target, split, parts, dim=dim, provenance=provenance)
+        images = join_parts(target, split, parts, shape=shape, provenance=provenance)
         job.output.upload(target.name)
         _discard(parts)
-    return _summary(job, split, images, dim, provenance, rate=rate, committed=joining)
+    return _summary(job, split, images, shape, provenance, rate=rate, committed=joining)
 
 
 def _parts(job: _Job, split: Split) -> Output:
@@ -322,6 +332,7 @@ def _open_network(output: Output, config: CacheConfig, resize: dict[str, Any], r
         opened = open_backbone(
             backbone=config.backbone,
             weights=config.weights,
+            layout=config.layout,
             resize=resize,
             kept=kept,
             sample=lambda crop: calibration_batches(reference, crop),
@@ -355,6 +366,8 @@ def _provenance(job: _Job, split: Split, plan: ExtractionPlan) -> Provenance:
         weights=job.network.weights,
         weights_sha256=job.network.weights_sha256,
         preprocessing=job.network.content()["preprocessing"],
+        layout=job.network.layout,
+        mean_is_pooled=job.mean_is_pooled,
         views=job.views,
         precision=plan.precision,
         arithmetic={**plan.details, **machine},
@@ -366,13 +379,22 @@ def _provenance(job: _Job, split: Split, plan: ExtractionPlan) -> Provenance:
 
 
 def _summary(
-    job: _Job, split: Split, images: int, dim: int, provenance: Provenance, *, rate: float = 0.0, kept: bool = False, committed: bool = True
+    job: _Job,
+    split: Split,
+    images: int,
+    shape: tuple[int, ...],
+    provenance: Provenance,
+    *,
+    rate: float = 0.0,
+    kept: bool = False,
+    committed: bool = True,
 ) -> CacheSummary:
     return CacheSummary(
         split=split.name,
         path=job.output.location(feature_path(job.output.folder, split.name).name),
         images=images,
-        dim=dim,
+        positions=shape[0],
+        dim=shape[1],
         views=len(provenance.views),
         precision=provenance.precision,
         kept=kept,

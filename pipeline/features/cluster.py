@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.encoder import FrozenBackbone, feature_dim
+from model.encoder import FrozenBackbone, feature_shape
 from pipeline.backbone.portable import PortableNetwork
 from pipeline.backbone.precision import choose_precision
 from pipeline.execution.devices import out_of_memory, prepare_device
@@ -75,7 +75,7 @@ class ChosenPrecision:
     network: PortableNetwork
     details: dict[str, Any]
     notes: tuple[str, ...]
-    dim: int
+    shape: tuple[int, int]
 
 
 def choose_precision_on_cluster(
@@ -90,8 +90,8 @@ def _choose(network: PortableNetwork, resources: TaskResources, precision: str, 
     device = _prepared(resources)
     with out_of_memory():
         computed = choose_precision(network.build_exact(), precision=precision, device=device, sample=torch.from_numpy(sample.copy()))
-        dim = feature_dim(computed.frozen)
-    return ChosenPrecision(network=network.lowered(computed), details=computed.details, notes=computed.notes, dim=dim)
+        shape = feature_shape(computed.frozen)
+    return ChosenPrecision(network=network.lowered(computed), details=computed.details, notes=computed.notes, shape=shape)
 
 
 def cache_parts_on_cluster(

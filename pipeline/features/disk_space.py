@@ -3,6 +3,7 @@
 The features are counted exactly and the captions estimated from the records, without reading them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,23 +37,23 @@ class SplitBytes:
     joined: int
 
 
-def split_bytes(split: Split, parts: Output, *, views: int, dim: int, array_task: ArrayTask | None) -> SplitBytes:
+def split_bytes(split: Split, parts: Output, *, views: int, shape: tuple[int, int], array_task: ArrayTask | None) -> SplitBytes:
     """The bytes that a split without a feature file still needs.
 
     Args:
         parts: The folder of its parts. An existing part counts as made, unless it is a file that is too small for its features.
-        views, dim: Views per image, and features per view.
+        views, shape: Views per image, and (positions, dim) of each.
         array_task: Counts the parts of this task only.
     """
     every = [(shard, part_name(index)) for index, shard in enumerate(split.shards)]
-    sizes = _part_sizes(parts)
+    sizes, image_bytes = _part_sizes(parts), views * math.prod(shape) * FLOAT16_BYTES
     to_make = present = 0
     for shard, name in every if array_task is None else array_task.select(every):
-        features, size = len(shard.sidecar.samples) * views * dim * FLOAT16_BYTES, sizes.get(name)
+        features, size = len(shard.sidecar.samples) * image_bytes, sizes.get(name)
         present += size or 0
         if size is None or (parts.url is None and size < features):
             to_make += features + _caption_bytes(shard) + FILE_BYTES
-    joined = split.images * views * dim * FLOAT16_BYTES + sum(map(_caption_bytes, split.shards)) + FILE_BYTES
+    joined = split.images * image_bytes + sum(map(_caption_bytes, split.shards)) + FILE_BYTES
     return SplitBytes(split=split.name, parts=to_make, present=present, joined=joined if array_task is None else 0)
 
 
@@ -98,7 +99,8 @@ def check_space(output: Output, splits: Sequence[SplitBytes], report: Callable[[
     if needed > free:
         raise ResourceError(
             f"{output.folder}: not enough space: about {what} would be written, at most {_shown(needed)} at a time with the parts, but only "
-            f"{_shown(free)} are free. Free some, choose another `out`, store fewer `views`, or select one `split`. Finished parts are kept."
+            f"{_shown(free)} are free. Free some, choose another `out`, store fewer `views` or positions (`features` grid:N), or select one "
+            "`split`. Finished parts are kept."
         )
     report(f"{output.folder}: will write about {what}, at most {_shown(needed)} at a time; {_shown(free)} are free.")
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from model.encoder import FrozenBackbone, feature_dim
+from model.encoder import FrozenBackbone, feature_shape
 from pipeline.backbone.backbones import Network
 from pipeline.backbone.portable import PortableNetwork, portable_network
 from pipeline.backbone.precision import choose_precision, compile_if_worthwhile
@@ -33,7 +33,7 @@ class ExtractionPlan:
         precision: Of the network.
         details: What decides the last bits of the features; recorded in the feature file.
         threads: Of a CPU, which decide the last bits too; None on a GPU.
-        dim: Features per view.
+        shape: (positions, dim) of each view.
         workers: Processes or threads that decode images, for each device.
         make_parts: Runs it.
     """
@@ -41,7 +41,7 @@ class ExtractionPlan:
     precision: str
     details: dict[str, Any]
     threads: int | None
-    dim: int
+    shape: tuple[int, int]
     workers: int
     make_parts: MakeParts
 
@@ -78,7 +78,7 @@ def plan_on_devices(
     portable = portable_network(network, exact) if len(devices) > 1 else None
     with out_of_memory():
         chosen = choose_precision(exact, precision=precision, device=device, sample=sample)
-        dim = feature_dim(chosen.frozen)
+        shape = feature_shape(chosen.frozen)
     for note in chosen.notes:
         report(note)
     threads = None
@@ -96,7 +96,7 @@ def plan_on_devices(
         for note in computed.notes[len(chosen.notes) :]:
             report(note)
         return ExtractionPlan(
-            precision=computed.precision, details=computed.details, threads=threads, dim=dim, workers=workers, make_parts=make_parts
+            precision=computed.precision, details=computed.details, threads=threads, shape=shape, workers=workers, make_parts=make_parts
         )
 
     return plan
@@ -113,7 +113,7 @@ def plan_on_cluster(
         precision=chosen.network.precision,
         details=chosen.details,
         threads=resources.cpus if resources.kind == "cpu" else None,
-        dim=chosen.dim,
+        shape=chosen.shape,
         workers=resources.workers,
         make_parts=functools.partial(cache_parts_on_cluster, network=chosen.network, cluster=cluster, resources=resources),
     )

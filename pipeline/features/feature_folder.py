@@ -56,6 +56,7 @@ def differences(found: Provenance, network: Network, views: tuple[str, ...], pre
         ("backbone", found.backbone, network.backbone),
         ("digest of the weights", found.weights_sha256, network.weights_sha256),
         ("preprocessing", f"{found.preprocessing}", f"{network.content()['preprocessing']}"),
+        ("layout", found.layout, network.layout),
         ("views", ", ".join(found.views), ", ".join(views)),
         ("precision", found.precision, found.precision if precision == "auto" else precision),
     ]

@@ -23,7 +23,7 @@ IN_FLIGHT = 2
 def features_of_batches(
     frozen: FrozenBackbone, batches: Iterable[PixelBatch], *, device: torch.device, names: Sequence[str]
 ) -> Iterator[tuple[PixelBatch, NDArray[np.float16]]]:
-    """Each batch with its features, float16 (images, views, dim), in order.
+    """Each batch with its features, float16 (images, views, positions, dim), in order.
 
     Args:
         frozen: On ``device``.

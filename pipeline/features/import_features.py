@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.encoder import feature_dim
+from model.encoder import feature_shape
+from model.feature_layout import POOLED
 from pipeline.backbone.backbones import IMPORTED, KEPT_FILE, RANDOM, Network, open_backbone, wanted_crop
 from pipeline.captions.languages import ENGLISH, language_rules, language_tag
 from pipeline.captions.read import CaptionSource, SplitCaptions, first_captions, read_captions, splits_of
@@ -187,7 +188,7 @@ def _opened_network(arrays: FeatureArrays, declared: DeclaredNetwork, *, kept: P
     if resize.size < crop:
         raise InputError(f"`size` {resize.size}: these weights of {backbone} expect a crop of {crop} pixels. Give the size before the crop.")
     network, frozen = open_backbone(backbone=backbone, weights=weights, resize=asdict(resize), kept=kept, sample=lambda _: ())
-    dim = feature_dim(frozen)
+    _, dim = feature_shape(frozen)
     if dim != arrays.dim:
         raise MismatchError(f"{arrays.path}: has {arrays.dim} features per image, {backbone} has {dim}. Declare the network that made them, or none.")
     return network
@@ -241,6 +242,8 @@ def _provenance(plan: _SplitImport, network: Network, arrays: FeatureArrays, sou
         weights=network.weights,
         weights_sha256=network.weights_sha256,
         preprocessing=network.content()["preprocessing"],
+        layout=POOLED,
+        mean_is_pooled=True,
         views=(CENTER,),
         precision=UNKNOWN,
         arithmetic={"imported_from": arrays.path.name, "imported_sha256": source, "imported_dtype": arrays.dtype()},
@@ -281,11 +284,11 @@ def _import_split(
 
         def read(places: Sequence[int]) -> NDArray[np.float16]:
             progress.advance(len(places))
-            return read_half(arrays, places)[:, np.newaxis]
+            return read_half(arrays, places)[:, np.newaxis, np.newaxis]
 
         starts = range(0, len(plan.places), CHUNK_IMAGES)
         chunks = [(functools.partial(read, plan.places[start : start + CHUNK_IMAGES]), _table(plan, start)) for start in starts]
-        images, captions = write_features(path, lambda: chunks, dim=arrays.dim, provenance=provenance)
+        images, captions = write_features(path, lambda: chunks, shape=(1, arrays.dim), provenance=provenance)
     return ImportedSplit(split=plan.split, path=path, images=images, captions=captions, kept=False)
 
 

@@ -47,14 +47,14 @@ class PartSpec:
 
     Attributes:
         parts: The folder of the parts.
-        dim: Features per view.
+        shape: (positions, dim) of each view.
         batch_images: Images per forward pass.
         workers: Processes that decode images for each device, or threads with ``threads``.
     """
 
     parts: Output
     provenance: Provenance
-    dim: int
+    shape: tuple[int, int]
     batch_images: int
     workers: int
     threads: bool = False
@@ -92,8 +92,8 @@ def _is_whole(parts: Output, shard: Shard, name: str, provenance: Provenance) ->
     return asdict(there.provenance) == asdict(provenance) and there.table.keys == _keys(shard)
 
 
-def finished_parts(parts: Output, split: Split) -> tuple[Provenance, int] | None:
-    """How the parts of a split were made, and their features per view, if all exist, undamaged and made in one way; else None."""
+def finished_parts(parts: Output, split: Split) -> tuple[Provenance, tuple[int, int]] | None:
+    """How the parts of a split were made, and (positions, dim) of each view, if all exist, undamaged and made in one way; else None."""
     tasks = [(shard, part_name(index)) for index, shard in enumerate(split.shards)]
     names = [name for _, name in tasks]
     if not set(names) <= set(parts.names()):
@@ -105,10 +105,10 @@ def finished_parts(parts: Output, split: Split) -> tuple[Provenance, int] | None
         return None
     if not all(whole_parts(parts, tasks, first.provenance)):
         return None
-    return first.provenance, first.dim
+    return first.provenance, (first.features.shape[2], first.dim)
 
 
-def join_parts(target: Path, split: Split, parts: Output, *, dim: int, provenance: Provenance) -> int:
+def join_parts(target: Path, split: Split, parts: Output, *, shape: tuple[int, int], provenance: Provenance) -> int:
     """Commit a split's feature file from its parts; returns the number of images.
 
     Raises:
@@ -130,7 +130,7 @@ def join_parts(target: Path, split: Split, parts: Output, *, dim: int, provenanc
             yield part.features, part.table
         check_every_shard_once(split, found, str(parts.folder))
 
-    return write_features(target, chunks, dim=dim, provenance=provenance)[0]
+    return write_features(target, chunks, shape=shape, provenance=provenance)[0]
 
 
 def check_every_shard_once(split: Split, parts: Iterable[tuple[str, Sequence[str]]], place: str) -> None:
@@ -180,7 +180,7 @@ def cache_parts(tasks: Sequence[PartTask], frozen: FrozenBackbone, device: torch
         DamageError, ResourceError: As the functions called here.
     """
     shards = [shard for shard, _ in tasks]
-    nothing = np.zeros((0, len(spec.provenance.views), spec.dim), dtype="<f2")
+    nothing = np.zeros((0, len(spec.provenance.views), *spec.shape), dtype="<f2")
     for task in tasks:
         if not task[0].sidecar.samples:
             _write_part(task, [nothing], [], spec)
@@ -214,7 +214,7 @@ def _write_part(task: PartTask, rows: list[NDArray[np.float16]], records: list[t
     shard, name = task
     piece = (np.concatenate(rows), table_from_records([records], language=spec.provenance.language))
     with hold_lock(spec.parts.folder, name, "writing this part", wait_seconds=WORKER_SECONDS):
-        write_features(spec.parts.folder / name, lambda: [piece], dim=spec.dim, provenance=spec.provenance)
+        write_features(spec.parts.folder / name, lambda: [piece], shape=spec.shape, provenance=spec.provenance)
         if spec.parts.url is not None:
             spec.parts.upload(name, mark=_mark(shard, spec.provenance))
             (spec.parts.folder / name).unlink()

@@ -57,6 +57,7 @@ class FeatureReport:
     images: int = 0
     captions: int = 0
     views: int = 0
+    positions: int = 0
     dim: int = 0
     network: str = ""
 
@@ -74,6 +75,7 @@ def verify_features(path: Path) -> FeatureReport:
         images=file.table.images,
         captions=file.table.captions,
         views=len(provenance.views),
+        positions=file.features.shape[2],
         dim=file.dim,
         network=f"{provenance.backbone}, {provenance.weights}, {provenance.precision}",
     )

@@ -30,7 +30,8 @@ class CaptionBatch:
 
     Attributes:
         epoch, step: Position in training; ``step`` counts from 0 in each epoch.
-        images: float16 (units, dim) features, or uint8 (units, crop, crop, 3) pixels.
+        images: float16 (units, positions, dim) features, or uint8 (units, crop, crop, 3) pixels.
+        mask: bool (units, positions): which positions are real and not padding; None: all of them.
         mirrored: bool (units,): which images :func:`to_device` mirrors; None: no image.
         unit_rows: int64 (captions,): the row of ``images`` that each caption belongs to.
         captions: int64 (captions,): indices into the caption table, longest caption first.
@@ -42,6 +43,7 @@ class CaptionBatch:
     epoch: int
     step: int
     images: Tensor
+    mask: Tensor | None
     mirrored: Tensor | None
     unit_rows: Tensor
     captions: Tensor
@@ -120,6 +122,7 @@ def training_batches(
             epoch=epoch,
             step=step,
             images=source.images(order.image_rows[start:stop], draws[start:stop]),
+            mask=source.mask(order.image_rows[start:stop]),
             mirrored=source.mirrored(draws[start:stop]),
             batch_captions=len(everything),
             batch_tokens=int(encoded.lengths[everything].sum()),
@@ -155,7 +158,7 @@ def table_batches(source: Source, encoded: EncodedCaptions, rows: NDArray[np.int
         counts = source.table.caption_counts[chosen]
         captions = np.concatenate([np.arange(begins[row], ends[row]) for row in chosen])
         batch = _with_captions(encoded, captions, np.repeat(np.arange(len(chosen)), counts))
-        return replace(batch, images=source.images(chosen, np.zeros((len(chosen), 3))))
+        return replace(batch, images=source.images(chosen, np.zeros((len(chosen), 3))), mask=source.mask(chosen))
 
     return map_ahead(build, range(0, len(rows), VAL_BATCH_IMAGES), threads=source.threads)
 
@@ -168,6 +171,7 @@ def _with_captions(encoded: EncodedCaptions, captions: NDArray[np.int64], unit_r
         epoch=0,
         step=0,
         images=torch.empty(0),
+        mask=None,
         mirrored=None,
         unit_rows=torch.from_numpy(unit_rows),
         captions=torch.from_numpy(captions),
@@ -184,6 +188,7 @@ def to_device(batch: CaptionBatch, device: torch.device) -> CaptionBatch:
     return replace(
         batch,
         images=images if batch.mirrored is None else mirror(images, batch.mirrored.to(device, non_blocking=True)),
+        mask=None if batch.mask is None else batch.mask.to(device, non_blocking=True),
         mirrored=None,
         unit_rows=batch.unit_rows.to(device, non_blocking=True),
         tokens=batch.tokens.to(device, non_blocking=True),

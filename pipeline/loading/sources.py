@@ -1,4 +1,6 @@
-"""Where a unit's image comes from: cached features in memory, or pixels from shards, decoded straight into the batch.
+"""Where a unit's image comes from, and the pixels of shards, decoded straight into the batch.
+
+Cached features are in :mod:`pipeline.loading.feature_source`.
 
 Threads decode the pixels: libjpeg-turbo releases the global interpreter lock, and no pixels cross a process boundary.
 """
@@ -21,15 +23,12 @@ from pipeline.sharding.read_samples import decode_sample
 from shards.caption_table import CaptionTable
 from shards.dataset import Shard, Split
 from shards.errors import DamageError
-from shards.features import FeatureFile
 from shards.fetch_ahead import FetchAhead
 from shards.tar import read_member
 
 Augmentation = Literal["tutorial", "none"]
 # Tars that one thread keeps open, as many as one shuffle window. A file removed from the cache uses disk space until it is closed.
 OPEN_FILES = WINDOW_SHARDS
-# Features are kept on the GPU only if they leave this share of its free memory.
-FREE_SHARE = 0.5
 
 
 class Source(Protocol):
@@ -49,8 +48,12 @@ class Source(Protocol):
         """The images at ``rows``, int64 (units,); ``draws``, float64 (units, 3), decide the crop, or the cached view.
 
         Returns:
-            float16 (units, dim) features, or uint8 (units, crop, crop, 3) pixels.
+            float16 (units, positions, dim) features, or uint8 (units, crop, crop, 3) pixels.
         """
+        ...
+
+    def mask(self, rows: NDArray[np.int64]) -> Tensor | None:
+        """Which positions of the images at ``rows`` are real and not padding, bool (units, positions); None: all of them."""
         ...
 
     def mirrored(self, draws: NDArray[np.float64]) -> Tensor | None:
@@ -64,39 +67,6 @@ class Source(Protocol):
             A context manager. Its value is a function to call with the index of each unit that is reached.
         """
         ...
-
-
-class FeatureSource:
-    """Cached features in memory, float16 (images, views, dim); in GPU memory if they leave half of its free memory.
-
-    Args:
-        file: The feature file.
-        sample_views: Sample one view for each unit, as training does; otherwise use their mean, as evaluation does.
-        device: The training device.
-    """
-
-    threads = 0
-
-    def __init__(self, file: FeatureFile, *, sample_views: bool = False, device: torch.device | None = None) -> None:
-        self.table = file.table
-        self.feature_dim: int | None = file.dim
-        features = file.features if sample_views else file.mean_view()[:, None]
-        self.views = features.shape[1]
-        # (images, views, dim) -> (images * views, dim): a unit's features are one row.
-        self.features = torch.from_numpy(np.array(features)).flatten(0, 1)
-        if device is not None and device.type == "cuda" and self.features.nbytes <= FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
-            self.features = self.features.to(device)
-
-    def images(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> Tensor:
-        views = (draws[:, 0] * self.views).astype(np.int64)
-        return self.features[torch.from_numpy(rows * self.views + views).to(self.features.device)]
-
-    def mirrored(self, draws: NDArray[np.float64]) -> Tensor | None:  # noqa: ARG002 - a view is mirrored already, or not
-        return None
-
-    @contextmanager
-    def visit(self, rows: NDArray[np.int64]) -> Iterator[Callable[[int], None]]:  # noqa: ARG002 - everything is in memory
-        yield lambda _: None
 
 
 class ShardSource:
@@ -146,6 +116,9 @@ class ShardSource:
                 top, left = int(draws[unit, 0] * (down + 1)), int(draws[unit, 1] * (right + 1))
             places[unit] = pixels[top : top + crop, left : left + crop]
         return target
+
+    def mask(self, rows: NDArray[np.int64]) -> Tensor | None:  # noqa: ARG002 - a network gives every image the same positions
+        return None
 
     def mirrored(self, draws: NDArray[np.float64]) -> Tensor | None:
         return None if self.augmentation == "none" else torch.from_numpy(draws[:, 2] < 0.5)

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.encoder import FrozenBackbone, feature_dim
-from pipeline.backbone.backbones import KEPT_FILE, Network, open_backbone, recorded_network
+from model.encoder import FrozenBackbone, feature_shape
+from pipeline.backbone.backbones import KEPT_FILE, Network, open_backbone, pooled_network, recorded_network
 from pipeline.backbone.extraction import extract_features
 from pipeline.backbone.precision import AGREEMENT_IMAGES, ComputedBackbone, choose_precision, compile_if_worthwhile
 from pipeline.execution.devices import images_per_pass, out_of_memory
@@ -19,8 +19,9 @@ from pipeline.execution.progress import Progress
 from pipeline.features.calibration import calibration_batches, evenly_spaced_images
 from pipeline.features.previews import read_previews, split_previews
 from pipeline.loading.batches import CaptionBatch
+from pipeline.loading.feature_source import FeatureSource
 from pipeline.loading.order import WINDOW_SHARDS
-from pipeline.loading.sources import Augmentation, FeatureSource, ShardSource, Source
+from pipeline.loading.sources import Augmentation, ShardSource, Source
 from shards.caption_table import CaptionTable, table_from_records
 from shards.dataset import Shard, Split, read_dataset_file
 from shards.errors import OnError
@@ -32,7 +33,7 @@ Pictures = Callable[[Sequence[int]], list[NDArray[np.uint8] | None]]
 
 
 class FeatureExtractor(Protocol):
-    """A batch's images -> features, float16 (units, dim), on the device."""
+    """A batch's images -> features, float16 (units, positions, dim), on the device."""
 
     def __call__(self, batch: CaptionBatch) -> Tensor: ...
 
@@ -59,14 +60,19 @@ class TrainingData:
 
     @property
     def feature_dim(self) -> int:
-        return self.source.feature_dim if self.frozen is None else feature_dim(self.frozen)  # type: ignore[return-value]
+        return self.source.feature_dim if self.frozen is None else feature_shape(self.frozen)[1]  # type: ignore[return-value]
 
 
-def open_cached(features: Path, device: torch.device) -> TrainingData:
+def open_cached(features: Path, device: torch.device, *, pooled: bool = True, memory_bytes: int | None = None) -> TrainingData:
     """Open a folder of feature files: ``train.h5``, and ``val.h5`` if there is one.
 
+    Args:
+        pooled: For a decoder that sees one vector: the mean over the positions, where that is the network's pooled features.
+        memory_bytes: As for :class:`pipeline.loading.feature_source.FeatureSource`.
+
     Raises:
-        InputError, DamageError, MismatchError: A file is missing or damaged, or they are of different networks.
+        InputError, DamageError, MismatchError: A file is missing or damaged, or they are of different networks; or the network's pooled
+            features are not the mean over the positions.
     """
     train = open_features(feature_path(features, "train"))
     val = open_features(feature_path(features, "val")) if feature_path(features, "val").is_file() else None
@@ -76,10 +82,10 @@ def open_cached(features: Path, device: torch.device) -> TrainingData:
     return TrainingData(
         kind="features",
         path=features,
-        source=FeatureSource(train, sample_views=True, device=device),
-        val=FeatureSource(val) if val is not None else None,
+        source=FeatureSource(train, sample_views=True, pooled=pooled, memory_bytes=memory_bytes, device=device),
+        val=FeatureSource(val, pooled=pooled, memory_bytes=memory_bytes) if val is not None else None,
         val_pictures=lambda rows: read_previews(features, "val", [keys[row] for row in rows]),
-        network=recorded_network(train.provenance),
+        network=pooled_network(train) if pooled else recorded_network(train.provenance),
         frozen=None,
         data_digest=train.digest,
     )
@@ -187,7 +193,7 @@ def feature_extractor(data: TrainingData) -> FeatureExtractor:
     def extract(batch: CaptionBatch) -> Tensor:
         images = batch.images
         if not len(images):  # a rank's slice of a small batch may be empty
-            return images.new_empty((0, dim), dtype=torch.float16)
+            return images.new_empty((0, 1, dim), dtype=torch.float16)
         return extract_features(frozen, images, batch_size=images_per_pass(images.device))
 
     return extract

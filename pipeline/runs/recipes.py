@@ -23,7 +23,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.1,
         "input_dropout": 0.4,
         "output_dropout": 0.4,
-        "image_input": "every_step",
         "tie_weights": True,
     },
     "self-critical": {
@@ -38,8 +37,35 @@ RECIPES: dict[str, dict[str, Any]] = {
         "captions_per_image": 1000,
     },
 }
+# What a recipe changes for a decoder
+OF_DECODER: dict[tuple[str, str], dict[str, Any]] = {
+    ("tutorial", "attention"): {"embedding_dim": 512, "lr": 5e-4, "clip_norm": 5.0},
+    ("tutorial", "transformer"): {
+        "embedding_dim": 512,
+        "hidden_dim": 2048,
+        "layers": 3,
+        "encoder_layers": 3,
+        "lr": 3e-4,
+        "warmup_steps": 200,
+        "clip_norm": 5.0,
+        "output_dropout": 0.1,
+    },
+    ("strong", "lstm"): {"image_input": "every_step"},
+    ("strong", "attention"): {"embedding_dim": 512, "lr": 1e-3, "feature_dropout": 0.3},
+    ("strong", "transformer"): {
+        "embedding_dim": 512,
+        "hidden_dim": 2048,
+        "layers": 3,
+        "encoder_layers": 1,
+        "lr": 5e-4,
+        "warmup_steps": 500,
+        "feature_dropout": 0.3,
+        "input_dropout": 0.2,
+        "output_dropout": 0.3,
+    },
+}
 # The settings that a training takes over from the run that its initial weights come from.
-ARCHITECTURE = ("decoder", "embedding_dim", "hidden_dim", "layers", "image_input", "tie_weights", "min_count")
+ARCHITECTURE = ("decoder", "embedding_dim", "hidden_dim", "layers", "encoder_layers", "heads", "image_input", "tie_weights", "min_count")
 MAX_BYTES = 1 << 20
 
 
@@ -65,7 +91,8 @@ def chosen_settings(given: dict[str, Any], *, config: Path | None = None, initia
         choose = f"Choose one of {', '.join(RECIPES)}; or put settings into a TOML file and give it as `config`."
         raise SettingsError(f"`recipe` {recipe}: unknown.{near_name(recipe, RECIPES)} {choose}")
     architecture = {name: getattr(initial_run, name) for name in ARCHITECTURE} if initial_run is not None else {}
-    return {**RECIPES[recipe], **architecture, **explicit}
+    decoder = explicit.get("decoder") or architecture.get("decoder") or TrainConfig.decoder
+    return {**RECIPES[recipe], **OF_DECODER.get((recipe, decoder), {}), **architecture, **explicit}
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ checkpoints/step-00000048/{model.safetensors, training.pt, state.json}    latest
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ import torch
 
 from model.captioner import Captioner, Ensemble
 from model.decoder_config import DecoderConfig
+from model.feature_layout import POOLED
 from model.limits import check_type
 from model.vocabulary import Vocabulary
 from pipeline.backbone.backbones import KEPT_FILE, Network
@@ -24,7 +25,7 @@ from shards.errors import DamageError, InputError, MismatchError
 from shards.found_instead import instead_of_run
 from shards.json_files import read_versioned_json, write_json
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 CONFIG_FILE, VOCABULARY_FILE, METRICS_FILE = "config.json", "vocab.json", "metrics.jsonl"
 
 
@@ -139,27 +140,57 @@ def open_run(folder: Path, *, device: torch.device, checkpoint: CheckpointChoice
     return Run(folder=folder, config=config, vocabulary=vocabulary, captioner=captioner.to(device).eval(), position=position, notes=tuple(notes))
 
 
-def open_caption_model(run: Run, others: Sequence[Path], *, checkpoint: CheckpointChoice = "latest") -> Captioner | Ensemble:
+@dataclass(frozen=True, kw_only=True)
+class CaptionModelInput:
+    """What captions are decoded from, and the features that it needs.
+
+    Attributes:
+        model: A run's captioner, or an ensemble.
+        network: The network whose features it takes, with their layout.
+        pools: Whether a member was trained on pooled features, for which the mean over the positions of a grid stands.
+    """
+
+    model: Captioner | Ensemble
+    network: Network
+    pools: bool
+
+
+def open_caption_model(run: Run, others: Sequence[Path], *, checkpoint: CheckpointChoice = "latest") -> CaptionModelInput:
     """What captions are decoded from: the run's captioner, or with others the ensemble of all.
+
+    An ensemble of runs on pooled and on grid features takes the grid's; the first ones see the mean over its positions.
 
     Raises:
         MismatchError: They were not trained on features of one network, or have other vocabularies; names both sides.
         InputError, DamageError: As :func:`open_run`.
     """
+    network = run.config.network
     if not others:
-        return run.captioner
+        return CaptionModelInput(model=run.captioner, network=network, pools=network.layout == POOLED)
     device = next(run.captioner.parameters()).device
-    members = [run.captioner]
+    members, layouts = [run], {network.layout}
     for folder in others:
         other = open_run(folder, device=device, checkpoint=checkpoint)
         vocabularies = ("digest of the vocabulary", run.config.vocabulary_digest, other.config.vocabulary_digest)
         refuse_differences(
-            [*run.config.network.sides(other.config.network), vocabularies],
+            [*network.sides(replace(other.config.network, layout=network.layout)), vocabularies],
             f"{run.folder} and {folder} cannot caption together: the second has another",
             "Train both on the same features, the second with the vocabulary of the first (train --vocab).",
         )
-        members.append(other.captioner)
-    return Ensemble(members).eval()
+        members.append(other)
+        layouts.add(other.config.network.layout)
+    for member in members:
+        own = member.config.network.layout
+        if (layouts != {own} and (own == POOLED) != member.captioner.decoder.pooled) or len(layouts - {POOLED}) > 1:
+            raise MismatchError(
+                f"{member.folder} was trained on {own} features, the others on {', '.join(sorted(layouts - {own}))} features: they cannot caption "
+                "together. Choose runs on features of one layout; a decoder of one vector may also join others."
+            )
+    return CaptionModelInput(
+        model=Ensemble(member.captioner for member in members).eval(),
+        network=replace(network, layout=max(layouts - {POOLED}, default=POOLED)),
+        pools=POOLED in layouts,
+    )
 
 
 def refuse_differences(sides: Sequence[tuple[str, object, object]], what: str, advice: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from model.decoder_config import DECODERS, DecoderConfig, ImageInput
+from model.decoder_config import DECODERS, DECODERS_HERE, SETTINGS_OF, DecoderConfig, ImageInput
 from model.limits import SIZE_LIMITS
 from shards.errors import OnError, SettingsError
 
@@ -108,14 +108,29 @@ class TrainConfig:
         None, "Caption with the average of the weights after each of the last N epochs.", POSITIVE_INTEGER, none_means="no averaging"
     )
     decoder: str = setting(DecoderConfig.decoder, f"The decoder: {', '.join(DECODERS)}.")
-    embedding_dim: int = setting(DecoderConfig.embedding_dim, "Size of word and image embeddings.", size_range("embedding_dim"))
-    hidden_dim: int = setting(DecoderConfig.hidden_dim, "Hidden size of the LSTM.", size_range("hidden_dim"))
-    layers: int = setting(DecoderConfig.layers, "Number of LSTM layers.", size_range("layers"))
+    embedding_dim: int = setting(
+        DecoderConfig.embedding_dim, "Size of word and image embeddings; a transformer's width.", size_range("embedding_dim")
+    )
+    hidden_dim: int = setting(
+        DecoderConfig.hidden_dim,
+        "Hidden size of the LSTMs and of additive attention; of a transformer's feed-forward layers.",
+        size_range("hidden_dim"),
+    )
+    layers: int = setting(DecoderConfig.layers, "Layers of the LSTM, or of the transformer's decoder.", size_range("layers"))
+    encoder_layers: int = setting(
+        DecoderConfig.encoder_layers, "With --decoder transformer: layers of its encoder over the positions.", size_range("encoder_layers")
+    )
+    heads: int = setting(DecoderConfig.heads, "With --decoder transformer: attention heads.", size_range("heads"))
     feature_dropout: float = setting(DecoderConfig.feature_dropout, "Dropout probability on image features.", PROBABILITY)
-    input_dropout: float = setting(DecoderConfig.input_dropout, "Dropout probability on the LSTM's inputs.", PROBABILITY)
-    output_dropout: float = setting(DecoderConfig.output_dropout, "Dropout probability on the LSTM's outputs, and between its layers.", PROBABILITY)
+    input_dropout: float = setting(
+        DecoderConfig.input_dropout, "Dropout probability on the decoder's inputs: the words, and with lstm the image.", PROBABILITY
+    )
+    output_dropout: float = setting(
+        DecoderConfig.output_dropout, "Dropout probability on the decoder's outputs, between an LSTM's layers and in a transformer's.", PROBABILITY
+    )
     image_input: ImageInput = setting(
-        DecoderConfig.image_input, "once: the image is the LSTM's first input; every_step: it is also concatenated to every word's embedding."
+        DecoderConfig.image_input,
+        "With --decoder lstm: once: the image is the LSTM's first input; every_step: it is also concatenated to every word's embedding.",
     )
     tie_weights: bool = setting(
         DecoderConfig.tie_weights, "Share the weights of the word embedding and of the output layer.", off_option="--no-tie-weights"
@@ -145,6 +160,11 @@ class TrainConfig:
                 _check_value(setting_field.name, getattr(self, setting_field.name), setting_field.metadata["valid"])
         if self.decoder not in DECODERS:
             raise SettingsError(f"`decoder` {self.decoder}: {DECODERS.unknown(self.decoder)}")
+        for name, decoders in SETTINGS_OF.items():
+            if self.decoder in DECODERS_HERE and self.decoder not in decoders and getattr(self, name) != getattr(type(self), name):
+                raise SettingsError(f"`{name}` {getattr(self, name)}: the decoder {self.decoder} has no such setting. Omit it.")
+        if self.decoder == "transformer" and self.embedding_dim % self.heads:
+            raise SettingsError(f"`heads` {self.heads}: must divide `embedding_dim`, {self.embedding_dim}.")
         for name in CROSS_ENTROPY_ONLY if self.self_critical else ():
             if getattr(self, name) != getattr(type(self), name):
                 raise SettingsError(f"`{name}` {getattr(self, name)}: has no effect with `self_critical`. Omit it.")

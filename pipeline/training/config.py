@@ -34,9 +34,12 @@ class RuntimeConfig:
     Attributes:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
         workers: Threads that decode images; by default one per core. The batches do not depend on it.
+        feature_memory_bytes: Cached features that need more memory are read from their file while they are needed; by default half of the
+            available memory. The batches do not depend on it.
         quiet: Show no progress bars.
     """
 
     device: str = "auto"
     workers: int | None = None
+    feature_memory_bytes: int | None = None
     quiet: bool = True

@@ -1,13 +1,14 @@
 """The gradients of the cross-entropy of a batch's captions, accumulated over chunks of the batch to save memory."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from model.captioner import Captioner
+from model.decoders.base import ProjectedImages
 from pipeline.backbone.precision import decoder_autocast
 from pipeline.loading.batches import CaptionBatch
 from pipeline.loading.training_data import FeatureExtractor
@@ -38,13 +39,14 @@ class CrossEntropyStep:
 
     def __call__(self, batch: CaptionBatch) -> Tensor:
         """Compute the gradients; return this process's part of the loss in nats per token, float32 (). The parts of all processes add up to it."""
-        images = self.captioner.projection(self.extract_features(batch))
+        images = self.captioner.project(self.extract_features(batch), batch.mask)
         # DistributedDataParallel averages gradients over the processes; the sum is needed here.
-        weight = self.processes.world_size / batch.batch_tokens
+        weight = self.processes.world_size / self.captioner.predicted_tokens(batch.batch_tokens, batch.batch_captions)
         scheduled_sampling = self.settings.scheduled_sampling_at(batch.epoch * self.steps_per_epoch + batch.step, self.steps_per_epoch)
         # The first chunk goes last: its backward pass continues into the projection, with the gradients of all chunks.
         last_chunk, *earlier_chunks = self._chunks(batch)
-        detached, loss = images.detach().requires_grad_(), torch.zeros((), device=images.device)
+        detached = replace(images, values=images.values.detach().requires_grad_())
+        loss = torch.zeros((), device=images.values.device)
         for chunk in earlier_chunks:
             with self._without_gradient_sync():
                 chunk_loss = self._loss(detached, chunk, scheduled_sampling) * weight
@@ -52,15 +54,15 @@ class CrossEntropyStep:
             loss += chunk_loss.detach()
         chunk_loss = self._loss(images, last_chunk, scheduled_sampling) * weight
         if earlier_chunks:
-            torch.autograd.backward([chunk_loss, images], [None, detached.grad])
+            torch.autograd.backward([chunk_loss, images.values], [None, detached.values.grad])
         else:
             torch.autograd.backward([chunk_loss])
         loss += chunk_loss.detach()
         loss /= self.processes.world_size
         return loss
 
-    def _loss(self, images: Tensor, chunk: tuple[Tensor, Tensor, Tensor], scheduled_sampling: float) -> Tensor:
-        with decoder_autocast(self.settings.precision, images.device):
+    def _loss(self, images: ProjectedImages, chunk: tuple[Tensor, Tensor, Tensor], scheduled_sampling: float) -> Tensor:
+        with decoder_autocast(self.settings.precision, images.values.device):
             loss: Tensor = self.model(images, *chunk, label_smoothing=self.settings.label_smoothing, scheduled_sampling=scheduled_sampling)
         return loss
 

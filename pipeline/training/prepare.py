@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from model.decoder_config import DecoderConfig
+from model.decoder_config import DECODERS, DecoderConfig
 from model.vocabulary import Vocabulary
 from pipeline.backbone.backbones import KEPT_FILE, RANDOM
 from pipeline.captions.vocabulary import read_vocabulary, vocabulary_digest, vocabulary_of
+from pipeline.execution.memory import available_bytes
 from pipeline.loading.batches import check_units
 from pipeline.loading.order import units_of
 from pipeline.loading.training_data import RawConfig, TrainingData, open_cached, open_raw
@@ -23,6 +24,9 @@ from shards.atomic import committed_file
 from shards.errors import InputError
 from shards.remote import origin
 from shards.versions import library_versions
+
+# Cached features that need more than this share of the available memory are read from their file while they are needed.
+FEATURE_MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ def prepare_run(plan: RunPlan, runtime: RuntimeConfig, device: torch.device, pro
         InputError, DamageError, ResourceError: The data are missing, damaged or too few.
     """
     quiet = runtime.quiet or not processes.is_main_process
-    data = _open_data(plan, device, max_steps=max_steps, workers=runtime.workers, quiet=quiet)
+    data = _open_data(plan, runtime, device, max_steps=max_steps, quiet=quiet)
     check_units(units_of(data.source.table, captions_per_image=plan.config.captions_per_image))
     if plan.recorded is not None:
         vocabulary = plan.recorded[1]
@@ -66,9 +70,12 @@ def prepare_run(plan: RunPlan, runtime: RuntimeConfig, device: torch.device, pro
     return PreparedRun(out=plan.out, config=config, data=data, vocabulary=vocabulary, initial_checkpoint=plan.initial_checkpoint)
 
 
-def _open_data(plan: RunPlan, device: torch.device, *, max_steps: int | None, workers: int | None, quiet: bool) -> TrainingData:
+def _open_data(plan: RunPlan, runtime: RuntimeConfig, device: torch.device, *, max_steps: int | None, quiet: bool) -> TrainingData:
     if plan.data.features is not None:
-        return open_cached(plan.data.features, device)
+        memory_bytes = runtime.feature_memory_bytes
+        if memory_bytes is None:
+            memory_bytes = int(available_bytes() * FEATURE_MEMORY_SHARE)
+        return open_cached(plan.data.features, device, pooled=DECODERS[plan.config.decoder].pooled, memory_bytes=memory_bytes)
     assert plan.data.shards is not None
     recorded = plan.recorded[0].network if plan.recorded is not None else None
     config = RawConfig(
@@ -78,7 +85,7 @@ def _open_data(plan: RunPlan, device: torch.device, *, max_steps: int | None, wo
         precision=plan.config.precision,
         epochs=plan.config.epochs,
         max_images=None if max_steps is None else max_steps * plan.config.batch_size,
-        threads=workers,
+        threads=runtime.workers,
         on_error=plan.config.on_error,
     )
     return open_raw(plan.data.shards, plan.out, config, device, quiet=quiet)

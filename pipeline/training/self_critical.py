@@ -8,7 +8,7 @@ Trade-off: captions are sampled word by word, without dropout and without gradie
 positions at once. The second pass costs less than keeping the first one's gradients.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -101,21 +101,22 @@ class SelfCriticalStep:
 
     def __call__(self, batch: CaptionBatch) -> Tensor:
         """Compute the gradients; return this process's part of the negative mean CIDEr-D, float32 (). The parts of all processes add up to it."""
-        images = self.captioner.projection(self.extract_features(batch))
-        units, samples, precision = len(images), self.settings.samples, self.settings.precision
+        images = self.captioner.project(self.extract_features(batch), batch.mask)
+        units, samples, precision, device = len(images.values), self.settings.samples, self.settings.precision, images.values.device
         image_rows = np.zeros(units, np.int64)
         image_rows[batch.unit_rows.cpu().numpy()] = self.reward.table.image_rows[batch.captions.numpy()]
-        owners = torch.arange(units, device=images.device).repeat_interleave(samples)  # (units * samples,): the unit of each sampled caption
-        with decoder_autocast(precision, images.device):
-            tokens, lengths = sample_captions(self.captioner.decoder, images.detach()[owners], self.reward.vocabulary, max_words=MAX_WORDS)
+        owners = torch.arange(units, device=device).repeat_interleave(samples)  # (units * samples,): the unit of each sampled caption
+        detached = replace(images, values=images.values.detach())
+        with decoder_autocast(precision, device):
+            tokens, lengths = sample_captions(self.captioner.decoder, detached, owners, self.reward.vocabulary, max_words=MAX_WORDS)
         rewards = self.reward(tokens.cpu().numpy(), lengths.numpy(), image_rows[owners.cpu().numpy()]).reshape(units, samples)
-        weights = torch.from_numpy(advantages(rewards).reshape(-1).astype(np.float32)).to(images.device)
+        weights = torch.from_numpy(advantages(rewards).reshape(-1).astype(np.float32)).to(device)
         # Every token of a caption except <start> counts.
         batch_tokens, batch_captions = self.processes.sum(float((lengths - 1).sum()), float(len(lengths)))
         by_length = lengths.argsort(descending=True, stable=True)
-        order = by_length.to(images.device)
-        with decoder_autocast(precision, images.device):
+        order = by_length.to(device)
+        with decoder_autocast(precision, device):
             loss = self.model(images, owners[order], tokens[order], lengths[by_length], weights=weights[order])
         # DistributedDataParallel averages gradients over the processes; the sum is needed here.
         (loss * (self.processes.world_size / batch_tokens)).backward()
-        return torch.tensor(-rewards.sum() / batch_captions, dtype=torch.float32, device=images.device)
+        return torch.tensor(-rewards.sum() / batch_captions, dtype=torch.float32, device=device)

@@ -100,7 +100,7 @@ class Validator:
         """
         captioner.eval()
         loss = self._mean_loss(captioner)
-        own_captions = [words for batch in self.batches for words in greedy(captioner, batch.images, self.vocabulary)]
+        own_captions = [words for batch in self.batches for words in greedy(captioner, batch.images, self.vocabulary, mask=batch.mask)]
         captioner.train()
         captions = self.processes.all_gather(own_captions)
         if not captions:
@@ -113,9 +113,9 @@ class Validator:
     def _mean_loss(self, captioner: Captioner) -> float:
         total = tokens = 0.0
         for batch in self.batches:
-            images = captioner.projection(batch.images)
+            images = captioner.project(batch.images, batch.mask)
             total += float(captioner(images, batch.unit_rows, batch.tokens, batch.caption_lengths))
-            tokens += batch.batch_tokens
+            tokens += captioner.predicted_tokens(batch.batch_tokens, batch.batch_captions)
         total, tokens = self.processes.sum(total, tokens)
         if not math.isfinite(total):
             raise InputError(f"The loss on the val split is {total}: the training diverged. Start again with a smaller `lr`.")

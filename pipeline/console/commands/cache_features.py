@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @command(
     "cache-features",
     "python cli.py cache-features --shards data/shards --out data/features --backbone resnet152",
+    "python cli.py cache-features --shards data/shards --out data/grid --features grid:7",
     "python cli.py cache-features --shards data/shards --out data/timm --backbone timm:resnet50.a1_in1k --split train --views random:4",
 )
 @shards_options("Folder or URL of a shard dataset.", required=True)
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     default=None,
     show_default="IMAGENET1K_V1, or else the network's first published weights",
     help="Name of published weights, random, or a .pth or .safetensors file.",
+)
+@click.option(
+    "--features",
+    "layout",
+    metavar="pooled|grid[:N]",
+    default="pooled",
+    help="pooled: one vector per image. grid: one for each position of the network's last feature map, or patch; grid:N: averaged to N x N.",
 )
 @click.option(
     "--precision",
@@ -62,6 +70,7 @@ def cache_features(
     splits: tuple[str, ...],
     backbone: str,
     weights: str | None,
+    layout: str,
     precision: str,
     views: str,
     batch_size: int | None,
@@ -70,7 +79,10 @@ def cache_features(
     device: str,
     executor: ExecutorOptions,
 ) -> None:
-    """Compute and store image features. Every image passes through the frozen backbone once; its pooled features are stored."""
+    """Compute and store image features. Every image passes through the frozen backbone once.
+
+    Decoders that look at the parts of an image need --features grid (train --decoder attention or transformer).
+    """
     from pipeline.execution.executors import preload_workers
 
     opening = executor.cluster(workers)
@@ -88,6 +100,7 @@ def cache_features(
                 splits=splits,
                 backbone=backbone,
                 weights=weights,
+                layout=layout,
                 precision=precision,
                 views=views,
                 batch_size=batch_size,
@@ -107,11 +120,13 @@ def cache_features(
     if not all(summary.committed for summary in summaries):
         print_next_step(f"python cli.py cache-features {NEXT_AFTER_ARRAY}; it joins the parts")
         return
-    print_next_step(f"python cli.py train --features {shell_quoted(out)} --out runs/first")
+    decoder = " --decoder attention" if layout != "pooled" else ""
+    print_next_step(f"python cli.py train --features {shell_quoted(out)}{decoder} --out runs/first")
 
 
 def _describe(summary: "CacheSummary") -> str:
     how = "complete already" if summary.kept else f"{summary.images_per_second:,.1f} images/s"
     views = f"{summary.views} views of " if summary.views > 1 else ""
+    positions = f"{summary.positions} positions with " if summary.positions > 1 else ""
     path = summary.path if summary.committed else f"{summary.path}: parts of this array task"
-    return f"{path}: {summary.images} images, {views}{summary.dim} features each, {summary.precision} ({how})."
+    return f"{path}: {summary.images} images, {views}{positions}{summary.dim} features each, {summary.precision} ({how})."

@@ -55,6 +55,13 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Resume the run in --out, or start it if there is none.")
 @click.option("--workers", type=click.IntRange(1), default=None, show_default="number of cores", help="With --shards: image decoding threads.")
+@click.option(
+    "--feature-memory",
+    type=click.FloatRange(min=0),
+    default=None,
+    show_default="half of the available memory",
+    help="GB of memory for cached features. Larger ones are read from their file while they are needed.",
+)
 @device_option
 @training_options
 def train(
@@ -69,6 +76,7 @@ def train(
     weights: str | None,
     resume: bool,
     workers: int | None,
+    feature_memory: float | None,
     device: str,
     settings: dict[str, Any],
 ) -> None:
@@ -93,7 +101,12 @@ def train(
             config_file=config_file,
             init_from=init_from,
             resume=resume,
-            runtime=RuntimeConfig(device=device, workers=workers, quiet=False),
+            runtime=RuntimeConfig(
+                device=device,
+                workers=workers,
+                feature_memory_bytes=None if feature_memory is None else int(feature_memory * 1e9),
+                quiet=False,
+            ),
         )
     except Interrupted as interrupted:
         if _is_main_process():

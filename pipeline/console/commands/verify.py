@@ -38,7 +38,8 @@ def _report_features(reports: "list[FeatureReport]") -> None:
         if report.problem is not None:
             print_note(report.problem)
             continue
-        contents = f"{report.images:,} images, {report.captions:,} captions, {report.views} view(s) of {report.dim} features"
+        positions = f"{report.positions} positions with " if report.positions > 1 else ""
+        contents = f"{report.images:,} images, {report.captions:,} captions, {report.views} view(s) of {positions}{report.dim} features"
         print_result(f"{report.path}: intact: {contents} ({report.network})")
     bad = [str(report.path) for report in reports if report.problem is not None]
     if bad:

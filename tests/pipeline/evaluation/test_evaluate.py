@@ -283,7 +283,9 @@ def test_the_average_is_the_mean_of_the_weights_of_all_checkpoints(small: Small,
             assert value == states[-1][key]
     (kept[0] / "model.safetensors").write_bytes(b"damaged")
     fewer = open_run(tmp_path / "run", device=torch.device("cpu"), checkpoint="average").captioner.state_dict()
-    torch.testing.assert_close(fewer["decoder.output.weight"], torch.stack([s["decoder.output.weight"] for s in states[1:]]).mean(dim=0))
+    torch.testing.assert_close(
+        fewer["decoder.word_scores.output.weight"], torch.stack([s["decoder.word_scores.output.weight"] for s in states[1:]]).mean(dim=0)
+    )
 
 
 def test_the_data_of_the_run_are_the_default(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:

@@ -95,7 +95,7 @@ def test_every_view_holds_the_features_of_its_crop(small: Small, tmp_path: Path)
         out = with_kept_weights(small, tmp_path / views.replace(":", "-"))
         summary = cache_features(shards=small.shards, out=out, splits=["val"], views=views, **RESNET)[0]
         file = open_features(out / "val.h5")
-        assert file.features.shape == (4, summary.views, 512)
+        assert file.features.shape == (4, summary.views, 1, 512)
         np.testing.assert_allclose(file.features[:, 0], open_features(small.features / "val.h5").features[:, 0], atol=0.02)
         _, frozen = open_backbone(backbone="resnet18", weights="random", resize=split.config["resize"], kept=out / KEPT_FILE, sample=lambda _: [])
         for row, (sample, jpeg, _) in enumerate(shard_samples(split.shards[0])):
@@ -261,7 +261,7 @@ def real(photographs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_bf16_features_of_real_photographs_by_real_weights_agree_with_fp32(photographs: Path, real: Callable[..., Path]) -> None:
-    exact, lowered = (torch.from_numpy(features_of(real(precision))).squeeze(1).double() for precision in ("fp32", "bf16"))
+    exact, lowered = (torch.from_numpy(features_of(real(precision))).flatten(1).double() for precision in ("fp32", "bf16"))
     cosine = functional.cosine_similarity(exact, lowered, dim=1)
     assert len(cosine) == open_split(photographs, "train").images
     assert cosine.min() >= 0.9995
@@ -336,7 +336,7 @@ def test_several_devices_share_the_shards_and_the_file_is_the_same_within_roundi
 def test_lowered_networks_of_several_devices_are_the_same_tensors(real: Callable[..., Path]) -> None:
     one, two = open_features(real("bf16")), open_features(real("bf16", "cpu,cpu"))
     assert one.provenance.arithmetic["tensors_sha256"] == two.provenance.arithmetic["tensors_sha256"]
-    first, second = (torch.from_numpy(np.asarray(file.features[:, 0], np.float64)) for file in (one, two))
+    first, second = (torch.from_numpy(np.asarray(file.features[:, 0, 0], np.float64)) for file in (one, two))
     cosine = functional.cosine_similarity(first, second, dim=1)
     assert cosine.min() > 0.9999
 

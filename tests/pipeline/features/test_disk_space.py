@@ -26,7 +26,7 @@ def out(small: Small, tmp_path: Path) -> Path:
 
 def planned(small: Small, out: Path, split: str, *, views: int = 1, array_task: ArrayTask | None = None) -> SplitBytes:
     parts = Output(folder=out / f".{split}.parts")
-    return split_bytes(open_split(small.shards, split), parts, views=views, dim=512, array_task=array_task)
+    return split_bytes(open_split(small.shards, split), parts, views=views, shape=(1, 512), array_task=array_task)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -71,7 +71,7 @@ def test_each_split_holds_its_images_in_order_with_their_rows_and_captions(tiny:
     ]
     assert (summary.dim, summary.rejects, summary.zeros) == (4, {}, 0)
     file = open_features(tmp_path / "out/train.h5")
-    np.testing.assert_array_equal(file.features, MATRIX[[3, 5, 1]].astype(np.float16)[:, None])
+    np.testing.assert_array_equal(file.features, MATRIX[[3, 5, 1]].astype(np.float16)[:, None, None])
     table = file.table
     assert table.keys == ("000000000", "000000001", "000000002")
     assert table.image_ids.tolist() == [3, 5, 1]
@@ -81,7 +81,7 @@ def test_each_split_holds_its_images_in_order_with_their_rows_and_captions(tiny:
     assert table.caption_ids.tolist() == [0, 1, 4, 5, 6, 7]
     assert table.texts[:2] == ("A man's dog, number 3.", "dog 3")
     assert table.caption_tokens(0) == tokenize(table.texts[0]) == ["a", "man", "'s", "dog", ",", "number", "3", "."]
-    np.testing.assert_array_equal(open_features(tmp_path / "out/val.h5").features, MATRIX[[0, 2]].astype(np.float16)[:, None])
+    np.testing.assert_array_equal(open_features(tmp_path / "out/val.h5").features, MATRIX[[0, 2]].astype(np.float16)[:, None, None])
 
 
 def test_restval_can_stay_a_split_of_its_own(tiny: Callable[..., ImportSummary], tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_images_stand_in_pieces_of_1000(tiny: Callable[..., ImportSummary], tmp_
     file = open_features(tmp_path / "out/train.h5")
     assert file.table.shard_images.tolist() == [1000, 1000, 5]
     assert file.table.keys[-1] == "000002004"
-    np.testing.assert_array_equal(file.features, matrix.astype(np.float16)[:, None])
+    np.testing.assert_array_equal(file.features, matrix.astype(np.float16)[:, None, None])
 
 
 def test_captions_of_another_form_take_the_rows_in_the_order_of_their_images(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_captions_of_another_form_take_the_rows_in_the_order_of_their_images(tmp
     source = CaptionSource(paths=(tmp_path / "c.csv",))
     import_features(npy=tmp_path / "features.npy", captions=source, out=tmp_path / "out")
     train, val = (open_features(tmp_path / "out" / f"{split}.h5") for split in ("train", "val"))
-    np.testing.assert_array_equal(train.features[:, 0], MATRIX[[0]].astype(np.float16))
-    np.testing.assert_array_equal(val.features[:, 0], MATRIX[2:].astype(np.float16))
+    np.testing.assert_array_equal(train.features[:, 0, 0], MATRIX[[0]].astype(np.float16))
+    np.testing.assert_array_equal(val.features[:, 0, 0], MATRIX[2:].astype(np.float16))
     assert (train.table.texts, val.table.file_names) == (("C", "More"), ("b.jpg", "d.jpg", "e.jpg", "f.jpg"))
     with pytest.raises(InputError, match=r"c\.csv, .*c\.csv: give one `captions`"):
         import_features(npy=tmp_path / "features.npy", captions=CaptionSource(paths=source.paths * 2), out=tmp_path / "out")
@@ -296,7 +296,7 @@ def test_cached_features_of_real_photographs_come_back_as_those_of_the_same_netw
     write_shards(images=source / "images", captions=source / "captions.json", out=shards, config=ShardConfig(resize=resize, limit=12))
     cache_features(shards=shards, out=tmp_path / "cached", backbone="mobilenet_v2", weights=weights, device="cpu", precision="fp32")
     cached = open_features(tmp_path / "cached/train.h5")
-    np.save(tmp_path / "f.npy", np.asarray(cached.features[:, 0], dtype=np.float32))
+    np.save(tmp_path / "f.npy", np.asarray(cached.features[:, 0, 0], dtype=np.float32))
     images = [
         {"filename": name, "imgid": row, "cocoid": image_id, "split": "train", "sentences": texts[image_id]}
         for row, (name, image_id) in enumerate(zip(cached.table.file_names, cached.table.image_ids.tolist(), strict=True))

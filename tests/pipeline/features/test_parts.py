@@ -86,13 +86,13 @@ def test_a_join_names_what_is_missing_and_what_is_there_twice(copy: tuple[Split,
     split, _, parts = copy
     found = finished_parts(parts, split)
     assert found is not None
-    provenance, dim = found
+    provenance, shape = found
     shutil.copy(parts.folder / part_name(0), parts.folder / part_name(1))
     with pytest.raises(DamageError, match=r"missing: train-000001\.tar; duplicate: train-000000\.tar\)\. Run the same command again"):
-        join_parts(tmp_path / "train.h5", split, parts, dim=dim, provenance=provenance)
+        join_parts(tmp_path / "train.h5", split, parts, shape=shape, provenance=provenance)
     (parts.folder / part_name(1)).unlink()
     with pytest.raises(DamageError, match=r"\(missing: train-000001\.tar\)"):
-        join_parts(tmp_path / "train.h5", split, parts, dim=dim, provenance=provenance)
+        join_parts(tmp_path / "train.h5", split, parts, shape=shape, provenance=provenance)
     assert not (tmp_path / "train.h5").exists()
 
 
@@ -104,7 +104,7 @@ def test_a_part_of_another_pass_is_not_joined(made: Path, copy: tuple[Split, Pat
     shutil.copy(tmp_path / "other/.train.parts" / part_name(1), parts.folder)
     assert finished_parts(parts, split) is None
     with pytest.raises(MismatchError, match=r"000001\.h5: was made in another way"):
-        join_parts(tmp_path / "train.h5", split, parts, dim=found[1], provenance=found[0])
+        join_parts(tmp_path / "train.h5", split, parts, shape=found[1], provenance=found[0])
 
 
 def test_every_kind_of_wrong_parts_is_named(made: Path) -> None:

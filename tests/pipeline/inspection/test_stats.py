@@ -48,6 +48,8 @@ def feature_file(path: Path, split: str = "val") -> Path:
         weights="random",
         weights_sha256="0",
         preprocessing=None,
+        layout="pooled",
+        mean_is_pooled=True,
         views=("center",),
         precision="fp32",
         arithmetic={},
@@ -56,7 +58,7 @@ def feature_file(path: Path, split: str = "val") -> Path:
         split_digest="0",
         versions={},
     )
-    write_features(path, lambda: [(np.zeros((1, 1, 4), np.float16), table)], dim=4, provenance=made)
+    write_features(path, lambda: [(np.zeros((1, 1, 1, 4), np.float16), table)], shape=(1, 4), provenance=made)
     return path
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from model.vocabulary import END, PAD, START
 from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.loading.batches import CaptionBatch, EncodedCaptions, training_batches
+from pipeline.loading.feature_source import FeatureSource
 from pipeline.loading.order import RankSlice, epoch_order, steps_per_epoch
-from pipeline.loading.sources import Augmentation, FeatureSource, ShardSource
+from pipeline.loading.sources import Augmentation, ShardSource
 from shards.caption_table import table_from_records, table_of_split
 from shards.dataset import open_split
 from shards.errors import InputError

@@ -8,7 +8,8 @@ from model.preprocessing import mirror
 from pipeline.captions.vocabulary import vocabulary_of
 from pipeline.images.decode import decode_image
 from pipeline.loading.batches import EncodedCaptions, to_device, training_batches
-from pipeline.loading.sources import OPEN_FILES, FeatureSource, ShardSource
+from pipeline.loading.feature_source import FeatureSource
+from pipeline.loading.sources import OPEN_FILES, ShardSource
 from shards.caption_table import table_of_split
 from shards.dataset import open_split
 from shards.errors import DamageError
@@ -82,12 +83,14 @@ def test_an_image_smaller_than_the_crop_is_damage_by_name(small: Small) -> None:
 def feature_file(tmp_path: Path, views: int) -> FeatureFile:
     """24 images of one caption each; the feature of image i in view v is 100 v + i."""
     table = table_with([[1] * 24])
-    features = (100 * np.arange(views)[None, :, None] + np.arange(24)[:, None, None]).astype(np.float16)
+    features = (100 * np.arange(views)[None, :, None] + np.arange(24)[:, None, None])[..., None].astype(np.float16)
     provenance = Provenance(
         backbone="resnet18",
         weights="random",
         weights_sha256="0",
         preprocessing={},
+        layout="pooled",
+        mean_is_pooled=True,
         views=tuple(map(str, range(views))),
         precision="fp32",
         arithmetic={},
@@ -96,7 +99,7 @@ def feature_file(tmp_path: Path, views: int) -> FeatureFile:
         split_digest="0",
         versions={},
     )
-    write_features(tmp_path / "train.h5", lambda: [(features, table)], dim=1, provenance=provenance)
+    write_features(tmp_path / "train.h5", lambda: [(features, table)], shape=(1, 1), provenance=provenance)
     return open_features(tmp_path / "train.h5")
 
 
@@ -106,7 +109,7 @@ def test_training_draws_one_view_for_each_unit_and_epoch_and_evaluation_takes_th
 
     def drawn(source: FeatureSource, epoch: int) -> dict[int, int]:
         batches = training_batches(source, encoded, seed=0, epoch=epoch, batch_size=5)
-        values = torch.cat([batch.images for batch in batches]).squeeze(1).long().tolist()
+        values = torch.cat([batch.images for batch in batches]).flatten().long().tolist()
         return {value % 100: value // 100 for value in values}
 
     source = FeatureSource(file, sample_views=True)

@@ -74,7 +74,7 @@ def test_a_step_that_is_saved_again_with_an_average_is_loaded_with_it(small: Sma
     optimizer = adamw(run.captioner, TrainConfig())
     mean = copy.deepcopy(run.captioner)
     with torch.no_grad():
-        lstm_of(mean).output.bias.add_(1)
+        lstm_of(mean).word_scores.output.bias.add_(1)
     ended = TrainingPosition(epoch=0, step_in_epoch=12, step=12)
     save_checkpoint(tmp_path, run.captioner, optimizer, ended)
     validated = TrainingPosition(epoch=1, step_in_epoch=0, step=12, averaged=1)
@@ -83,9 +83,9 @@ def test_a_step_that_is_saved_again_with_an_average_is_loaded_with_it(small: Sma
     assert (position, notes) == (validated, [])
     found = Captioner(run.config.decoder)
     load_model(path, found)
-    assert torch.equal(lstm_of(found).output.bias, lstm_of(mean).output.bias)
+    assert torch.equal(lstm_of(found).word_scores.output.bias, lstm_of(mean).word_scores.output.bias)
     load_training_state(path, found, adamw(found, TrainConfig()))
-    assert torch.equal(lstm_of(found).output.bias, lstm_of(run.captioner).output.bias)
+    assert torch.equal(lstm_of(found).word_scores.output.bias, lstm_of(run.captioner).word_scores.output.bias)
 
 
 def test_a_training_stopped_in_its_last_step_has_its_average_after_resuming(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

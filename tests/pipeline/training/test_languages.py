@@ -32,7 +32,7 @@ def korean_features(small: Small, out: Path) -> Path:
         records = [(key, {"image_id": row, "file_name": "x.jpg", "captions": captions}) for row, key in enumerate(file.table.keys)]
         chunk = (file.features, table_from_records([records], language="ko"))
         provenance = replace(file.provenance, language="ko")
-        write_features(feature_path(out, split), lambda chunk=chunk: [chunk], dim=file.dim, provenance=provenance)  # type: ignore[misc]
+        write_features(feature_path(out, split), lambda chunk=chunk: [chunk], shape=(1, file.dim), provenance=provenance)  # type: ignore[misc]
     (out / "backbone.safetensors").write_bytes((small.features / "backbone.safetensors").read_bytes())
     return out
 

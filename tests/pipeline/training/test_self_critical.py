@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from model.captioner import Captioner
 from model.decoder_config import DecoderConfig
+from model.decoders.base import ProjectedImages
 from model.decoding import sample_captions
 from model.ptb import ptb_tokens
 from model.vocabulary import END, START, UNK, Vocabulary
@@ -97,16 +98,16 @@ def test_a_steps_gradient_is_that_of_sampled_captions_weighted_by_their_advantag
     gradients = [parameter.grad.clone() for parameter in captioner.parameters() if parameter.grad is not None]
 
     captioner.zero_grad()
-    images = captioner.projection(batch.images)
+    images = captioner.project(batch.images)
     owners = torch.arange(7).repeat_interleave(4)
     torch.manual_seed(5)
-    tokens, lengths = sample_captions(captioner.decoder, images.detach()[owners], vocabulary)
+    tokens, lengths = sample_captions(captioner.decoder, images, owners, vocabulary)
     rows = np.array([table.image_rows[batch.captions[(batch.unit_rows == unit).nonzero()[0, 0]]] for unit in range(7)])
     rewards = reward(tokens.numpy(), lengths.numpy(), rows[owners.numpy()])
     gains = advantages(rewards.reshape(7, 4)).ravel()
     total = torch.zeros(())
     for row, length in enumerate(lengths.tolist()):
-        state = captioner.decoder.first_state(images[owners[row]][None])
+        state = captioner.decoder.first_state(ProjectedImages(images.values[owners[row]][None]))
         for place in range(1, length):
             logits, state = captioner.decoding_step(tokens[row, place - 1][None], state)
             total = total - float(gains[row]) * logits.log_softmax(1)[0, tokens[row, place]]

@@ -156,7 +156,7 @@ def test_a_training_that_diverges_stops_with_advice(small: Small, tmp_path: Path
     train_on_cpu(out=out, features=small.features, settings={**TINY_MODEL, "lr": 1e6}, max_steps=2)
     captioner = open_run(out, device=torch.device("cpu")).captioner
     with torch.no_grad():
-        lstm_of(captioner).output.bias.fill_(float("inf"))  # as after a step with an exploding gradient
+        lstm_of(captioner).word_scores.output.bias.fill_(float("inf"))  # as after a step with an exploding gradient
     optimizer = adamw(captioner, TrainConfig())
     load_training_state(latest_checkpoint(out)[0], captioner, optimizer)
     save_checkpoint(out, captioner, optimizer, TrainingPosition(epoch=0, step_in_epoch=3, step=3))
@@ -208,7 +208,7 @@ def test_gradients_are_clipped_to_their_norm_and_weight_matrices_decay(small: Sm
     # Adam divides gradients by their own size plus an epsilon of 1e-8: gradients far below it have no effect.
     torch.testing.assert_close(clipped[word], start[word], atol=1e-6, rtol=0)
     torch.testing.assert_close(decayed[word], start[word] * (1 - 1e-3 * 0.5), atol=1e-6, rtol=0)
-    torch.testing.assert_close(decayed["decoder.output.bias"], start["decoder.output.bias"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(decayed["decoder.word_scores.output.bias"], start["decoder.word_scores.output.bias"], atol=1e-6, rtol=0)
 
 
 def test_a_run_records_the_settings_of_a_config_file_and_of_options(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
@@ -229,7 +229,7 @@ def test_weights_with_nan_are_neither_saved_nor_validated(small: Small, tmp_path
     def call(self: CrossEntropyStep, batch: CaptionBatch) -> torch.Tensor:
         loss, number = compute(self, batch), batch.epoch * self.steps_per_epoch + batch.step
         if number == 11 or (number == 5 and self.settings.checkpoint_every == 1):
-            lstm_of(self.captioner).output.bias.grad.fill_(torch.nan)  # type: ignore[union-attr]
+            lstm_of(self.captioner).word_scores.output.bias.grad.fill_(torch.nan)  # type: ignore[union-attr]
         return loss
 
     monkeypatch.setattr(CrossEntropyStep, "__call__", call)
@@ -245,8 +245,8 @@ def test_weights_with_nan_are_neither_saved_nor_validated(small: Small, tmp_path
 def test_features_with_fewer_than_two_captioned_images_are_refused_before_a_run_begins(small: Small, tmp_path: Path, counts: list[int]) -> None:
     file = open_features(small.features / "train.h5")
     shutil.copytree(small.features, tmp_path / "features", ignore=shutil.ignore_patterns("*.h5"))
-    pieces = [(np.zeros((3, 1, file.dim), np.float16), table_with([counts]))]
-    write_features(tmp_path / "features" / "train.h5", lambda: pieces, dim=file.dim, provenance=file.provenance)
+    pieces = [(np.zeros((3, 1, 1, file.dim), np.float16), table_with([counts]))]
+    write_features(tmp_path / "features" / "train.h5", lambda: pieces, shape=(1, file.dim), provenance=file.provenance)
     with pytest.raises(InputError, match="at least two captioned images"):
         train_on_cpu(out=tmp_path / "run", features=tmp_path / "features", vocab=small.run / "vocab.json", settings=TINY_MODEL)
     assert not (tmp_path / "run" / "config.json").exists()

@@ -50,8 +50,8 @@ def test_scores_equal_those_computed_by_hand(small: Small) -> None:
     losses = []
     for caption in range(table.captions):
         tokens = torch.tensor([vocabulary.encode(["<start>", *table.caption_tokens(caption), "<end>"])])
-        image = captioner.projection(features[table.image_rows[caption]][None])
-        logits = captioner.decoder(image, tokens, torch.tensor([tokens.shape[1]]))
+        image = captioner.project(features[table.image_rows[caption]][None])
+        logits = captioner.decoder(image, torch.tensor([0]), tokens, torch.tensor([tokens.shape[1]]))
         losses.append(functional.cross_entropy(logits, tokens[0], reduction="none"))
     assert measured.loss == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
 
