@@ -1,7 +1,7 @@
 """Validation after each epoch: loss of the val captions, CIDEr of generated captions, and a few examples with their images.
 
-The processes of a training divide the images among them; the main process computes the scores. The features, which do not change from
-epoch to epoch, are computed once and kept.
+The processes of a training divide the images among them; the main process computes the scores. The features of raw images, which do not change
+from epoch to epoch, are computed once and kept; cached features are read again, since those of a grid may not fit into memory.
 """
 
 import math
@@ -81,15 +81,21 @@ class Validator:
         references = source.table.reference_texts(self.rows) if processes.is_main_process else []
         self.language = language_rules(vocabulary.language)
         self.references = [[self.language.scored(text) for text in texts] for texts in references]
+        self.source, self.device, self.encoded = source, device, EncodedCaptions(source.table, vocabulary, device)
         start, stop = processes.rank_slice.of(0, len(self.rows))
-        self.batches: list[CaptionBatch] = []
-        encoded = EncodedCaptions(source.table, vocabulary, device)
-        quiet = quiet or not processes.is_main_process
-        with torch.no_grad(), Progress("Preparing val", total=stop - start, unit="images", quiet=quiet) as progress:
-            for read in table_batches(source, encoded, self.rows[start:stop]):
-                batch = to_device(read, device)
-                self.batches.append(replace(batch, images=extract_features(batch)))
-                progress.advance(len(batch.images))
+        self.own_rows = self.rows[start:stop]
+        self.kept: list[CaptionBatch] | None = None
+        if source.feature_dim is None:
+            self.kept = []
+            quiet = quiet or not processes.is_main_process
+            with torch.no_grad(), Progress("Preparing val", total=stop - start, unit="images", quiet=quiet) as progress:
+                for batch in self._read():
+                    self.kept.append(replace(batch, images=extract_features(batch)))
+                    progress.advance(len(batch.images))
+
+    def _read(self) -> Iterator[CaptionBatch]:
+        """The images of this process with their captions, on the device."""
+        return (to_device(batch, self.device) for batch in table_batches(self.source, self.encoded, self.own_rows))
 
     @torch.no_grad()
     def validate(self, captioner: Captioner) -> ValidationResult:
@@ -99,9 +105,15 @@ class Validator:
             InputError: The loss is NaN or inf, in all processes alike.
         """
         captioner.eval()
-        loss = self._mean_loss(captioner)
-        own_captions = [words for batch in self.batches for words in greedy(captioner, batch.images, self.vocabulary, mask=batch.mask)]
+        total, tokens, own_captions = 0.0, 0, list[list[str]]()
+        for batch in self.kept if self.kept is not None else self._read():
+            images = captioner.project(batch.images, batch.mask)
+            total += float(captioner(images, batch.unit_rows, batch.tokens, batch.caption_lengths))
+            tokens += captioner.predicted_tokens(batch.batch_tokens, batch.batch_captions)
+            if math.isfinite(total):  # a diverged model cannot caption; all processes learn of it below
+                own_captions += greedy(captioner, batch.images, self.vocabulary, mask=batch.mask)
         captioner.train()
+        loss = self._mean_loss(total, tokens)
         captions = self.processes.all_gather(own_captions)
         if not captions:
             return ValidationResult(loss=loss, cider=None, examples=())
@@ -110,13 +122,9 @@ class Validator:
         (score,) = self.processes.sum(main_score)  # all processes need it: they have to agree on the best epoch and on when patience runs out
         return ValidationResult(loss=loss, cider=score, examples=tuple(self._examples(captions)) if is_main else ())
 
-    def _mean_loss(self, captioner: Captioner) -> float:
-        total = tokens = 0.0
-        for batch in self.batches:
-            images = captioner.project(batch.images, batch.mask)
-            total += float(captioner(images, batch.unit_rows, batch.tokens, batch.caption_lengths))
-            tokens += captioner.predicted_tokens(batch.batch_tokens, batch.batch_captions)
-        total, tokens = self.processes.sum(total, tokens)
+    def _mean_loss(self, own_total: float, own_tokens: int) -> float:
+        """The mean loss per token over all processes, from this process's sums."""
+        total, tokens = self.processes.sum(own_total, float(own_tokens))
         if not math.isfinite(total):
             raise InputError(f"The loss on the val split is {total}: the training diverged. Start again with a smaller `lr`.")
         return total / max(tokens, 1)

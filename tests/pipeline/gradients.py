@@ -5,6 +5,7 @@ The arguments are OUT KIND DATA CHUNKS UNITS, where KIND is features or shards; 
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,20 +25,21 @@ from pipeline.training.validation import Validator
 CPU = torch.device("cpu")
 
 
-def open_data(kind: str, data: Path) -> TrainingData:
+def open_data(kind: str, data: Path, *, pooled: bool) -> TrainingData:
     if kind == "features":
-        return open_cached(data, CPU)
+        return open_cached(data, CPU, pooled=pooled)
     kept = data.parent / "features"
     assert (kept / KEPT_FILE).is_file()
     return open_raw(data, kept, RawConfig(backbone="resnet18", weights="random", augment="tutorial", precision="fp32", threads=1), CPU)
 
 
-def gradients(kind: str, path: Path, *, chunks: int, units: int, processes: ProcessGroup) -> dict[str, torch.Tensor]:
+def gradients(kind: str, path: Path, *, chunks: int, units: int, processes: ProcessGroup, decoder: str = "lstm") -> dict[str, torch.Tensor]:
     """Gradients, BatchNorm statistics, loss and validation scores of one batch of ``units`` units."""
-    data = open_data(kind, path)
+    data = open_data(kind, path, pooled=decoder == "lstm")
     torch.manual_seed(0)
     vocabulary = vocabulary_of(data.source.table, min_count=1).vocabulary
-    captioner = Captioner(DecoderConfig(feature_dim=data.feature_dim, vocabulary_size=len(vocabulary), embedding_dim=16, hidden_dim=24))
+    sizes: dict[str, Any] = {"feature_dim": data.feature_dim, "vocabulary_size": len(vocabulary), "embedding_dim": 16, "hidden_dim": 24}
+    captioner = Captioner(DecoderConfig(**sizes, decoder=decoder))
     model = captioner if processes.world_size == 1 else DistributedDataParallel(captioner, broadcast_buffers=False)
     extract_features = feature_extractor(data)
     step = CrossEntropyStep(captioner, model, extract_features, TrainConfig(accumulate=chunks, precision="fp32"), 1, processes)
@@ -53,9 +55,9 @@ def gradients(kind: str, path: Path, *, chunks: int, units: int, processes: Proc
 
 
 def main() -> None:
-    out, kind, data, chunks, units = sys.argv[1:]
+    out, kind, data, chunks, units, decoder = sys.argv[1:]
     with process_group(CPU) as processes:
-        found = gradients(kind, Path(data), chunks=int(chunks), units=int(units), processes=processes)
+        found = gradients(kind, Path(data), chunks=int(chunks), units=int(units), processes=processes, decoder=decoder)
         if processes.is_main_process:
             save_file({name: value.contiguous() for name, value in found.items()}, out)
         processes.barrier()

@@ -36,14 +36,6 @@ def settings_of(decoder: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def grid(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("grid")
-    config = CacheConfig(backbone="resnet18", weights="random", device="cpu", precision="fp32", layout="grid")
-    cache_features(shards=small.shards, out=out, config=config)
-    return out
-
-
-@pytest.fixture(scope="module")
 def runs(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of each decoder on the grid's features, with one vocabulary."""
     base = tmp_path_factory.mktemp("runs")

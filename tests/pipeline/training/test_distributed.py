@@ -70,17 +70,33 @@ def options(**settings: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "processes", "chunks", "units"),
-    [("features", 2, 1, 16), ("features", 2, 3, 16), ("features", 3, 1, 2), ("shards", 2, 1, 6)],
-    ids=["cached", "in chunks", "fewer units than processes", "raw"],
+    ("kind", "processes", "chunks", "units", "decoder"),
+    [
+        ("features", 2, 1, 16, "lstm"),
+        ("features", 2, 3, 16, "lstm"),
+        ("features", 3, 1, 2, "lstm"),
+        ("shards", 2, 1, 6, "lstm"),
+        ("features", 2, 3, 16, "attention"),
+        ("features", 3, 1, 2, "transformer"),
+        ("features", 2, 3, 16, "transformer"),
+    ],
+    ids=[
+        "cached",
+        "in chunks",
+        "fewer units than processes",
+        "raw",
+        "attention, in chunks",
+        "transformer, fewer units than processes",
+        "transformer, in chunks",
+    ],
 )
 def test_gradients_equal_those_of_one_process_on_the_same_batch(
-    small: Small, tmp_path: Path, kind: str, processes: int, chunks: int, units: int
+    small: Small, grid: Path, tmp_path: Path, kind: str, processes: int, chunks: int, units: int, decoder: str
 ) -> None:
-    data = small.features if kind == "features" else small.shards
-    alone = gradients(kind, data, chunks=1, units=units, processes=ProcessGroup())
+    data = small.shards if kind == "shards" else small.features if decoder == "lstm" else grid
+    alone = gradients(kind, data, chunks=1, units=units, processes=ProcessGroup(), decoder=decoder)
     code = "from tests.pipeline.gradients import main; main()"
-    codes, _, errors = ended(launch(processes, code, tmp_path / "out.safetensors", kind, data, chunks, units))
+    codes, _, errors = ended(launch(processes, code, tmp_path / "out.safetensors", kind, data, chunks, units, decoder))
     assert codes == {0}, errors
     together = load_file(tmp_path / "out.safetensors")
     assert together.keys() == alone.keys()
