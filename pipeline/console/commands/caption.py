@@ -1,7 +1,7 @@
 """``caption``: caption images with a trained run."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from shards.paths import shell_quoted
 
 if TYPE_CHECKING:
     from model.decoding import Decoding
-    from pipeline.captioning.captioner import ImageCaptions
+    from pipeline.captioning.captioner import CaptionerConfig, ImageCaptions
     from pipeline.runs.checkpoints import CheckpointChoice
 
 # Captioning fewer images than this shows no progress.
@@ -27,6 +27,7 @@ PROGRESS_FROM_IMAGES = 100
     "caption",
     "python cli.py caption --run runs/first holiday/*.jpg",
     "python cli.py caption --run runs/first dog.jpg --show --out dog.png",
+    "python cli.py caption --run runs/attention dog.jpg --show --attention --out words.png",
     "python cli.py caption --run runs/first photos/ https://example.org/cat.jpg --beam 5 --best 3 --json > captions.jsonl",
     "find /photos -name '*.jpg' | python cli.py caption --run runs/first - > captions.txt",
 )
@@ -36,6 +37,7 @@ PROGRESS_FROM_IMAGES = 100
 @click.option("--best", type=click.IntRange(1), default=None, show_default="1, or all --samples", help="Number of captions per image.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image and line: captions with scores, or the problem.")
 @click.option("--show", is_flag=True, help="Show the images with their captions in a window, or write them to the file of --out.")
+@click.option("--attention", is_flag=True, help="With --show and --out: draw where the decoder looked for each word of the best caption.")
 @click.option("--out", type=PATH, default=None, help="With --show: image file to write (.png, .jpg, .pdf, .svg).")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="Precision of the frozen backbone.")
 @click.option(
@@ -50,6 +52,7 @@ def caption(
     best: int | None,
     as_json: bool,
     show: bool,
+    attention: bool,
     out: Path | None,
     precision: str,
     weights: str | None,
@@ -71,6 +74,8 @@ def caption(
 
     if out is not None and not show:
         raise click.UsageError("--out requires --show.")
+    if attention and (out is None or as_json):
+        raise click.UsageError("--attention requires --show and --out, and goes without --json.")
     chosen = decoding.config()
     _check_best(best, chosen)
     names = named_images(images, sys.stdin, print_note)
@@ -78,8 +83,12 @@ def caption(
         check_can_draw(out, names)
     run, *others = runs
     config = CaptionerConfig(run=run, ensemble=others, decoding=chosen, precision=precision, device=device, weights=weights, checkpoint=checkpoint)
-    captioned = caption_images(config, names, quiet=len(names) < PROGRESS_FROM_IMAGES, report=print_note)
-    shown, failed = _print_captions(captioned, count=best or chosen.samples or 1, named=len(names) > 1, as_json=as_json)
+    shown: list[tuple[str, str]] = []
+    if attention and out is not None:
+        failed = _draw_attention(config, names, out)
+    else:
+        captioned = caption_images(config, names, quiet=len(names) < PROGRESS_FROM_IMAGES, report=print_note)
+        shown, failed = _print_captions(captioned, count=best or chosen.samples or 1, named=len(names) > 1, as_json=as_json)
     if show and shown:
         problem = draw_captions(shown, out)
         left_out = len(names) - failed - len(shown)
@@ -90,6 +99,30 @@ def caption(
     if failed:
         raise click.ClickException(f"{failed} of {len(names)} images could not be captioned (listed above). Check their paths and formats.")
     _print_next(run, images, shown=show)
+
+
+def _draw_attention(config: "CaptionerConfig", names: Sequence[str], out: Path) -> int:
+    """Print the captions of the first images, and draw where the decoder looked; returns how many images failed."""
+    from pipeline.captioning.attention import MAX_ATTENTION_IMAGES, caption_attention, check_attention, draw_attention
+    from pipeline.captioning.captioner import ImageCaptioner
+    from pipeline.images.decode import ImageError
+
+    captioner = ImageCaptioner(config, report=print_note)
+    check_attention(captioner)
+    tried, found = names[:MAX_ATTENTION_IMAGES], []
+    for name in tried:
+        try:
+            found.append(caption_attention(captioner, name, name))
+        except ImageError as error:
+            print_note(f"No caption: {error}")
+            continue
+        print_data(f"{name}: {found[-1].caption}" if len(names) > 1 else found[-1].caption)
+    if found:
+        problem = draw_attention(found, out)
+        print_note(f"Wrote {out}{f', without the last {len(names) - len(tried)} images' if len(names) > len(tried) else ''}.")
+        if problem:
+            print_note(problem)
+    return len(tried) - len(found)
 
 
 def _check_best(best: int | None, decoding: "Decoding") -> None:
