@@ -1,7 +1,7 @@
 """The layout of an image's features: one pooled vector, or one vector for each position of a grid.
 
 A layout is written ``pooled``; ``grid``, the positions of the network's last feature map, or a transformer's patches; or ``grid:N``, those
-averaged to N x N positions (adaptive average pooling).
+averaged to N x N positions (adaptive average pooling). Imported features of the parts of images have the layout ``regions``.
 """
 
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-POOLED, GRID = "pooled", "grid"
+POOLED, GRID, REGIONS = "pooled", "grid", "regions"
 MAX_SIDE = 64
 
 
@@ -30,8 +30,8 @@ def grid_side(layout: str) -> int | None:
 
 
 def check_layout(layout: str) -> str:
-    """Return ``layout`` if it is one; raises ValueError otherwise."""
-    if layout != POOLED:
+    """Return ``layout`` if an artefact may record it; raises ValueError otherwise."""
+    if layout not in (POOLED, REGIONS):
         grid_side(layout)
     return layout
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 
 from model.encoder import FrozenBackbone, feature_shape, mean_is_pooled
-from model.feature_layout import POOLED, check_layout
+from model.feature_layout import POOLED, grid_side
 from pipeline.backbone.backbones import KEPT_FILE, RANDOM, Network, open_backbone
 from pipeline.backbone.portable import portable_network
 from pipeline.backbone.precision import AGREEMENT_IMAGES, pick_precision
@@ -82,7 +82,8 @@ class CacheConfig:
             if value is not None and value < 1:
                 raise SettingsError(f"`{name}` {value}: must be at least 1.")
         try:
-            check_layout(self.layout)
+            if self.layout != POOLED:
+                grid_side(self.layout)
         except ValueError as error:
             raise SettingsError(f"`features`: {error}.") from None
 

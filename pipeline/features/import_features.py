@@ -5,8 +5,9 @@ images.
 """
 
 import functools
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.encoder import feature_shape
-from model.feature_layout import POOLED
+from model.encoder import feature_shape, mean_is_pooled
+from model.feature_layout import GRID, POOLED, REGIONS
 from pipeline.backbone.backbones import IMPORTED, KEPT_FILE, RANDOM, Network, open_backbone, wanted_crop
 from pipeline.captions.languages import ENGLISH, language_rules, language_tag
 from pipeline.captions.read import CaptionSource, SplitCaptions, first_captions, read_captions, splits_of
@@ -23,7 +24,7 @@ from pipeline.captions.records import CaptionedImage, ListedImage
 from pipeline.captions.scripts import language_advice
 from pipeline.execution.progress import Progress
 from pipeline.features.feature_folder import check_feature_folder
-from pipeline.features.npy_files import FeatureArrays, FeatureIndex, open_npy, read_half
+from pipeline.features.npy_files import FeatureArrays, FeatureIndex, open_npy, padded, read_half
 from pipeline.features.views import CENTER
 from pipeline.images.decode import Resize
 from shards.atomic import disk_errors, hold_lock
@@ -60,6 +61,7 @@ class ImportSummary:
         dim: Features per image.
         network: The network that made them; its ``preprocessing`` is None if it was not declared.
         rejects: Number of inputs that were left out, by reason.
+        positions: The largest number of positions of an image.
         zeros: Number of images whose features are all 0.
     """
 
@@ -67,6 +69,7 @@ class ImportSummary:
     dim: int
     network: Network
     rejects: dict[str, int]
+    positions: int
     zeros: int
 
 
@@ -137,8 +140,9 @@ def import_features(
     """Write ``OUT/SPLIT.h5`` for every split that the captions name, and ``OUT/rejects.jsonl`` for what was left out.
 
     Args:
-        npy: A matrix, float (images, dim), whose row i belongs to the image with imgid i, or to the i-th image of a file without
-            imgids; or a folder with one file per image, named after the image's file name (with or without extension) or its id.
+        npy: An array, float (images, dim) or (images, positions, dim), whose row i belongs to the image with imgid i, or to the i-th image of a
+            file without imgids; or a folder with one file per image, named after the image's file name (with or without extension) or its id.
+            Its files may have different numbers of positions.
         captions: One captions file of any form.
         out: A new or empty folder, or one with the same import.
         split: As for :func:`pipeline.captions.read.splits_of`.
@@ -162,13 +166,16 @@ def import_features(
     for advice in filter(None, [language_advice(first_captions(splits.values()), language)]):
         report(advice)
     arrays, found = open_npy(npy, read.listed)
-    network = _opened_network(arrays, declared, kept=out / KEPT_FILE) if declared is not None else None
     plans, rejects = _plan(splits, read.listed, arrays, found, language_tag(language))
-    zeros = _check_all(arrays, plans, quiet=quiet)
-    source = arrays.sha256()
-    network = network or Network(backbone=IMPORTED, weights=IMPORTED, weights_sha256=source, preprocessing=None)
+    zeros, counts = _check_all(arrays, plans, quiet=quiet)
+    source, positions = arrays.sha256(), max(counts.values(), default=1)
+    if declared is not None:
+        network, averages = _opened_network(arrays, declared, _layout(set(counts.values())), kept=out / KEPT_FILE)
+    else:
+        layout = POOLED if positions == 1 else REGIONS
+        network, averages = Network(backbone=IMPORTED, weights=IMPORTED, weights_sha256=source, preprocessing=None, layout=layout), True
     with hold_lock(out, "cache", "importing features"):
-        provenances = {plan.split: _provenance(plan, network, arrays, source) for plan in plans}
+        provenances = {plan.split: _provenance(plan, network, averages, arrays, source) for plan in plans}
         there = _existing_files(out, provenances)
         write_rejects(out, [reject_line(split, reject) for split, reject in rejects])
         if not plans:
@@ -176,22 +183,39 @@ def import_features(
             raise InputError(
                 f"{captions}: none of its images could be used ({totals}). See {out / REJECTS_FILE}, and check that `npy` {npy} belongs to it."
             )
-        files = tuple(_import_split(plan, out, arrays, provenances[plan.split], there.get(plan.split), quiet=quiet) for plan in plans)
-    return ImportSummary(splits=files, dim=arrays.dim, network=network, rejects=_reasons(rejects), zeros=zeros)
+        files = tuple(_import_split(plan, out, arrays, counts, provenances[plan.split], there.get(plan.split), quiet=quiet) for plan in plans)
+    return ImportSummary(splits=files, positions=positions, dim=arrays.dim, network=network, rejects=_reasons(rejects), zeros=zeros)
 
 
-def _opened_network(arrays: FeatureArrays, declared: DeclaredNetwork, *, kept: Path) -> Network:
-    """Open the declared network. Without the images, only the number of its features can be checked."""
+def _layout(counts: set[int]) -> str:
+    """The layout of a network's features, by the numbers of positions of all images.
+
+    Raises:
+        SettingsError: No network makes them.
+    """
+    side = math.isqrt(max(counts, default=1))
+    if counts - {side * side}:
+        shown = ", ".join(map(str, sorted(counts)[:5]))
+        raise SettingsError(f"`backbone`: a network gives each image the positions of a square grid, but these features have {shown}. Omit it.")
+    return POOLED if side == 1 else f"{GRID}:{side}"
+
+
+def _opened_network(arrays: FeatureArrays, declared: DeclaredNetwork, layout: str, *, kept: Path) -> tuple[Network, bool]:
+    """Open the declared network. Without the images, only the number of its features can be checked.
+
+    Returns:
+        The network, and whether the mean over its positions is what it pools.
+    """
     backbone, weights = declared.backbone, declared.weights
     crop = wanted_crop(backbone, weights)
     resize = Resize(**{"size": crop, **declared.resize()})
     if resize.size < crop:
         raise InputError(f"`size` {resize.size}: these weights of {backbone} expect a crop of {crop} pixels. Give the size before the crop.")
-    network, frozen = open_backbone(backbone=backbone, weights=weights, resize=asdict(resize), kept=kept, sample=lambda _: ())
+    network, frozen = open_backbone(backbone=backbone, weights=weights, resize=asdict(resize), kept=kept, layout=layout, sample=lambda _: ())
     _, dim = feature_shape(frozen)
     if dim != arrays.dim:
         raise MismatchError(f"{arrays.path}: has {arrays.dim} features per image, {backbone} has {dim}. Declare the network that made them, or none.")
-    return network
+    return network, mean_is_pooled(frozen)
 
 
 def _plan(
@@ -219,19 +243,25 @@ def _reasons(rejects: Sequence[tuple[str, Reject]]) -> dict[str, int]:
     return dict(sorted(Counter(reject.reason for _, reject in rejects).items()))
 
 
-def _check_all(arrays: FeatureArrays, plans: Sequence[_SplitImport], *, quiet: bool) -> int:
-    """Read all features once before anything is written; returns the number of images whose features are all 0."""
+def _check_all(arrays: FeatureArrays, plans: Sequence[_SplitImport], *, quiet: bool) -> tuple[int, dict[int, int]]:
+    """Read all features once before anything is written.
+
+    Returns:
+        The number of images whose features are all 0, and by place the number of positions.
+    """
     places = sorted(place for plan in plans for place in plan.places)
-    zeros = 0
+    zeros, counts = 0, dict[int, int]()
     with Progress("Checking features", total=len(places), unit="images", quiet=quiet) as progress:
         for start in range(0, len(places), CHUNK_IMAGES):
-            rounded = read_half(arrays, places[start : start + CHUNK_IMAGES])
-            zeros += int((rounded == 0).all(axis=1).sum())
-            progress.advance(len(rounded))
-    return zeros
+            chunk = places[start : start + CHUNK_IMAGES]
+            for place, features in zip(chunk, read_half(arrays, chunk), strict=True):
+                zeros += not features.any()
+                counts[place] = len(features)
+            progress.advance(len(chunk))
+    return zeros, counts
 
 
-def _provenance(plan: _SplitImport, network: Network, arrays: FeatureArrays, source: str) -> Provenance:
+def _provenance(plan: _SplitImport, network: Network, averages: bool, arrays: FeatureArrays, source: str) -> Provenance:
     rules = language_rules(plan.language)
     images = [
         [record.image_id, record.file_name, arrays.label(place), [[caption.id, caption.text] for caption in record.captions]]
@@ -242,8 +272,8 @@ def _provenance(plan: _SplitImport, network: Network, arrays: FeatureArrays, sou
         weights=network.weights,
         weights_sha256=network.weights_sha256,
         preprocessing=network.content()["preprocessing"],
-        layout=POOLED,
-        mean_is_pooled=True,
+        layout=network.layout,
+        mean_is_pooled=averages,
         views=(CENTER,),
         precision=UNKNOWN,
         arithmetic={"imported_from": arrays.path.name, "imported_sha256": source, "imported_dtype": arrays.dtype()},
@@ -275,20 +305,29 @@ def _existing_files(out: Path, provenances: dict[str, Provenance]) -> dict[str, 
 
 
 def _import_split(
-    plan: _SplitImport, out: Path, arrays: FeatureArrays, provenance: Provenance, there: FeatureFile | None, *, quiet: bool
+    plan: _SplitImport,
+    out: Path,
+    arrays: FeatureArrays,
+    counts: Mapping[int, int],
+    provenance: Provenance,
+    there: FeatureFile | None,
+    *,
+    quiet: bool,
 ) -> ImportedSplit:
     path = feature_path(out, plan.split)
     if there is not None:
         return ImportedSplit(split=plan.split, path=path, images=there.table.images, captions=there.table.captions, kept=True)
+    positions = max(counts.values())
     with Progress(f"Importing {plan.split}", total=len(plan.places), unit="images", quiet=quiet) as progress:
 
         def read(places: Sequence[int]) -> NDArray[np.float16]:
             progress.advance(len(places))
-            return read_half(arrays, places)[:, np.newaxis, np.newaxis]
+            return padded(read_half(arrays, places), positions)[:, np.newaxis]
 
         starts = range(0, len(plan.places), CHUNK_IMAGES)
         chunks = [(functools.partial(read, plan.places[start : start + CHUNK_IMAGES]), _table(plan, start)) for start in starts]
-        images, captions = write_features(path, lambda: chunks, shape=(1, arrays.dim), provenance=provenance)
+        shape, own = (positions, arrays.dim), [counts[place] for place in plan.places]
+        images, captions = write_features(path, lambda: chunks, shape=shape, provenance=provenance, counts=own)
     return ImportedSplit(split=plan.split, path=path, images=images, captions=captions, kept=False)
 
 

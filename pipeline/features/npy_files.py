@@ -1,4 +1,6 @@
-"""Existing features in NumPy files: a matrix in one .npy file, or a folder with one .npy or .npz file per image.
+"""Existing features in NumPy files: an array in one .npy file, or a folder with one .npy or .npz file per image.
+
+An image has one vector, or one for each of its positions. Files of a folder may have different numbers of positions.
 
 The files are not trusted. Pickles are never loaded, sizes are checked before reading, and headers are checked against the actual bytes.
 """
@@ -31,14 +33,16 @@ MAX_DIM = 1 << 16
 # A split file of at most MAX_JSON_BYTES lists fewer images than this.
 MAX_ROWS = 10_000_000
 MAX_VECTOR_BYTES = 16 << 20
+# Every image of a feature file takes the space of the one with the most positions.
+MAX_POSITIONS = 1024
 ENDINGS = (".npy", ".npz")
 FLOATS = ("float16", "float32", "float64")
 NPY_VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 UNPACK_ERRORS = (zlib.error, lzma.LZMAError, struct.error)
 LARGEST = float(np.finfo(np.float16).max)
 WANTED = (
-    "A matrix (images, dim) of float16, float32 or float64 is expected, whose row i belongs to the image with imgid i; or a folder with one "
-    ".npy or .npz file per image."
+    "An array (images, dim) or (images, positions, dim) of float16, float32 or float64 is expected, whose row i belongs to the image with imgid i; "
+    "or a folder with one .npy or .npz file per image."
 )
 
 
@@ -56,7 +60,7 @@ class FeatureIndex:
 
 
 class FeatureArrays(Protocol):
-    """Features by index, each a vector of ``dim`` numbers. An index is called a place."""
+    """Features by index, each (positions, dim). An index is called a place."""
 
     path: Path
     dim: int
@@ -73,8 +77,8 @@ class FeatureArrays(Protocol):
         """The file, and the row if there are rows, for messages."""
         ...
 
-    def read(self, places: Sequence[int]) -> NDArray[Any]:
-        """Features, float16, float32 or float64 (places, dim).
+    def read(self, places: Sequence[int]) -> Sequence[NDArray[Any]]:
+        """Features of each place, float16, float32 or float64 (positions, dim).
 
         Raises:
             InputError: They cannot be read, or have a different shape.
@@ -120,15 +124,15 @@ class _Matrix:
             with path.open("rb") as file:
                 header = _read_header(path, file, path.stat().st_size)
                 offset = file.tell()
-            if len(header.shape) != 2:
-                raise InputError(f"{path}: has the shape {header.shape}. {WANTED} For several views or regions, give one of them or their mean.")
+            if len(header.shape) not in (2, 3):
+                raise InputError(f"{path}: has the shape {header.shape}. {WANTED}")
             if header.shape[0] > MAX_ROWS:
                 raise InputError(f"{path}: has {header.shape[0]:,} rows, more than the limit of {MAX_ROWS:,}. Split it.")
-            _check_dim(path, header.shape[1])
+            _check_shape(path, (math.prod(header.shape[1:-1]), header.shape[-1]))
             self.rows: NDArray[Any] = np.memmap(path, header.dtype, "r", offset, header.shape, header.order)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}). Check who may read it.") from None
-        self.dim = header.shape[1]
+        self.dim = header.shape[-1]
 
     def missing(self, image: ListedImage) -> str:
         return f"imgid {image.imgid} is not a row of {self.path.name}, which has {len(self.rows)} rows"
@@ -139,9 +143,8 @@ class _Matrix:
     def name(self, place: int) -> str:
         return f"{self.path}: row {place}"
 
-    def read(self, places: Sequence[int]) -> NDArray[Any]:
-        rows: NDArray[Any] = self.rows[list(places)]
-        return rows
+    def read(self, places: Sequence[int]) -> Sequence[NDArray[Any]]:
+        return list(self.rows[list(places)].reshape(len(places), -1, self.dim))
 
     def dtype(self) -> str:
         return str(self.rows.dtype.newbyteorder("="))
@@ -151,13 +154,13 @@ class _Matrix:
 
 
 class _Folder:
-    """Files with one vector each; a place is an index into the sorted files."""
+    """Files with the features of one image each; a place is an index into the sorted files."""
 
     def __init__(self, path: Path, files: Sequence[Path], first: int) -> None:
         self.path, self.files = path, files
         self._read: dict[str, tuple[str, str]] = {}  # file name -> SHA-256 and type
         self._first = files[first]
-        self.dim = len(self._vector(files[first]))
+        self.dim = self._features(files[first]).shape[1]
 
     def missing(self, image: ListedImage) -> str:
         return f"no file of {self.path} has its name or its id {image.image_id}"
@@ -168,15 +171,15 @@ class _Folder:
     def name(self, place: int) -> str:
         return str(self.files[place])
 
-    def read(self, places: Sequence[int]) -> NDArray[Any]:
-        vectors = [self._vector(self.files[place]) for place in places]
-        for place, vector in zip(places, vectors, strict=True):
-            if len(vector) != self.dim:
+    def read(self, places: Sequence[int]) -> Sequence[NDArray[Any]]:
+        found = [self._features(self.files[place]) for place in places]
+        for place, features in zip(places, found, strict=True):
+            if features.shape[1] != self.dim:
                 raise InputError(
-                    f"{self.files[place]}: has {len(vector)} features, {self._first.name} has {self.dim}: all images need the same number. "
+                    f"{self.files[place]}: has {features.shape[1]} features, {self._first.name} has {self.dim}: all images need the same number. "
                     "Give the files of one network only."
                 )
-        return np.stack(vectors) if vectors else np.zeros((0, self.dim), np.float16)
+        return found
 
     def dtype(self) -> str:
         return ", ".join(sorted({dtype for _, dtype in self._read.values()}))
@@ -187,20 +190,16 @@ class _Folder:
             total.update(f"{name} {self._read[name][0]}\n".encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
-    def _vector(self, path: Path) -> NDArray[Any]:
-        """Any float (dim,)."""
+    def _features(self, path: Path) -> NDArray[Any]:
+        """Any float (positions, dim), from an array (dim,), (positions, dim) or (height, width, dim)."""
         stored = _file_bytes(path)
         array = _parse_npy(path, _only_member(path, stored) if path.suffix == ".npz" else stored)
-        if array.ndim == 2 and array.shape[0] > 1:
-            raise InputError(
-                f"{path}: has {array.shape[0]} rows of {array.shape[1]} features (regions): one vector per image is expected, of shape (dim,) or "
-                "(1, dim). Give their mean, or import the pooled features."
-            )
-        if array.ndim not in (1, 2):
-            raise InputError(f"{path}: has the shape {array.shape}: one vector per image is expected, of shape (dim,) or (1, dim).")
-        _check_dim(path, array.size)
+        if array.ndim not in (1, 2, 3):
+            raise InputError(f"{path}: has the shape {array.shape}, but (dim,), (positions, dim) or (height, width, dim) is expected.")
+        features = array.reshape(-1, array.shape[-1])
+        _check_shape(path, features.shape)
         self._read[path.name] = (hashlib.sha256(stored).hexdigest(), str(array.dtype.newbyteorder("=")))
-        return array.reshape(-1)
+        return features
 
 
 def _open_folder(path: Path, listed: Sequence[ListedImage]) -> tuple[FeatureArrays, FeatureIndex]:
@@ -306,29 +305,43 @@ def _parse_npy(path: Path, content: bytes) -> NDArray[Any]:
     return np.frombuffer(content, header.dtype, offset=file.tell()).reshape(header.shape, order=header.order)
 
 
-def _check_dim(path: Path, dim: int) -> None:
+def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
+    positions, dim = shape
     if dim > MAX_DIM:
-        raise InputError(f"{path}: {dim:,} features per image, more than the limit of {MAX_DIM:,}. Import pooled features.")
+        raise InputError(f"{path}: {dim:,} features per position, more than the limit of {MAX_DIM:,}. Import pooled features.")
+    if positions > MAX_POSITIONS:
+        raise InputError(f"{path}: {positions:,} positions, more than the limit of {MAX_POSITIONS:,}. Average them to fewer.")
 
 
-def read_half(arrays: FeatureArrays, places: Sequence[int]) -> NDArray[np.float16]:
-    """Features rounded to float16 (places, dim), the type in which feature files store them.
+def read_half(arrays: FeatureArrays, places: Sequence[int]) -> list[NDArray[np.float16]]:
+    """Features of each place rounded to float16 (positions, dim), the type in which feature files store them.
 
     Raises:
         InputError: A feature is NaN or inf, or does not fit into float16; names the row or file.
     """
-    vectors = arrays.read(places)
-    with np.errstate(over="ignore", under="ignore"):
-        rounded: NDArray[np.float16] = vectors.astype("<f2")
-    # (places, dim) -> the places at which something is lost
-    lost = np.flatnonzero(~np.isfinite(rounded).all(axis=1) | ((rounded == 0).all(axis=1) & (vectors != 0).any(axis=1)))
-    if len(lost):
-        raise _lost(arrays.name(places[lost[0]]), vectors[lost[0]])
-    return rounded
+    halves = []
+    for place, features in zip(places, arrays.read(places), strict=True):
+        with np.errstate(over="ignore", under="ignore"):
+            rounded: NDArray[np.float16] = features.astype("<f2")
+        if not np.isfinite(rounded).all() or (not rounded.any() and features.any()):
+            raise _lost(arrays.name(place), features)
+        halves.append(rounded)
+    return halves
 
 
-def _lost(name: str, vector: NDArray[Any]) -> InputError:
-    """The error for a vector, float (dim,), that float16 cannot hold."""
+def padded(features: Sequence[NDArray[np.float16]], positions: int) -> NDArray[np.float16]:
+    """Features of several images, each (positions of the image, dim), as float16 (images, positions, dim) with zeros after those of an image."""
+    result = np.zeros((len(features), positions, features[0].shape[1]), "<f2")
+    for row, own in zip(result, features, strict=True):
+        row[: len(own)] = own
+    return result
+
+
+def _lost(name: str, features: NDArray[Any]) -> InputError:
+    """The error for features, float (positions, dim), that float16 cannot hold."""
+    worst = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    position = int(worst[0]) if len(worst) else int(np.abs(features).max(axis=1).argmax())
+    vector, name = features[position], f"{name}, position {position}" if len(features) > 1 else name
     if not np.isfinite(vector).all():
         feature = int(np.flatnonzero(~np.isfinite(vector))[0])
         return InputError(f"{name}: feature {feature} is {vector[feature]}, which cannot be trained on. Compute this image's features again.")

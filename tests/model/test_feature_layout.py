@@ -6,7 +6,7 @@ import torch
 from model.feature_layout import GridHead, check_layout, laid_out, mean_of_positions
 
 
-@pytest.mark.parametrize("layout", ["pooled", "grid", "grid:1", "grid:64"])
+@pytest.mark.parametrize("layout", ["pooled", "regions", "grid", "grid:1", "grid:64"])
 def test_layouts_are_accepted(layout: str) -> None:
     assert check_layout(layout) == layout
 

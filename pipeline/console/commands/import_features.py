@@ -92,7 +92,8 @@ def _print_summary(npy: Path, out: Path, summary: "ImportSummary") -> None:
     known = summary.network.preprocessing is not None
     if not known:
         print_note("The network is unknown (no --backbone and --weights): a run trained on these features cannot caption images.")
+    positions = f"up to {summary.positions} positions with " if summary.positions > 1 else ""
     for made in summary.splits:
         how = "complete already" if made.kept else f"imported, {summary.network.backbone}" if known else "imported"
-        print_result(f"{made.path}: {made.images} images with {made.captions} captions, {summary.dim} features each ({how}).")
+        print_result(f"{made.path}: {made.images} images with {made.captions} captions, {positions}{summary.dim} features each ({how}).")
     print_next_step(f"python cli.py train --features {shell_quoted(out)} --out runs/first")

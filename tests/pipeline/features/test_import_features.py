@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 
+from model.networks import random_state
 from pipeline.backbone.backbones import recorded_network
 from pipeline.captions.english import tokenize
 from pipeline.captions.read import CaptionSource
@@ -18,7 +20,7 @@ from pipeline.sharding.config import ShardConfig
 from pipeline.sharding.shard import write_shards
 from shards.atomic import hold_lock
 from shards.digests import file_sha256
-from shards.errors import InputError, MismatchError, OccupiedError
+from shards.errors import InputError, MismatchError, OccupiedError, SettingsError
 from shards.features import open_features
 from tests.caching import cache_features
 from tests.conftest import Small
@@ -339,3 +341,23 @@ def test_a_run_on_the_real_flickr8k_features_captions_a_real_photograph(data: Pa
     result = run_cli("caption", "--run", run, photograph, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert set(tokenize(result.stdout)) & {"a", "man", "dog", "two", "the", "in"}
+
+
+def test_regions_are_padded_and_counted_and_a_grid_may_have_a_network(tmp_path: Path) -> None:
+    regions = {10: 3, 11: 1, 12: 5}
+    captions = CaptionSource(paths=(split_file(tmp_path, [image(number) for number in regions]),))
+    (tmp_path / "att").mkdir()
+    for number, count in regions.items():
+        np.savez(tmp_path / f"att/{number}.npz", feat=np.full((count, 512), number, np.float32))
+    summary = import_features(npy=tmp_path / "att", captions=captions, out=tmp_path / "out")
+    file = open_features(tmp_path / "out/train.h5")
+    assert (summary.positions, file.features.shape, file.positions.tolist()) == (5, (3, 1, 5, 512), [3, 1, 5])
+    assert file.features[:, 0, :, 0].tolist() == [[10, 10, 10, 0, 0], [11, 0, 0, 0, 0], [12] * 5]
+    assert file.provenance.layout == "regions"
+    torch.save(random_state("resnet18", seed=0), tmp_path / "resnet18.pth")
+    declared = DeclaredNetwork(backbone="resnet18", weights=str(tmp_path / "resnet18.pth"))
+    with pytest.raises(SettingsError, match="positions of a square grid, but these features have 1, 3, 5"):
+        import_features(npy=tmp_path / "att", captions=captions, out=tmp_path / "declared", declared=declared)
+    np.save(tmp_path / "grid.npy", np.ones((13, 4, 512), np.float32))
+    import_features(npy=tmp_path / "grid.npy", captions=captions, out=tmp_path / "declared", declared=declared)
+    assert open_features(tmp_path / "declared/train.h5").provenance.layout == "grid:2"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.captions.records import ListedImage
-from pipeline.features.npy_files import MAX_VECTOR_BYTES, open_npy, read_half
+from pipeline.features.npy_files import MAX_VECTOR_BYTES, open_npy, padded, read_half
 from shards.errors import InputError
 
 IMAGES = [ListedImage(image_id=100 + i, imgid=i, file_name=f"folder/photo.{i}.jpg") for i in range(3)]
@@ -19,10 +19,11 @@ VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
 
 
 def read(path: Path, images: list[ListedImage] = IMAGES) -> dict[int, list[float]]:
-    """By image id, its features."""
+    """By image id, its vector."""
     arrays, found = open_npy(path, images)
-    rows = read_half(arrays, list(found.places.values())).astype(float).tolist()
-    return dict(zip(found.places, rows, strict=True))
+    rows = read_half(arrays, list(found.places.values()))
+    assert all(len(row) == 1 for row in rows)
+    return {image: row[0].astype(float).tolist() for image, row in zip(found.places, rows, strict=True)}
 
 
 def npy_bytes(array: Any) -> bytes:
@@ -64,6 +65,29 @@ def test_a_folders_files_are_named_by_file_name_or_id(tmp_path: Path, name: str,
         else:
             np.savez_compressed(path, vector.reshape(shape))
     assert read(tmp_path) == {100 + i: vector.tolist() for i, vector in enumerate(VECTORS)}
+
+
+def test_images_have_their_own_numbers_of_positions_in_a_folder_and_one_number_in_an_array(tmp_path: Path) -> None:
+    regions = [np.arange(4.0 * count, dtype=np.float32).reshape(shape) for count, shape in ((3, (3, 4)), (4, (2, 2, 4)), (1, (4,)))]
+    for number, own in enumerate(regions):
+        np.savez_compressed(tmp_path / f"{100 + number}.npz", feat=own)
+    arrays, found = open_npy(tmp_path, IMAGES)
+    rows = read_half(arrays, list(found.places.values()))
+    assert [row.tolist() for row in rows] == [own.reshape(-1, 4).tolist() for own in regions]
+    together = padded(rows, 4)
+    assert together.shape == (3, 4, 4)
+    assert together[0].tolist() == [*regions[0].tolist(), [0.0] * 4]
+    np.save(tmp_path / "all.npy", np.arange(24, dtype=np.float16).reshape(3, 2, 4))
+    arrays, found = open_npy(tmp_path / "all.npy", IMAGES)
+    (row,) = read_half(arrays, [1])
+    assert row.tolist() == [[8, 9, 10, 11], [12, 13, 14, 15]]
+
+
+def test_a_feature_that_is_lost_is_named_with_its_position(tmp_path: Path) -> None:
+    np.save(tmp_path / "100.npy", np.array([[1.0, 2.0], [3.0, np.nan]]))
+    arrays, found = open_npy(tmp_path, IMAGES)
+    with pytest.raises(InputError, match=r"100\.npy, position 1: feature 1 is nan"):
+        read_half(arrays, list(found.places.values()))
 
 
 def test_files_of_a_folder_that_belong_to_no_image_are_said_and_not_read(tmp_path: Path) -> None:
@@ -114,10 +138,10 @@ class Payload:
         (npy_bytes(np.zeros((3, 4), np.int64)), "type int64, accepted are float16, float32, float64"),
         (npy_bytes(np.zeros((3, 4), np.complex64)), "type complex64"),
         (npy_bytes(np.zeros((3, 4), [("a", "<f4")])), "accepted are float16"),
-        (npy_bytes(np.zeros((3, 2, 4), np.float32)), r"has the shape \(3, 2, 4\)\. A matrix \(images, dim\)"),
+        (npy_bytes(np.zeros((3, 2, 2, 4), np.float32)), r"has the shape \(3, 2, 2, 4\)\. An array \(images, dim\) or \(images, positions, dim\)"),
         (npy_bytes(np.zeros(4, np.float32)), r"has the shape \(4,\)"),
         (npy_bytes(np.zeros((0, 4), np.float32)), "it holds no features"),
-        (npy_bytes(np.zeros((1, 100_000), np.float16)), "100,000 features per image, more than the limit of 65,536"),
+        (npy_bytes(np.zeros((1, 100_000), np.float16)), "100,000 features per position, more than the limit of 65,536"),
     ],
 )
 def test_a_matrix_that_is_none_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, says: str) -> None:
@@ -167,8 +191,8 @@ VECTOR = npy_bytes(VECTORS[0])
     [
         ({}, "holds no .npy or .npz file"),
         ({"other.npy": VECTOR}, r"none of its 1 files has the name of an image in the split file \(other.npy"),
-        ({"100.npy": npy_bytes(np.zeros((36, 4), np.float32))}, r"100\.npy: has 36 rows of 4 features \(regions\)"),
-        ({"100.npy": npy_bytes(np.zeros((2, 2, 4), np.float32))}, r"100\.npy: has the shape \(2, 2, 4\): one vector per image"),
+        ({"100.npy": npy_bytes(np.zeros((1025, 4), np.float32))}, r"100\.npy: 1,025 positions, more than the limit of 1,024"),
+        ({"100.npy": npy_bytes(np.zeros((2, 2, 2, 4), np.float32))}, r"100\.npy: has the shape \(2, 2, 2, 4\), but \(dim,\), \(positions, dim\) or"),
         ({"100.npy": VECTOR, "101.npy": npy_bytes(np.zeros(5, np.float32))}, r"101\.npy: has 5 features, 100\.npy has 4"),
         ({"100.npy": VECTOR, "photo.0.npy": VECTOR}, r"photo\.0\.npy: folder/photo\.0\.jpg has features in 100\.npy too"),
         ({"100.npy": VECTOR, "100.npz": zip_bytes({"a.npy": VECTOR})}, r"100\.npz: folder/photo\.0\.jpg has features in 100\.npy too"),
