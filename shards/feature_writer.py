@@ -159,7 +159,7 @@ class _DatasetWriter:
             raw = string_bytes(rows)
         else:
             rows = np.ascontiguousarray(values, dtype=self._dtype)
-            raw = rows.tobytes()
+            raw = rows.reshape(-1).view(np.uint8).data  # no copy: a shard's grid features may take a gigabyte
         self._dataset[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)
         self.checksums.update(raw)
