@@ -53,7 +53,7 @@ def test_the_grid_of_a_transformer_is_its_patches_whose_mean_is_not_what_it_pool
         ("vit_b_32", 49, False),
         ("timm:swin_tiny_patch4_window7_224", 49, True),
         ("timm:vit_small_patch14_reg4_dinov2", 256, False),
-        ("timm:vit_small_patch16_clip_224", 196, False),
+        ("timm:vit_xsmall_patch16_clip_224", 196, False),
         ("timm:convnext_atto", 49, False),
         ("timm:resnet50_clip", 49, False),
     ],

@@ -295,7 +295,7 @@ def test_a_full_disk_stops_with_one_paragraph_and_the_next_run_resumes(server: R
     limit = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
     done = run_python(program(server, tmp_path, limit))
     assert done.stderr.splitlines()[-1].startswith(
-        f"shards.errors.ResourceError: {tmp_path / 'train2014.zip'}: no space left (File too large). Free some"
+        f"shards.errors.NoSpaceError: {tmp_path / 'train2014.zip'}: no space left (File too large). Free some"
     )
     download("coco2014", root=tmp_path, base_url=server.url)
     assert unpacked(tmp_path) == TRAIN | VAL | ANNOTATIONS
