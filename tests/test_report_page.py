@@ -402,6 +402,7 @@ def test_bare_captions_without_scores_references_or_pictures_make_a_page_of_thre
     assert all("Not captioned by this run." in card for card in cards[-2:])  # images without a value come last
 
 
+@pytest.mark.full
 def test_five_thousand_images_open_quickly_and_only_visible_ones_are_in_the_page(tmp_path: Path, open_page: Open) -> None:
     Image.effect_noise((160, 120), 60).convert("RGB").save(tmp_path / "picture.jpg")
     runs = [write_run(tmp_path / name, MANY, seed=seed, file_name="picture.jpg") for name, seed in (("first", 1), ("second", 2))]

@@ -54,7 +54,10 @@ def test_standard_output_on_a_full_disk_is_a_json_line_for_programs(small: Small
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-@pytest.mark.parametrize(("redirect", "options", "code"), [("/dev/full", [], 0), ("&-", ["--log-json"], 0), ("/dev/full", ["--language"], 2)])
+@pytest.mark.parametrize(
+    ("redirect", "options", "code"),
+    [("/dev/full", [], 0), pytest.param("&-", ["--log-json"], 0, marks=pytest.mark.full), ("/dev/full", ["--language"], 2)],
+)
 def test_messages_that_standard_error_cannot_take_are_lost_and_change_nothing_else(
     small: Small, tmp_path: Path, redirect: str, options: list[str], code: int
 ) -> None:

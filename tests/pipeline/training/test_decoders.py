@@ -59,9 +59,14 @@ def test_the_grids_mean_is_what_the_pooled_network_gives(small: Small, grid: Pat
         assert len({row.tobytes() for row in whole.features[0, 0]}) == 4
 
 
-@pytest.mark.parametrize("decoder", SHAPES)
+@pytest.mark.parametrize("decoder", [pytest.param("lstm", marks=pytest.mark.full), "attention", "transformer"])
 @pytest.mark.parametrize(
-    "more", [{}, {"accumulate": 3, "captions_per_image": 5, "scheduled_sampling": 0.2, "average_last": 1, "output_dropout": 0.2}]
+    "more",
+    [
+        pytest.param({}, marks=pytest.mark.full),
+        {"accumulate": 3, "captions_per_image": 5, "scheduled_sampling": 0.2, "average_last": 1, "output_dropout": 0.2},
+    ],
+    ids=["plain", "all"],
 )
 def test_an_interrupted_training_resumes_with_equal_weights(
     grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str, more: dict[str, Any]

@@ -76,8 +76,8 @@ def options(**settings: Any) -> list[str]:
         ("features", 2, 3, 16, "lstm"),
         ("features", 3, 1, 2, "lstm"),
         ("shards", 2, 1, 6, "lstm"),
-        ("features", 2, 3, 16, "attention"),
-        ("features", 3, 1, 2, "transformer"),
+        pytest.param("features", 2, 3, 16, "attention", marks=pytest.mark.full),
+        pytest.param("features", 3, 1, 2, "transformer", marks=pytest.mark.full),
         ("features", 2, 3, 16, "transformer"),
     ],
     ids=[
