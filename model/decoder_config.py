@@ -1,5 +1,6 @@
 """Which decoders there are, and a captioner's decoder and sizes as runs record them. Imports nothing heavy, so that ``--help`` answers at once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -79,9 +80,19 @@ class DecoderConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1")
         if self.image_input not in ("once", "every_step"):
             raise ValueError(f"image_input is {self.image_input}, it must be once or every_step")
-        defaults = {field.name: field.default for field in fields(self)}
-        for name, decoders in SETTINGS_OF.items():
-            if self.decoder in DECODERS_HERE and self.decoder not in decoders and getattr(self, name) != defaults[name]:
-                raise ValueError(f"{name} is {getattr(self, name)}, but the decoder {self.decoder} has no such setting; omit it")
-        if self.decoder == "transformer" and self.embedding_dim % self.heads:
-            raise ValueError(f"heads is {self.heads}, it must divide embedding_dim, {self.embedding_dim}")
+        for name, problem in decoder_problems(self):
+            raise ValueError(f"{name} is {getattr(self, name)}: {problem}")
+
+
+def decoder_problems(settings: Any) -> Iterator[tuple[str, str]]:
+    """The settings that do not go with the decoder: (name, what is wrong).
+
+    Args:
+        settings: Has the fields of a :class:`DecoderConfig` from ``decoder`` on as attributes.
+    """
+    decoder = settings.decoder
+    for name, decoders in SETTINGS_OF.items():
+        if decoder in DECODERS_HERE and decoder not in decoders and getattr(settings, name) != getattr(DecoderConfig, name):
+            yield name, f"the decoder {decoder} has no such setting. Omit it."
+    if decoder == "transformer" and settings.embedding_dim % settings.heads:
+        yield "heads", f"must divide the embedding's size, {settings.embedding_dim}."

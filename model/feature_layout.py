@@ -36,30 +36,6 @@ def check_layout(layout: str) -> str:
     return layout
 
 
-def laid_out(features: Tensor, layout: str) -> Tensor:
-    """A grid's features in its layout.
-
-    Args:
-        features: float (images, positions, dim), the positions row by row.
-        layout: ``grid`` or ``grid:N``.
-
-    Returns:
-        float (images, N * N, dim), or ``features``.
-
-    Raises:
-        ValueError: ``grid:N`` of positions that are no square.
-    """
-    side = grid_side(layout)
-    images, positions, dim = features.shape
-    if side is None or positions == side * side:
-        return features
-    own = math.isqrt(positions)
-    if own * own != positions:
-        raise ValueError(f"the network's {positions} positions are no square grid, which {layout} needs")
-    square = features.transpose(1, 2).reshape(images, dim, own, own)
-    return functional.adaptive_avg_pool2d(square, side).flatten(2).transpose(1, 2)
-
-
 class GridHead(nn.Module):
     """A network's last feature map, or its tokens -> features in a grid's layout.
 
@@ -67,22 +43,50 @@ class GridHead(nn.Module):
         layout: ``grid`` or ``grid:N``.
         prefix_tokens: How many tokens, such as a class token, come before those of the patches.
         channels_last: Whether a feature map is (images, height, width, dim).
+
+    Raises:
+        ValueError: Not a layout of a grid.
     """
 
     def __init__(self, layout: str, *, prefix_tokens: int = 0, channels_last: bool = False) -> None:
         super().__init__()
-        self.layout, self.prefix_tokens, self.channels_last = layout, prefix_tokens, channels_last
+        self.layout, self.side = layout, grid_side(layout)
+        self.prefix_tokens, self.channels_last = prefix_tokens, channels_last
 
     def forward(self, features: Tensor) -> Tensor:
-        """Float (images, dim, height, width) or (images, positions, dim) -> float (images, positions, dim), row by row."""
-        if features.dim() == 4:
-            if self.channels_last:
-                features = features.permute(0, 3, 1, 2)
-            side = grid_side(self.layout)
-            if side is not None:
-                features = functional.adaptive_avg_pool2d(features, side)
-            return features.flatten(2).transpose(1, 2)
-        return laid_out(features[:, self.prefix_tokens :], self.layout)
+        """Positions row by row.
+
+        Args:
+            features: float (images, dim, height, width) or (images, tokens, dim).
+
+        Returns:
+            float (images, positions, dim).
+
+        Raises:
+            ValueError: There is no grid in the output of this network.
+        """
+        if not isinstance(features, Tensor) or features.dim() not in (3, 4):
+            raise ValueError("the network's output is neither one feature map nor the tokens of patches")
+        if features.dim() == 3:
+            features = features[:, self.prefix_tokens :]
+            if features.shape[1] < 2:
+                raise ValueError("the network's output has no tokens of patches")
+            if self.side is None:
+                return features
+            features = self._as_square_map(features)
+        elif self.channels_last:
+            features = features.permute(0, 3, 1, 2)
+        if self.side is not None:
+            features = functional.adaptive_avg_pool2d(features, self.side)
+        return features.flatten(2).transpose(1, 2)
+
+    def _as_square_map(self, tokens: Tensor) -> Tensor:
+        """Float (images, side * side, dim) -> (images, dim, side, side)."""
+        images, positions, dim = tokens.shape
+        side = math.isqrt(positions)
+        if side * side != positions:
+            raise ValueError(f"the network's {positions} positions are no square grid, which {self.layout} needs")
+        return tokens.transpose(1, 2).reshape(images, dim, side, side)
 
 
 def mean_of_positions(features: Tensor, mask: Tensor | None = None) -> Tensor:

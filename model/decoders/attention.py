@@ -12,10 +12,9 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from model.decoder_config import DecoderConfig
-from model.decoders.base import Decoder, DecoderState, ProjectedImages, WordScores
+from model.decoders.base import Decoder, DecoderState, ProjectedImages, WordScores, rows_of
 from model.feature_layout import mean_of_positions
 
 
@@ -38,16 +37,11 @@ class Memory:
     def of(self, rows: Tensor) -> "Memory":
         """The memory of some images, int64 (rows,), of which several may be the same."""
         mask = None if self.mask is None else self.mask[rows]
-        return Memory(_rows_of(self.values, rows), _rows_of(self.keys, rows), _rows_of(self.mean, rows), mask)
+        return Memory(rows_of(self.values, rows), rows_of(self.keys, rows), rows_of(self.mean, rows), mask)
 
     def first(self, rows: int) -> "Memory":
         """The memory of the first rows."""
         return Memory(self.values[:rows], self.keys[:rows], self.mean[:rows], None if self.mask is None else self.mask[:rows])
-
-
-def _rows_of(values: Tensor, rows: Tensor) -> Tensor:
-    """``values[rows]``, whose gradients are added in a fixed order: see :class:`model.decoders.lstm.LSTMDecoder`."""
-    return functional.embedding(rows, values.flatten(1)).view(len(rows), *values.shape[1:])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from model.decoder_config import DecoderConfig
@@ -122,6 +123,14 @@ class Decoder(nn.Module, ABC):
         first = 0 if self.predicts_start else 1
         padded, _ = pad_packed_sequence(PackedSequence(chosen, packed.batch_sizes), batch_first=True, total_length=tokens.shape[1] - first)
         return torch.cat([tokens[:, :1], padded[:, 1 - first :]], dim=1)
+
+
+def rows_of(values: Tensor, rows: Tensor) -> Tensor:
+    """``values[rows]``, int64 (rows,), of which several may be the same, with gradients that are added in a fixed order.
+
+    Indexing has a backward pass that, on a CPU, adds the gradients of equal rows in whatever order the threads come.
+    """
+    return functional.embedding(rows, values.flatten(1)).view(len(rows), *values.shape[1:])
 
 
 class WordScores(nn.Module):

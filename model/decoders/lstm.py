@@ -8,11 +8,10 @@ from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from model.decoder_config import DecoderConfig
-from model.decoders.base import Decoder, DecoderState, ProjectedImages, WordScores
+from model.decoders.base import Decoder, DecoderState, ProjectedImages, WordScores, rows_of
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class LSTMDecoder(Decoder):
 
     def forward(self, images: ProjectedImages, image_rows: Tensor, tokens: Tensor, caption_lengths: Tensor) -> Tensor:
         """As :meth:`model.decoders.base.Decoder.forward`."""
-        # Not values[image_rows]: on a CPU its backward pass adds the gradients of an image's captions in whatever order the threads come.
-        shown = functional.embedding(image_rows, images.values.squeeze(1))
+        shown = rows_of(images.values.squeeze(1), image_rows)
         # (captions, longest, embedding_dim): the image takes the first position, the last token is never an input.
         inputs = torch.cat([shown.unsqueeze(1), self.embedding(tokens[:, :-1])], dim=1)
         if self.every_step:

@@ -15,6 +15,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from model.decoder_config import DecoderConfig
 from model.decoders.base import Decoder, DecoderState, ProjectedImages, WordScores
@@ -220,9 +221,9 @@ class TransformerDecoder(Decoder):
         values = self.input_dropout(self._embedded(tokens[:, :-1], 0))
         for layer in self._decoder_layers():
             values, _, _ = layer(values, None, layer.image.memory(images.values), mask, owners)
-        # (captions, longest, width): targets() leaves the first position out, so the value of each input stands one position later.
-        hidden = functional.pad(values, (0, 0, 1, 0))
-        scores: Tensor = self.word_scores(self.output_dropout(self.norm(self.targets(hidden, caption_lengths))))
+        # The last token of a caption is no input
+        hidden = pack_padded_sequence(values, caption_lengths - 1, batch_first=True).data
+        scores: Tensor = self.word_scores(self.output_dropout(self.norm(hidden)))
         return scores
 
     def first_state(self, images: ProjectedImages) -> TransformerState:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from model.decoder_config import DECODERS, DECODERS_HERE, SETTINGS_OF, DecoderConfig, ImageInput
+from model.decoder_config import DECODERS, DecoderConfig, ImageInput, decoder_problems
 from model.limits import SIZE_LIMITS
 from shards.errors import OnError, SettingsError
 
@@ -160,11 +160,8 @@ class TrainConfig:
                 _check_value(setting_field.name, getattr(self, setting_field.name), setting_field.metadata["valid"])
         if self.decoder not in DECODERS:
             raise SettingsError(f"`decoder` {self.decoder}: {DECODERS.unknown(self.decoder)}")
-        for name, decoders in SETTINGS_OF.items():
-            if self.decoder in DECODERS_HERE and self.decoder not in decoders and getattr(self, name) != getattr(type(self), name):
-                raise SettingsError(f"`{name}` {getattr(self, name)}: the decoder {self.decoder} has no such setting. Omit it.")
-        if self.decoder == "transformer" and self.embedding_dim % self.heads:
-            raise SettingsError(f"`heads` {self.heads}: must divide `embedding_dim`, {self.embedding_dim}.")
+        for name, problem in decoder_problems(self):
+            raise SettingsError(f"`{name}` {getattr(self, name)}: {problem}")
         for name in CROSS_ENTROPY_ONLY if self.self_critical else ():
             if getattr(self, name) != getattr(type(self), name):
                 raise SettingsError(f"`{name}` {getattr(self, name)}: has no effect with `self_critical`. Omit it.")

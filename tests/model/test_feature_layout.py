@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.feature_layout import GridHead, check_layout, laid_out, mean_of_positions
+from model.feature_layout import GridHead, check_layout, mean_of_positions
 
 
 @pytest.mark.parametrize("layout", ["pooled", "regions", "grid", "grid:1", "grid:64"])
@@ -34,7 +34,13 @@ def test_tokens_lose_those_before_the_patches_and_are_averaged_as_a_square() -> 
 
 def test_positions_that_are_no_square_have_no_smaller_grid() -> None:
     with pytest.raises(ValueError, match="12 positions are no square grid, which grid:2 needs"):
-        laid_out(torch.zeros(1, 12, 3), "grid:2")
+        GridHead("grid:2")(torch.zeros(1, 12, 3))
+
+
+@pytest.mark.parametrize("output", [[torch.zeros(1, 5, 3)], torch.zeros(1, 3), torch.zeros(1, 2, 3)])
+def test_outputs_without_a_grid_are_refused(output: object) -> None:
+    with pytest.raises(ValueError, match=r"^the network's output (is neither one feature map nor|has no tokens)"):
+        GridHead("grid", prefix_tokens=1)(output)
 
 
 def test_the_mean_counts_real_positions_alone() -> None:

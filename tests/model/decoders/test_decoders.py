@@ -239,10 +239,10 @@ def test_beams_share_the_keys_and_values_of_their_image() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"decoder": "attention", "layers": 2}, "layers is 2, but the decoder attention has no such setting"),
+        ({"decoder": "attention", "layers": 2}, "layers is 2: the decoder attention has no such setting"),
         ({"decoder": "attention", "image_input": "every_step"}, "image_input is every_step"),
         ({"decoder": "lstm", "heads": 4}, "heads is 4"),
-        ({"decoder": "transformer", "embedding_dim": 20, "heads": 3}, "heads is 3, it must divide embedding_dim, 20"),
+        ({"decoder": "transformer", "embedding_dim": 20, "heads": 3}, "heads is 3: must divide the embedding's size, 20"),
     ],
 )
 def test_settings_that_a_decoder_does_not_have_are_refused(wrong: dict[str, Any], says: str) -> None:

@@ -158,6 +158,6 @@ def test_the_command_line_trains_a_decoder_on_grid_features(small: Small, tmp_pa
 def test_settings_that_do_not_go_with_the_decoder_are_refused_before_anything_is_written(
     grid: Path, tmp_path: Path, decoder: str, setting: dict[str, Any]
 ) -> None:
-    with pytest.raises(SettingsError):
+    with pytest.raises(SettingsError, match=rf"^`{next(iter(setting))}` {next(iter(setting.values()))}: "):
         train_on_cpu(out=tmp_path / "run", features=grid, settings={**settings_of(decoder), **setting})
     assert not (tmp_path / "run").exists()
