@@ -60,6 +60,8 @@ def write_features(
             if features.shape != expected:
                 raise ValueError(f"features of shape {features.shape}, but expected (images, views, positions, dim) {expected}")
             writers["features"].append(features)
+            if counts is not None and _beyond(features, counts[first_image : first_image + table.images]).any():
+                raise ValueError("features beyond an image's number of positions are not zeros")
             real = counts[first_image : first_image + table.images] if counts is not None else [shape[0]] * table.images
             writers["positions"].append(np.array(real, np.int32))
             writers["keys"].append(table.keys)
@@ -80,6 +82,12 @@ def write_features(
             file.attrs[name] = value if isinstance(value, str) else json.dumps(value)
         file.attrs["digest"] = json_digest(content)
     return lengths["keys"], lengths["captions/texts"]
+
+
+def _beyond(features: NDArray[np.float16], counts: Sequence[int] | NDArray[np.int32]) -> NDArray[np.float16]:
+    """The features of padding, float16 (padded positions of all images, views, dim)."""
+    padding = np.arange(features.shape[2]) >= np.asarray(counts)[:, None]
+    return features.transpose(0, 2, 1, 3)[padding]
 
 
 def _count(chunks: Iterable[FeatureChunk]) -> tuple[dict[str, int], dict[str, int]]:

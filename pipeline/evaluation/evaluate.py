@@ -288,7 +288,7 @@ def _cached(captioner: ImageCaptioner, source: EvaluationSource) -> EvaluationDa
         rows = np.arange(start, min(start + source.batch_size, file.table.images))
         return features.images(rows, np.zeros((len(rows), 3))), features.mask(rows)
 
-    batches = map(read, range(0, file.table.images, source.batch_size))
+    batches = map_ahead(read, range(0, file.table.images, source.batch_size), threads=features.threads)
     return EvaluationData(table=file.table, batches=batches, path=str(path), digest=file.digest, views=file.provenance.views)
 
 

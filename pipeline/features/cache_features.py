@@ -25,7 +25,7 @@ from pipeline.execution.array_tasks import ArrayTask, writer_lock
 from pipeline.execution.devices import images_per_pass, pick_devices, prepare_device
 from pipeline.execution.executors import Cluster
 from pipeline.execution.progress import Progress
-from pipeline.features.calibration import calibration_batches, evenly_spaced_images
+from pipeline.features.calibration import calibration_batches, evenly_spaced_images, reference_split, train_first
 from pipeline.features.cluster import TaskResources, task_resources
 from pipeline.features.disk_space import check_space, split_bytes
 from pipeline.features.extraction_plan import ExtractionPlan, MakeParts, Planner, plan_on_cluster, plan_on_devices
@@ -34,8 +34,8 @@ from pipeline.features.parts import PartSpec, finished_parts, join_parts, part_n
 from pipeline.features.previews import previews_path, write_previews
 from pipeline.features.views import CENTER, view_names
 from shards.atomic import hold_lock
-from shards.dataset import DatasetFile, Split, read_dataset_file
-from shards.errors import DamageError, InputError, OnError, SettingsError
+from shards.dataset import Split, read_dataset_file
+from shards.errors import InputError, OnError, SettingsError
 from shards.features import FeatureFile, Provenance, feature_path
 from shards.output import Output, open_output
 from shards.paths import Location
@@ -145,7 +145,7 @@ def cache_features(
     views = view_names(config.views)
     batch_images = max(1, (config.batch_size or images_per_pass(torch.device(machine.kind))) // len(views))
     dataset = read_dataset_file(shards)
-    splits = [open_readable_split(shards, name, config.on_error) for name in config.splits or _train_first(dataset)]
+    splits = [open_readable_split(shards, name, config.on_error) for name in config.splits or train_first(dataset)]
     if not splits:
         raise InputError(f"{shards}: holds no complete split. Run the shard command to its end first.")
     for device in reversed(machine.devices):  # the first one stays the current device
@@ -154,7 +154,7 @@ def cache_features(
         check_feature_folder(output)
         with writer_lock(output.folder, "cache", array_task, "caching features"):
             output.fetch([KEPT_FILE, *(name for split in splits for name in files_of_split(split.name))])
-            reference = _reference_split(shards, dataset, splits, config.on_error)
+            reference = reference_split(shards, dataset, splits, config.on_error)
             network, exact = _open_network(output, config, dataset.config["resize"], reference)
             job = _Job(
                 output=output,
@@ -164,7 +164,7 @@ def cache_features(
                 batch_images=batch_images,
                 plan=_planner(network, exact, reference, config, machine, batch_images * len(views), array_task, report),
                 shape=functools.partial(feature_shape, exact),
-                mean_is_pooled=mean_is_pooled(exact),
+                mean_is_pooled=functools.cache(functools.partial(mean_is_pooled, exact)),
                 decode_in_threads=cluster is not None,
                 array_task=array_task,
                 report=report,
@@ -229,7 +229,7 @@ def _planner(
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What caching each split needs; ``plan`` chooses the precision when it is first called, and ``shape`` runs the network."""
+    """What caching each split needs; ``plan`` chooses the precision when it is first called, and ``shape`` and ``mean_is_pooled`` run the network."""
 
     output: Output
     network: Network
@@ -238,7 +238,7 @@ class _Job:
     batch_images: int
     plan: Planner
     shape: Callable[[], tuple[int, int]]
-    mean_is_pooled: bool
+    mean_is_pooled: Callable[[], bool]
     decode_in_threads: bool
     array_task: ArrayTask | None
     report: Callable[[str], None]
@@ -343,21 +343,6 @@ def _open_network(output: Output, config: CacheConfig, resize: dict[str, Any], r
     return opened
 
 
-def _reference_split(shards: Path, dataset: DatasetFile, opened: Sequence[Split], on_error: OnError) -> Split:
-    """The split whose images calibrate and judge the network, whichever splits are cached: train, or the first one with images."""
-    by_name = {split.name: split for split in opened}
-    for name in _train_first(dataset):
-        with contextlib.suppress(DamageError):  # the tars of a split that is not cached may be gone by now
-            split = by_name[name] if name in by_name else open_readable_split(shards, name, on_error)
-            if split.images:
-                return split
-    return opened[0]
-
-
-def _train_first(dataset: DatasetFile) -> list[str]:
-    return sorted(dataset.splits, key=lambda name: (name != "train", name))
-
-
 def _provenance(job: _Job, split: Split, plan: ExtractionPlan) -> Provenance:
     machine: dict[str, Any] = {"images_per_pass": job.batch_images}
     if plan.threads is not None:
@@ -368,7 +353,7 @@ def _provenance(job: _Job, split: Split, plan: ExtractionPlan) -> Provenance:
         weights_sha256=job.network.weights_sha256,
         preprocessing=job.network.content()["preprocessing"],
         layout=job.network.layout,
-        mean_is_pooled=job.mean_is_pooled,
+        mean_is_pooled=job.mean_is_pooled(),
         views=job.views,
         precision=plan.precision,
         arithmetic={**plan.details, **machine},

@@ -142,7 +142,7 @@ def pooled_positions(features: NDArray[np.float16], counts: NDArray[np.int32]) -
     """The mean over each image's real positions.
 
     Args:
-        features: float16 (images, views, positions, dim); padding is zeros.
+        features: float16 (images, views, positions, dim).
         counts: (images,): the number of real positions.
 
     Returns:
@@ -150,6 +150,7 @@ def pooled_positions(features: NDArray[np.float16], counts: NDArray[np.int32]) -
     """
     if features.shape[2] == 1:
         return features
-    sums = features.sum(axis=2, keepdims=True, dtype=np.float32)
+    real = (np.arange(features.shape[2]) < counts[:, None])[:, None, :, None]
+    sums = features.sum(axis=2, keepdims=True, dtype=np.float32, where=real)
     mean: NDArray[np.float16] = (sums / counts[:, None, None, None]).astype(np.float16)
     return mean

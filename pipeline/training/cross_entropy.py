@@ -39,7 +39,9 @@ class CrossEntropyStep:
 
     def __call__(self, batch: CaptionBatch) -> Tensor:
         """Compute the gradients; return this process's part of the loss in nats per token, float32 (). The parts of all processes add up to it."""
-        images = self.captioner.project(self.extract_features(batch), batch.mask)
+        features = self.extract_features(batch)
+        with decoder_autocast(self.settings.precision, features.device):
+            images = self.captioner.project(features, batch.mask)
         # DistributedDataParallel averages gradients over the processes; the sum is needed here.
         weight = self.processes.world_size / self.captioner.predicted_tokens(batch.batch_tokens, batch.batch_captions)
         scheduled_sampling = self.settings.scheduled_sampling_at(batch.epoch * self.steps_per_epoch + batch.step, self.steps_per_epoch)

@@ -101,8 +101,10 @@ class SelfCriticalStep:
 
     def __call__(self, batch: CaptionBatch) -> Tensor:
         """Compute the gradients; return this process's part of the negative mean CIDEr-D, float32 (). The parts of all processes add up to it."""
-        images = self.captioner.project(self.extract_features(batch), batch.mask)
-        units, samples, precision, device = len(images.values), self.settings.samples, self.settings.precision, images.values.device
+        features = self.extract_features(batch)
+        units, samples, precision, device = len(features), self.settings.samples, self.settings.precision, features.device
+        with decoder_autocast(precision, device):
+            images = self.captioner.project(features, batch.mask)
         image_rows = np.zeros(units, np.int64)
         image_rows[batch.unit_rows.cpu().numpy()] = self.reward.table.image_rows[batch.captions.numpy()]
         owners = torch.arange(units, device=device).repeat_interleave(samples)  # (units * samples,): the unit of each sampled caption

@@ -74,8 +74,8 @@ def caption(
 
     if out is not None and not show:
         raise click.UsageError("--out requires --show.")
-    if attention and (out is None or as_json):
-        raise click.UsageError("--attention requires --show and --out, and goes without --json.")
+    if attention and (out is None or as_json or best is not None):
+        raise click.UsageError("--attention requires --show and --out, and goes without --json and --best.")
     chosen = decoding.config()
     _check_best(best, chosen)
     names = named_images(images, sys.stdin, print_note)

@@ -79,5 +79,5 @@ def test_the_command_draws_the_words_of_each_image_and_names_what_failed(
     assert f"Wrote {out}." in drawn.output
     with Image.open(out) as picture:
         assert picture.width > 1000
-    for wrong in (["--attention", "--out", out], ["--show", "--attention"]):
+    for wrong in (["--attention", "--out", out], ["--show", "--attention"], ["--show", "--attention", "--out", out, "--best", 1]):
         assert run_cli("caption", "--run", runs["attention"], images / "scene_000000.jpg", *wrong).exit_code == 2

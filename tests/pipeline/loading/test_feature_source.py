@@ -78,7 +78,7 @@ def test_files_in_which_all_positions_are_real_have_no_mask(tmp_path: Path) -> N
 
 
 def test_the_mean_over_the_positions_counts_the_real_ones() -> None:
-    features = np.array([[[[2.0], [4.0], [0.0]]], [[[3.0], [0.0], [0.0]]]], np.float16)
+    features = np.array([[[[2.0], [4.0], [9.0]]], [[[3.0], [9.0], [9.0]]]], np.float16)
     assert pooled_positions(features, np.array([2, 1], np.int32)).tolist() == [[[[3.0]]], [[[3.0]]]]
 
 

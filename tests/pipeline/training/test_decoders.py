@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from torch import Tensor
 
 from model.decoder_config import DECODERS
+from model.decoders.transformer import KeysValues, MultiHead
 from model.decoding import Decoding
 from pipeline.captioning.captioner import CaptionerConfig, ImageCaptioner
 from pipeline.evaluation.evaluate import EvaluationFiles, EvaluationSource, evaluate
@@ -19,7 +21,9 @@ from pipeline.evaluation.scoring import ScoringConfig
 from pipeline.features.cache_features import CacheConfig, cache_features
 from pipeline.runs.run import open_run
 from pipeline.sharding.read_samples import shard_samples
+from pipeline.training.config import DataConfig, RuntimeConfig
 from pipeline.training.interruption import Interrupted
+from pipeline.training.train import train
 from shards.dataset import open_split
 from shards.errors import MismatchError, SettingsError
 from shards.features import open_features
@@ -134,6 +138,28 @@ def test_a_decoder_of_one_vector_records_pooled_features_and_is_refused_where_th
     ):
         train_on_cpu(out=tmp_path / "run", features=tmp_path / "other", settings=settings_of("lstm"))
     train_on_cpu(out=tmp_path / "run", features=tmp_path / "other", settings=settings_of("attention"), max_steps=1)
+
+
+def test_training_on_features_that_stay_in_their_file_gives_the_same_weights(grid: Path, tmp_path: Path) -> None:
+    for name, memory_bytes in (("memory", None), ("file", 0)):
+        runtime = RuntimeConfig(device="cpu", feature_memory_bytes=memory_bytes)
+        train(out=tmp_path / name, data=DataConfig(features=grid), settings=settings_of("attention"), runtime=runtime)
+    same(tmp_path / "memory", tmp_path / "file")
+    assert lines(tmp_path / "memory") == lines(tmp_path / "file")
+
+
+def test_the_encoder_over_the_positions_is_trained_in_the_runs_precision(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, forward = [], MultiHead.memory
+
+    def recorded(self: MultiHead, values: Tensor) -> KeysValues:
+        found = forward(self, values)
+        if self.training:
+            seen.append(found[0].dtype)
+        return found
+
+    monkeypatch.setattr(MultiHead, "memory", recorded)
+    train_on_cpu(out=tmp_path / "run", features=grid, settings=settings_of("transformer", precision="bf16"), max_steps=1)
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_the_command_line_trains_a_decoder_on_grid_features(small: Small, tmp_path: Path, run_cli: Callable[..., Result]) -> None:
