@@ -10,7 +10,8 @@ import pytest
 from shards.caption_table import CaptionTable, table_from_records
 from shards.errors import DamageError, InputError, MismatchError
 from shards.feature_writer import FeatureChunk, write_features
-from shards.features import Provenance, check_same_network, open_features
+from shards.features import check_same_network, open_features
+from tests.provenances import provenance
 
 
 def table(first: int, images: int) -> CaptionTable:
@@ -19,24 +20,6 @@ def table(first: int, images: int) -> CaptionTable:
         return {"image_id": 100 + i, "file_name": f"ordner/{i}.jpg", "captions": captions}
 
     return table_from_records([[(f"{i:09d}", record(i)) for i in range(first, first + images)]])
-
-
-def provenance(weights: str = "a" * 64) -> Provenance:
-    return Provenance(
-        backbone="resnet18",
-        weights="random",
-        weights_sha256=weights,
-        preprocessing={"size": 64, "crop": 56},
-        layout="pooled",
-        mean_is_pooled=True,
-        views=("center",),
-        precision="fp32",
-        arithmetic={"device": "cpu"},
-        split="train",
-        language="en",
-        split_digest="d",
-        versions={"torch": "2"},
-    )
 
 
 def features(images: int, dim: int = 8) -> "np.ndarray[tuple[int, ...], np.dtype[np.float16]]":
@@ -130,8 +113,8 @@ def test_other_hdf5_and_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_features_of_other_weights_are_not_comparable(tmp_path: Path) -> None:
-    write_features(tmp_path / "a.h5", whole(3), shape=(1, 8), provenance=provenance("a" * 64))
-    write_features(tmp_path / "b.h5", whole(3), shape=(1, 8), provenance=provenance("b" * 64))
+    write_features(tmp_path / "a.h5", whole(3), shape=(1, 8), provenance=provenance(weights_sha256="a" * 64))
+    write_features(tmp_path / "b.h5", whole(3), shape=(1, 8), provenance=provenance(weights_sha256="b" * 64))
     with pytest.raises(MismatchError, match=f"{'a' * 64}.*{'b' * 64}"):
         check_same_network(open_features(tmp_path / "a.h5"), open_features(tmp_path / "b.h5"))
 

@@ -16,9 +16,9 @@ from shards.caption_table import table_from_records, table_of_split
 from shards.dataset import open_split
 from shards.errors import DamageError, InputError
 from shards.feature_writer import write_features
-from shards.features import Provenance
 from shards.json_files import write_json
 from tests.conftest import SMALL
+from tests.provenances import provenance
 
 Run = Callable[..., Result]
 SIZES = [(320, 240), (320, 240), (240, 320), (100, 100)]
@@ -43,21 +43,7 @@ def feature_file(path: Path, split: str = "val") -> Path:
     table = table_from_records(
         [[("0", {"image_id": 1, "file_name": "x", "captions": [{"id": 1, "text": "a dog", "tokens": ["a", "dog"]}]})]],
     )
-    made = Provenance(
-        backbone="alexnet",
-        weights="random",
-        weights_sha256="0",
-        preprocessing=None,
-        layout="pooled",
-        mean_is_pooled=True,
-        views=("center",),
-        precision="fp32",
-        arithmetic={},
-        split=split,
-        language="en",
-        split_digest="0",
-        versions={},
-    )
+    made = provenance(split=split)
     write_features(path, lambda: [(np.zeros((1, 1, 1, 4), np.float16), table)], shape=(1, 4), provenance=made)
     return path
 

@@ -11,8 +11,9 @@ from pipeline.loading.batches import EncodedCaptions, training_batches
 from pipeline.loading.feature_source import READ_THREADS, FeatureSource, pooled_positions
 from shards.errors import DamageError
 from shards.feature_writer import write_features
-from shards.features import FeatureFile, Provenance, open_features
+from shards.features import FeatureFile, open_features
 from tests.conftest import table_with
+from tests.provenances import provenance
 
 IMAGES, VIEWS, POSITIONS, DIM = 12, 3, 5, 4
 COUNTS = np.array([5, 1, 2, 3, 4, 5, 5, 1, 2, 3, 4, 5], np.int32)
@@ -22,23 +23,9 @@ def feature_file(folder: Path, counts: "np.ndarray[tuple[int], np.dtype[np.int32
     features = np.random.default_rng(0).standard_normal((IMAGES, VIEWS, POSITIONS, DIM)).astype(np.float16)
     if counts is not None:
         features[np.broadcast_to((np.arange(POSITIONS) >= counts[:, None])[:, None], features.shape[:3])] = 0
-    provenance = Provenance(
-        backbone="imported",
-        weights="imported",
-        weights_sha256="0",
-        preprocessing=None,
-        layout="grid",
-        mean_is_pooled=True,
-        views=tuple(map(str, range(VIEWS))),
-        precision="fp32",
-        arithmetic={},
-        split="train",
-        language="en",
-        split_digest="0",
-        versions={},
-    )
+    made = provenance(layout="grid", views=tuple(map(str, range(VIEWS))))
     table = table_with([[2] * IMAGES])
-    write_features(folder / "train.h5", lambda: [(features, table)], shape=(POSITIONS, DIM), provenance=provenance, counts=counts)
+    write_features(folder / "train.h5", lambda: [(features, table)], shape=(POSITIONS, DIM), provenance=made, counts=counts)
     return open_features(folder / "train.h5")
 
 

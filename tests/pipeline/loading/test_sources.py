@@ -14,9 +14,10 @@ from shards.caption_table import table_of_split
 from shards.dataset import open_split
 from shards.errors import DamageError
 from shards.feature_writer import write_features
-from shards.features import FeatureFile, Provenance, open_features
+from shards.features import FeatureFile, open_features
 from shards.tar import read_member
 from tests.conftest import PREPROCESSING, Small, shard_small, table_with
+from tests.provenances import provenance
 
 
 def test_augmentation_crops_within_the_image_and_the_device_mirrors(small: Small) -> None:
@@ -84,22 +85,8 @@ def feature_file(tmp_path: Path, views: int) -> FeatureFile:
     """24 images of one caption each; the feature of image i in view v is 100 v + i."""
     table = table_with([[1] * 24])
     features = (100 * np.arange(views)[None, :, None] + np.arange(24)[:, None, None])[..., None].astype(np.float16)
-    provenance = Provenance(
-        backbone="resnet18",
-        weights="random",
-        weights_sha256="0",
-        preprocessing={},
-        layout="pooled",
-        mean_is_pooled=True,
-        views=tuple(map(str, range(views))),
-        precision="fp32",
-        arithmetic={},
-        split="train",
-        language="en",
-        split_digest="0",
-        versions={},
-    )
-    write_features(tmp_path / "train.h5", lambda: [(features, table)], shape=(1, 1), provenance=provenance)
+    made = provenance(views=tuple(map(str, range(views))))
+    write_features(tmp_path / "train.h5", lambda: [(features, table)], shape=(1, 1), provenance=made)
     return open_features(tmp_path / "train.h5")
 
 
