@@ -51,7 +51,7 @@ def check_attention(captioner: ImageCaptioner) -> None:
     if captioner.model.decoder.pooled:
         raise SettingsError(
             f"`attention`: the decoder {captioner.model.config.decoder} of {captioner.config.run} sees one vector, and looks at no part of an image. "
-            "Train with `decoder` attention or transformer on grid features."
+            "Choose a run of the decoder attention or transformer, on grid features."
         )
 
 
